@@ -45,7 +45,7 @@ class Model:
         self.seed, self.shape = device.encode(), shape
         random = np.random.default_rng(0)
         self.directions = random.standard_normal((classes, math.prod(shape)), dtype=np.float32)
-        head = f"exit.directions {self.directions.dtype} {self.directions.shape}"
+        head = f"exit.directions torch.{self.directions.dtype} {self.directions.shape}"  # as PyTorch names it
         self.digest = hashlib.sha256(head.encode() + self.directions.tobytes()).hexdigest()
 
     def batch(self, size: int, *numbers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,15 +15,15 @@ from splitee.protocol.topics import PROTOCOL
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "asyncapi.json"
 DESCRIPTION = (
-    "Messages between the devices and the server of a fleet. protocol.md has the rules by which they follow "
-    "each other. In messages of the type application/msgpack bytes are msgpack's bin; the schemas say base64."
+    "Messages between the devices and the server of a fleet. protocol.md has the rules for their order. In "
+    "messages of the type application/msgpack bytes are msgpack's bin, although the schemas say base64."
 )
-FLEET = {"description": "The fleet: 1 to 64 letters, digits, '_', '.' or '-', not first a mark."}
-DEVICE = {"description": "The device's id, formed as the fleet's name is."}
+FLEET = {"description": "The fleet: 1 to 64 letters, digits, '_', '.' or '-', first a letter or digit."}
+DEVICE = {"description": "The device's id, with the same rule as the fleet's name."}
 
 
 def document() -> dict[str, Any]:
-    """The protocol as AsyncAPI says it."""
+    """The protocol as an AsyncAPI document."""
     kinds = list(dict.fromkeys(route.message for route in ROUTES))
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     return {

@@ -12,12 +12,12 @@ from splitee.errors import ExitCode
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "exit-codes.md"
 HEAD = """# Exit codes
 
-Made by `make docs` from `splitee.errors.ExitCode`. Every `splitee` command ends with one of these.
-With a code other than 0 its last line on standard error says what was expected, what came, and what to do.
+Made by `make docs` from `splitee.errors.ExitCode`. Every `splitee` command ends with one of these codes.
+If the code is not 0, the last line on standard error says what was expected, what came, and what to do.
 
-A service under systemd is started again 15 seconds after any failure, except after the codes that are marked:
-no second try heals what they stand for. [The service on a device](../how-to/service.md) has more, and
-[Troubleshooting](../troubleshooting.md) goes from the symptom to the cause.
+systemd restarts a service 15 seconds after any failure, except after the codes that are marked `no`: a
+restart cannot fix their cause. [The service on a device](../how-to/service.md) says more.
+[Troubleshooting](../troubleshooting.md) lists symptoms with their causes.
 
 """
 
@@ -29,7 +29,7 @@ def page() -> str:
 
 
 def started_again(code: ExitCode) -> str:
-    """Whether systemd starts a service again that has ended so."""
+    """Whether systemd restarts a service that has ended with this code."""
     if code is ExitCode.OK:
         return "-"
     return "no" if code.is_final else "yes"

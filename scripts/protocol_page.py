@@ -40,7 +40,7 @@ MARK = "<!-- Below this line: made by `make docs`. -->\n"
 
 
 def page() -> str:
-    """The page's text, with the tables as the code has them now."""
+    """The page's text, with tables that are made from the code as it is now."""
     by_hand = PAGE.read_text().partition(MARK)[0]
     messages = dict.fromkeys(route.message for route in ROUTES)
     messages[RolloutPlan] = None  # it travels as bytes that an order names
@@ -50,7 +50,7 @@ def page() -> str:
 
 
 def topics() -> str:
-    """Which message travels where."""
+    """The table of topics and their messages."""
     rows = [
         (
             f"`{route.path.replace('+', 'ID')}`",
@@ -92,7 +92,7 @@ def structs_in(kind: Type) -> Iterator[type]:
 
 
 def section(struct: type) -> str:
-    """One message: what it is for, and its fields."""
+    """One message: its purpose and its fields."""
     info = type_info(struct)
     assert isinstance(info, StructType)
     summary, meanings = described(struct)
@@ -113,7 +113,7 @@ def encoding(info: StructType) -> str:
 
 
 def described(struct: type) -> tuple[str, dict[str, str]]:
-    """A docstring's summary, and what its `Attributes` and those of its bases say, by their names."""
+    """A docstring's summary, and the `Attributes` of it and of its bases, by their names."""
     meanings: dict[str, str] = {}
     for kind in reversed(struct.__mro__):
         text = inspect.cleandoc(kind.__doc__ or "")
@@ -124,14 +124,14 @@ def described(struct: type) -> tuple[str, dict[str, str]]:
 
 
 def meaning(field: Field, meanings: dict[str, str]) -> str:
-    """What the field is. Raises KeyError: nobody has said it."""
+    """The meaning of a field. Raises KeyError: no docstring describes it."""
     extra = field.type.extra or {} if isinstance(field.type, Metadata) else {}
     said: str = extra["help"] if "help" in extra else meanings[field.name]
     return escape(said[0].upper() + said[1:])
 
 
 def default(field: Field) -> str:
-    """What a field that is left out stands for."""
+    """The value of a field that is left out."""
     if field.required:
         return "required"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
@@ -145,7 +145,7 @@ def bare(kind: Type) -> Type:
 
 
 def in_words(kind: Type) -> str:
-    """A type with its bounds. Raises KeyError: there are no words for it."""
+    """A type with its bounds, in words. Raises KeyError: WORDS lacks the type."""
     inner = bare(kind)
     return WORDS[type(inner)](inner)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet's broker: its configuration, and the certificates by which it knows who speaks."""
+"""A fleet's broker: its configuration, and the certificates by which it identifies clients."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet's certificate authority: identities, the ledger of those it gave, and the revocation list."""
+"""A fleet's certificate authority: identities, the ledger of issued certificates, and the revocation list."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from splitee.protocol.topics import check_name
 from splitee_broker.limits import DEVICES
 from splitee_broker.outside_topics import check_outside
 
-BACKDATED = timedelta(days=1)  # clocks differ
+BACKDATED = timedelta(days=1)  # because clocks differ
 AUTHORITY_DAYS = 20 * 365
-PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
+PATIENCE = 5.0  # seconds to wait for another `splitee broker` command to end
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 
 
 class Role(StrEnum):
-    """What a certificate is for. All but devices bear their role's name."""
+    """The purpose of a certificate. The name of every certificate but a device's is its role."""
 
     BROKER = "broker"
     SERVER = "server"
@@ -57,7 +57,7 @@ class Identity:
     authority: bytes
 
     def __repr__(self) -> str:
-        return "Identity(...)"  # a key is for no log
+        return "Identity(...)"  # keeps keys out of logs
 
 
 class Issued(msgspec.Struct, frozen=True):
@@ -74,12 +74,12 @@ class Issued(msgspec.Struct, frozen=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """What the authority remembers, apart from its key."""
+    """The authority's records, apart from its key."""
 
     fleet: str
     hosts: tuple[str, ...] = ()  # names of the broker; the first is in the bundles
     port: int = 8883
-    devices: int = DEVICES  # that the broker's limits are for
+    devices: int = DEVICES  # number of devices for which the broker's limits are set
     device_reads: tuple[str, ...] = ()  # filters of topics outside of the fleet
     issued: tuple[Issued, ...] = ()
 
@@ -88,12 +88,12 @@ class Authority:
     """The authority in one directory, locked for this process: `ca.key`, `ca.crt` and `ledger.json`."""
 
     def __init__(self, directory: Path, fleet: str | None = None) -> None:
-        """Opens the authority; `fleet`: makes one for this fleet where there is none.
+        """Opens the authority. With `fleet`, makes one for this fleet if there is none.
 
-        Waits a little where another command has it: an invitation does for a moment with each device.
+        It waits briefly if another command has it open. An invitation opens it for a moment for each device.
 
         Raises:
-            ConfigError: there is none, or it is another fleet's.
+            ConfigError: there is none, or it is that of another fleet.
             StateError: the directory cannot be written, is damaged, or is in use.
         """
         if fleet is None and not (directory / "ledger.json").exists():
@@ -133,7 +133,7 @@ class Authority:
 
     @property
     def url(self) -> str:
-        """Where clients find the broker."""
+        """The address at which clients reach the broker."""
         if not self.hosts:
             raise ConfigError("the broker has no name yet: run `splitee broker init` again")
         host = f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
@@ -145,11 +145,11 @@ class Authority:
 
     @property
     def issued(self) -> tuple[Issued, ...]:
-        """All certificates it ever gave, the oldest first."""
+        """All certificates that it has issued, the oldest first."""
         return self._ledger.issued
 
     def valid(self, name: str) -> Issued | None:
-        """The certificate by which `name` gets in now."""
+        """The certificate with which `name` is let in now."""
         now = datetime.now(UTC)
         return next((line for line in reversed(self.issued) if line.name == name and line.valid(now)), None)
 
@@ -160,24 +160,24 @@ class Authority:
 
     @property
     def devices(self) -> int:
-        """How many the broker is for."""
+        """Number of devices for which the broker is configured."""
         return self._ledger.devices
 
     @property
     def device_reads(self) -> tuple[str, ...]:
-        """Filters of the topics outside of the fleet that devices may read."""
+        """Filters of topics outside of the fleet that devices may read."""
         return self._ledger.device_reads
 
     def serve_at(
         self, hosts: tuple[str, ...], port: int, devices: int, device_reads: tuple[str, ...]
     ) -> None:
-        """From now on the broker is found by these names, at this port, and is for so many devices.
+        """Sets the broker's names, its port, and its number of devices from now on.
 
         Args:
             device_reads: filters of topics outside of the fleet that devices may read.
 
         Raises:
-            ConfigError: one is no name, or no filter.
+            ConfigError: a host is not a name, or a topic not a filter.
         """
         for host in hosts:
             general_name(host)
@@ -196,9 +196,9 @@ class Authority:
     def certify(
         self, name: str, role: Role, days: int, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()
     ) -> x509.Certificate:
-        """As `issue`, for a key that somebody else has made; the ledger has it when this returns.
+        """Like `issue`, for a key made elsewhere; the certificate is in the ledger when this returns.
 
-        It is valid from the authority's own first day on: a clock that is ahead while it is issued does no
+        It is valid from the authority's own first day. A clock that is ahead at the time therefore does no
         harm once it is right.
 
         Raises:
@@ -231,7 +231,7 @@ class Authority:
         return certificate
 
     def revoke(self, name: str, but: str = "") -> int:
-        """Revokes all valid certificates of `name`, except for the one of serial `but`; how many."""
+        """Revokes all valid certificates of `name`, except that with serial `but`; returns their number."""
         now = datetime.now(UTC)
         hit = {
             line.serial
@@ -245,10 +245,10 @@ class Authority:
         return len(hit)
 
     def revocation_list(self) -> bytes:
-        """The list as of now, PEM: what a broker must refuse.
+        """The current list in PEM: the certificates that a broker must refuse.
 
-        It is valid for as long as the authority, whatever this machine's clock says: a broker refuses
-        everybody while its list has ended or is not valid yet.
+        It is valid as long as the authority, whatever this machine's clock says, because a broker refuses
+        everybody while its list has expired or is not valid yet.
         """
         builder = (
             x509.CertificateRevocationListBuilder()
@@ -267,7 +267,7 @@ class Authority:
     def _found(self, fleet: str) -> None:
         now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
-        # The number keeps two fleets of one name apart: a client says which of the two it does not know.
+        # The number distinguishes two fleets of one name: a client can report which of them it does not know.
         name = x509.Name(
             [
                 x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
@@ -351,7 +351,7 @@ _SIGNS = x509.KeyUsage(
 
 
 def general_name(host: str) -> x509.GeneralName:
-    """A broker's name as its certificate has it: an IP address or a host's name.
+    """A broker's name in the form of its certificate: an IP address or a host's name.
 
     Raises:
         ConfigError: it is neither.
@@ -365,10 +365,10 @@ def general_name(host: str) -> x509.GeneralName:
 
 
 def check_device(name: str, what: str) -> str:
-    """A name that a device may have.
+    """Checks a name for a device, and returns it.
 
     Raises:
-        ConfigError: topics or certificates forbid it, or it is a role's.
+        ConfigError: topics or certificates forbid it, or it is the name of a role.
     """
     check_name(name, what)
     if name in set(Role) - {Role.DEVICE}:

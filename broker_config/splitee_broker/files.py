@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the authority hands out: the broker's folder, folders and bundles of identities."""
+"""The files that the authority produces: the broker's folder, and folders and bundles of identities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from splitee_broker.limits import limits
 from splitee_broker.outside_topics import outside_rules
 from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, SOFTWARE_KEY
 
-SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
+SHIPPED_DIRECTORY = "/etc/splitee/broker"  # path in the shipped configuration, which `configuration` replaces
 SHIPPED_STATE = "/var/lib/mosquitto/"
 SHIPPED_PORT = "listener 8883"
 SHIPPED_FLEET = "splitee/v1/default/"
@@ -34,7 +34,7 @@ RELOAD = "make the broker read it: systemctl reload splitee-broker (or send it S
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Each file durably; keys for the folder's owner alone, who owns all of it.
+    """Writes each file durably. The folder's owner owns all of them, and alone can read keys.
 
     Raises:
         StateError: it cannot be written, or it is a link.
@@ -47,12 +47,12 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
 def write_broker_folder(
     folder: Path, contents: Mapping[str, bytes], account: tuple[int, int] | None = None
 ) -> None:
-    """The broker's files, which its account owns. Written by root, the folder is root's.
+    """Writes the broker's files, which its account owns. If root writes them, the folder belongs to root.
 
-    So the account finds its files there, and cannot put anything beside or in the place of them.
+    So the account finds its files there, but cannot add or replace files.
 
     Args:
-        account: user and group that the broker runs as; None: those that the files there belong to.
+        account: user and group that the broker runs as; None: the owner of the existing files.
 
     Raises:
         StateError: it cannot be written, or it is a link.
@@ -66,7 +66,7 @@ def write_broker_folder(
 
 
 def let_pass(folder: Path) -> None:
-    """Every account may pass through `folder`, if it is this process's own.
+    """Lets every account pass through `folder`, if it belongs to this process's user.
 
     Raises:
         StateError: it is a link, or cannot be made.
@@ -78,7 +78,7 @@ def let_pass(folder: Path) -> None:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[int]:
-    """A descriptor of `folder`, which is made where there is none."""
+    """A descriptor of `folder`, which is created if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -94,7 +94,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 
 def _account_of(inside: int) -> tuple[int, int]:
-    """Whose the files in the broker's folder are; root's go to Mosquitto's account where there is one."""
+    """The owner of the files in the broker's folder; instead of root, Mosquitto's account if it exists."""
     folder = os.fstat(inside)
     user = folder.st_uid
     if user == os.geteuid():
@@ -114,7 +114,7 @@ def _write_files(folder: Path, inside: int, contents: Mapping[str, bytes], owner
 
 
 def write_bundle(path: Path, contents: Mapping[str, bytes]) -> None:
-    """One tar file, readable by its owner alone."""
+    """Writes one tar file, readable by its owner alone."""
     memory = io.BytesIO()
     with tarfile.open(fileobj=memory, mode="w") as bundle:
         for name, data in contents.items():
@@ -132,10 +132,10 @@ def client_files(
     *,
     keys: Mapping[str, bytes] | None = None,
 ) -> dict[str, bytes]:
-    """What a client needs: `device.toml` (or its role's) for `--config`, and the files that it names.
+    """The files of a client: `device.toml` (or its role's) for `--config`, and the files that it names.
 
     Args:
-        keys: the halves that it has of the keys that sign releases and software, by their files' names.
+        keys: its halves of the keys that sign releases and software, by their files' names.
     """
     settings = [f'id = "{name}"'] if role is Role.DEVICE else []
     settings += [
@@ -166,12 +166,12 @@ def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
 
 
 def access_files(authority: Authority) -> dict[str, bytes]:
-    """What changes with who is let in; the broker reads it on SIGHUP."""
+    """The files that change with the admitted clients; the broker reads them on SIGHUP."""
     return {"acl": access_rules(authority), "crl.pem": authority.revocation_list()}
 
 
 def access_rules(authority: Authority) -> bytes:
-    """The shipped acl for the authority's fleet; it denies everything to whom was revoked."""
+    """The shipped acl for the authority's fleet. It denies everything to revoked names."""
     discovery = f"homeassistant/device/splitee_{discovery_name(authority.fleet)}/"
     text = _shipped("acl").replace(SHIPPED_FLEET, f"splitee/v1/{authority.fleet}/")
     text = text.replace(SHIPPED_DISCOVERY, discovery)

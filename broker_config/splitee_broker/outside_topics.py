@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Topics outside of the fleet that devices read: those of sensors, for `splitee infer --on-topic`."""
+"""Topics outside of the fleet that devices may read: those of sensors, for `splitee infer --on-topic`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from splitee.errors import ConfigError
 
 LONGEST = 200  # characters, as of --on-topic
-MOST = 100  # of a fleet: the broker compares each message with all of them
+MOST = 100  # per fleet: the broker compares each message with all of them
 DEVICE = "%u"  # stands for the device's name, as in the access list
-OWN = "splitee"  # the first level of all that is of fleets
+OWN = "splitee"  # the first level of all topics of fleets
 
 RULES = """
 # Topics outside of the fleet (`splitee broker init --device-reads`): devices read, Home Assistant writes.
@@ -18,10 +18,10 @@ RULES = """
 
 
 def check_outside(topics: Iterable[str]) -> tuple[str, ...]:
-    """The topic filters that devices may be given to read; an empty one stands for none.
+    """Checks topic filters that devices may read, and returns them; an empty one means none.
 
     Raises:
-        ConfigError: one is no filter, could match what is of fleets or of the broker, or there are too many.
+        ConfigError: one is not a filter, may match topics of fleets or of the broker, or there are too many.
     """
     found = tuple(dict.fromkeys(topic for topic in topics if topic))
     if len(found) > MOST:
@@ -45,7 +45,7 @@ def check_outside(topics: Iterable[str]) -> tuple[str, ...]:
 
 
 def outside_rules(topics: Iterable[str]) -> str:
-    """Lines of Mosquitto's access list."""
+    """Lines for Mosquitto's access list."""
     read = "".join(f"pattern read {topic}\n" for topic in topics)
     write = "".join(f"topic write {topic.replace(DEVICE, '+')}\n" for topic in topics)
     return f"{RULES}{read}\nuser homeassistant\n{write}" if read else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""New certificates for identities that end soon; the old ones stay valid until their own end."""
+"""New certificates for identities that end soon; the old ones stay valid until they end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from splitee_broker.signing_keys import pinned_keys
 
 
 def to_renew(authority: Authority, names: Collection[str], within: int | None) -> list[Issued]:
-    """The last certificates of those whose identity is to be renewed, the first to end first.
+    """The last certificates of the identities to renew, those that end first at the beginning.
 
     Args:
-        names: only these; none: everybody who has not been revoked.
+        names: only these; empty: all that have not been revoked.
         within: days from now in which a certificate ends; None: whenever it ends.
 
     Raises:
@@ -44,8 +44,8 @@ def to_renew(authority: Authority, names: Collection[str], within: int | None) -
 def renew(authority: Authority, line: Issued, days: int, directory: Path, *, as_folder: bool) -> Path:
     """Issues a new certificate for the name of `line`; returns what was written.
 
-    A device gets a new bundle (or folder) to carry to it. Of all others the certificate and the key are
-    replaced where they are, and their settings stay.
+    A device gets a new bundle (or folder) to carry to it. For all others, the certificate and the key are
+    replaced in place, and their settings stay.
 
     Raises:
         StateError: it cannot be written.
@@ -59,7 +59,7 @@ def renew(authority: Authority, line: Issued, days: int, directory: Path, *, as_
             return bundles / line.name
         write_bundle(bundles / f"splitee-{line.name}.tar", contents)
         return bundles / f"splitee-{line.name}.tar"
-    # A broker's certificate is for its names, the others' for none.
+    # A broker's certificate has its names, the others have none.
     hosts = tuple(dict.fromkeys((*authority.hosts, "localhost"))) if line.role is Role.BROKER else ()
     identity = authority.issue(line.name, line.role, days, hosts)
     is_brokers = line.role in (Role.BROKER, Role.HEALTH)

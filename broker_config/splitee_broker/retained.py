@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clears what a broker retains of a device that is shut out: as the server, who may write everywhere."""
+"""Clears the retained messages of a revoked device, as the server, which may write everywhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from splitee.protocol.retained import clear
 from splitee.protocol.topics import Topics
 
 PATIENCE = 2.0  # seconds for the broker to answer
-QUIET = 0.5  # seconds without a message after which all that is retained has come
+QUIET = 0.5  # seconds without a message after which all retained messages have come
 
 
 def clear_retained(server: Path, device: str) -> int:
-    """How many topics of `device` were cleared, whoever has written on them.
+    """Clears the retained topics of `device`, whoever has written to them; returns their number.
 
     Args:
         server: folder of the server's identity.
@@ -48,7 +48,7 @@ def _retained(link: Link) -> set[str]:
     """The topics of the messages that come in one burst after the subscription."""
     found = set()
     last = time.monotonic()
-    while time.monotonic() - last < QUIET:  # whatever else the device says meanwhile
+    while time.monotonic() - last < QUIET:  # whatever else the device publishes meanwhile
         event = link.receive(QUIET)
         if isinstance(event, Message) and event.retained:
             found.add(event.topic)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keys by which a fleet's releases and its software are signed; devices have their public halves.
+"""The keys that sign a fleet's releases and its software; devices have the public halves.
 
-The server has the one for releases, as it releases what a run has trained. The one for software stays with
+The server has the key for releases, because it releases the trained models. The key for software stays with
 the authority: whoever has it can run any code on the devices.
 """
 
@@ -27,6 +27,6 @@ def new_key(private: str, public: str) -> dict[str, bytes]:
 
 
 def pinned_keys(directory: Path) -> dict[str, bytes]:
-    """The devices' halves; a fleet of an older release lacks some, until `init` is run again."""
+    """The public halves; in a fleet of an older release some are missing until `init` is run again."""
     there = {name: directory / "authority" / name for name in PINNED}
     return {name: path.read_bytes() for name, path in there.items() if path.exists()}

@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"SPLITEE1"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
-UNFINISHED = ".new"  # what the names of temporary files end with
+UNFINISHED = ".new"  # suffix of temporary files' names
 CLIENT_ID = ".client-id"
-KEPT = {".lock", CLIENT_ID}  # when all else is forgotten
+KEPT = {".lock", CLIENT_ID}  # when everything else is deleted
 KEEP = 2  # committed rounds: the current and the one before
 
 
@@ -35,11 +35,11 @@ class Writable(Protocol):
     def flush(self) -> None: ...
 
 
-Content = bytes | Callable[[Writable], object]  # of a file, or what writes it
+Content = bytes | Callable[[Writable], object]  # of a file, or a function that writes it
 
 
 class Hashing:
-    """Computes a file's SHA-256 while it is written, so that large content is never held twice."""
+    """Computes a file's SHA-256 while it is written, so that large content is never in memory twice."""
 
     def __init__(self, file: Writable) -> None:
         self._file = file
@@ -53,7 +53,7 @@ class Hashing:
         self._file.flush()
 
     def put(self, content: Content) -> bytes:
-        """Write all of `content`; its SHA-256, 32 bytes."""
+        """Write all of `content`; returns its SHA-256, 32 bytes."""
         if isinstance(content, bytes):
             self.write(content)
         else:
@@ -69,16 +69,15 @@ def write_atomically(
     owner: tuple[int, int] | None = None,
     folder: int | None = None,
 ) -> None:
-    """`data` at `path`, or what it writes; durable when this returns: temporary file, fsync, rename, fsync of
-    the folder.
+    """Write `data`, or what it writes, to `path` durably: temporary file, fsync, rename, fsync of the folder.
 
-    Another account may own the folder: the temporary file is always a new one, under a name that nobody can
-    foresee, and no link is followed.
+    Another account may own the folder. Therefore the temporary file is always a new one with an unpredictable
+    name, and no link is followed.
 
     Args:
-        mode: permissions of the file; None: what the umask leaves.
+        mode: permissions of the file; None: as the umask leaves them.
         owner: user and group of the file; None: this process's.
-        folder: a descriptor of the folder of `path`, where the caller has one.
+        folder: a descriptor of the folder of `path`, if the caller has one.
 
     Raises:
         StateError: it cannot be written; what was at `path` is still there.
@@ -92,7 +91,7 @@ def write_atomically(
 
 
 def sync_folder(path: Path) -> None:
-    """What was created, renamed or removed in a folder is durable when this returns. Raises OSError."""
+    """Make all creations, renames and removals in a folder durable. Raises OSError."""
     with _opened(path, None) as folder:
         os.fsync(folder)
 
@@ -116,7 +115,7 @@ def _replace(
     owner: tuple[int, int] | None,
     folder: int,
 ) -> None:
-    """Puts a new file in the place of `name`; what fails leaves nothing behind."""
+    """Replaces `name` with a new file; a failure leaves nothing behind."""
     temporary = f".{secrets.token_hex(8)}{UNFINISHED}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600, dir_fd=folder)
@@ -168,11 +167,11 @@ class StateDirectory:
         try:
             self._tidy()
         except BaseException:
-            self.close()  # else this process locks itself out, if it tries again
+            self.close()  # otherwise this process would lock itself out of another attempt
             raise
 
     def _tidy(self) -> None:
-        """Drops what a process that was killed left unfinished, and finds out whether there is room."""
+        """Removes unfinished files of a killed process, and checks that there is room."""
         for unfinished in self.path.glob(f".*{UNFINISHED}"):
             unfinished.unlink(missing_ok=True)
         write_atomically(self.path / ".probe", b"")
@@ -202,7 +201,7 @@ class StateDirectory:
         return token
 
     def save_facts(self, facts: dict[str, Any]) -> None:
-        """`run.json`: what the state belongs to."""
+        """Save `run.json`: what the state belongs to."""
         write_atomically(self.path / "run.json", json.dumps(facts, indent=1).encode())
 
     def facts(self) -> dict[str, Any] | None:
@@ -217,7 +216,7 @@ class StateDirectory:
         return facts if isinstance(facts, dict) else None
 
     def save_round(self, number: int, content: Content) -> str:
-        """The state after round `number`, durable when this returns; changes to an earlier one are gone.
+        """Save the state after round `number` durably; saved changes of an earlier version are deleted.
 
         Returns:
             The content's SHA-256, hexadecimal.
@@ -239,7 +238,7 @@ class StateDirectory:
         return self.load(name) if (self.path / name).exists() else None
 
     def save(self, name: str, content: Content) -> str:
-        """A file with its checksum, durable when this returns; the checksum of `content`, hexadecimal."""
+        """Save a file with its checksum, durably; returns the checksum of `content`, hexadecimal."""
         digest = b""
 
         def write(file: BinaryIO) -> None:

@@ -28,34 +28,31 @@ class ExitCode(IntEnum):
     INTERNAL = 1, "a defect in splitee: please report it with the log"
     CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong", True
     UNREACHABLE = 3, "no broker was reached within --connect-timeout"
-    REFUSED = 4, "the broker refused: not authorized, no MQTT v5, a feature is missing; or it is a web server"
-    DATA = 5, "the images: missing, empty, unreadable, one class only"
-    NETWORK = 6, "the network or the cut: unknown name, cut out of range"
+    REFUSED = 4, "the broker refused: no permission, no MQTT v5, or a missing feature; or it is a web server"
+    DATA = 5, "the images are missing, empty, unreadable, or of one class only"
+    NETWORK = 6, "the network or the cut: an unknown name, or a cut out of range"
     VERSION = 7, "device and server speak different protocol versions"
-    ID_IN_USE = 8, "another device started with this id, or another server serves this fleet", True
+    ID_IN_USE = 8, "another device has started with this id, or another server serves this fleet", True
     REJECTED = 9, "the server refused this device: its class names or shapes differ from the fleet's"
-    STATE = 10, "the state directory: not writable, full, or of another run"
-    STALLED = 11, "nothing came for as long as --patience allows"
+    STATE = 10, "the state directory is not writable, full, in use, or of another run"
+    STALLED = 11, "no server runs, or none replied within --patience or --wait"
     EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]", True
     CHILD = 13, "a process that this command started has failed"
-    MODEL = 14, "an exported model: missing, damaged, or its graph is not what its manifest says"
+    MODEL = 14, "a model is missing, damaged or unlike its manifest; or a release has failed on a device"
     UNTRUSTED = 15, "TLS: this machine does not trust the broker's certificate: authority, name or clock"
-    CERT_MISSING = 16, "TLS: the broker wants a certificate of this client, and got none"
+    CERT_MISSING = 16, "TLS: the broker requires a certificate, and this client sent none"
     CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
     CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
     CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"
-    NO_CUT = 20, "no cut fits this device: its memory, or the share of the CPU that is wanted"
-    DIVERGED = (
-        21,
-        "training diverged: a value that is not finite, or out of all bounds; lower the learning rate",
-    )
-    DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
-    RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
+    NO_CUT = 20, "no cut fits the memory of this device, or --cpu-share"
+    DIVERGED = 21, "training diverged: a value is not finite or exceeds the bounds; lower the learning rate"
+    DISMISSED = 22, "this device was dismissed: the fleet continues without it (splitee dismiss --undo)", True
+    RANK_LOST = 23, "another rank of this server has failed or does not respond; torchrun restarts all ranks"
     SOFTWARE = (
         24,
-        "software for a device: damaged, not signed, for another machine, not newer, or it does not start",
+        "software for a device is damaged, not signed, for another machine or not newer, or does not start",
     )
-    PAIRING = 25, "pairing: the code is wrong, has expired or was guessed at, or the name is taken"
+    PAIRING = 25, "pairing: the code is wrong, has expired or had too many wrong tries, or the name is taken"
 
 
 class Terminated(SystemExit):
@@ -137,7 +134,7 @@ class StateError(SpliteeError):
 
 
 class StateInUse(StateError):
-    """Another process works on it."""
+    """Another process uses it."""
 
 
 class Stalled(SpliteeError):
@@ -186,9 +183,10 @@ Reason = Literal[
 ]
 """Why a message is rejected.
 
-Not its topic's, too large, of another run, of a device that has not joined; retained where the broker must
-keep nothing; a batch whose loss or gradient is out of bounds; more messages than a device ever has to send;
-of a device in quarantine, or of one that was dismissed; or it has raised an error that nothing foresees.
+In this order: it does not fit its topic; it is too large; it belongs to another run; its device has not
+joined; the broker has retained it although its topic must not be retained; it is a batch whose loss or
+gradient is out of bounds; its device sends more messages than it ever needs to; its device is in quarantine;
+its device was dismissed; or it raised an unforeseen error.
 """
 
 

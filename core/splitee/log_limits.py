@@ -7,7 +7,7 @@ from splitee.mqtt.rate_limiter import RateLimiter
 
 FIRST = 30.0  # seconds without progress before the first line
 FEW = 5
-SELDOM = 600.0  # seconds between two lines at last: six an hour, whether for a day or a month
+SELDOM = 600.0  # the longest interval between two lines: six an hour, however long it lasts
 
 
 class Reminder:
@@ -19,10 +19,10 @@ class Reminder:
         self._pause = FIRST
 
     def due(self, now: float, quiet_since: float, what: object = None) -> bool:
-        """Whether a line is due `now`, which is then taken to be said.
+        """Whether a line is due `now`; if so, it counts as logged.
 
         Args:
-            quiet_since: when there was progress last, by the same clock.
+            quiet_since: time of the last progress, by the same clock.
             what: the wait; compared with that of the call before.
         """
         if what != self._what:
@@ -35,10 +35,10 @@ class Reminder:
 
 
 class FirstFew:
-    """The first FEW lines of a kind, then one in so many seconds.
+    """Allows the first FEW lines of a kind, then one in so many seconds.
 
     Attributes:
-        count: of the lines that there could have been.
+        count: number of lines so far, logged or not.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:

@@ -35,7 +35,7 @@ def refusal(error: Exception, value: Any = NOTHING) -> str:
     """A validation error of msgspec, such as "Expected `float` <= 1.0 - at `$.x`", in a user's words.
 
     Args:
-        value: that was refused, or the JSON that holds it, so that what came can be shown.
+        value: the refused value, or the JSON that holds it, to show what came.
 
     Returns:
         "x 2.0: expected a number of at most 1.0"; other errors as they are.
@@ -55,7 +55,7 @@ def refusal(error: Exception, value: Any = NOTHING) -> str:
 
 
 def _at(value: Any, path: str) -> Any:
-    """What `value` has at a path such as `a.b[3]`; NOTHING where it cannot be told."""
+    """The part of `value` at a path such as `a.b[3]`; NOTHING: it cannot be found."""
     try:
         if isinstance(value, bytes):
             value = json.loads(value)

@@ -21,8 +21,8 @@ def round_seconds(
 ) -> float:
     """Seconds from the round's start until the last of its `steps` batches is acknowledged.
 
-    The first batch is trained before anything can be sent; then a batch is done every `pace`; the last one
-    is still to be sent and acknowledged. The server's own work on a batch is not in it: it is not the
-    device's to know.
+    The first batch is trained before anything can be sent. Then a batch is done every `pace`. The last batch
+    must still be sent and acknowledged. The server's own work on a batch is not included, because the device
+    does not know it.
     """
     return compute + (steps - 1) * pace(compute, upload, round_trip, window) + upload + round_trip

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token buckets: how much each of many senders may say at once, and how much later on."""
+"""Token buckets: how much each of many senders may send at once, and how much later on."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ MOST = 100_000  # senders whose buckets are kept
 
 
 class TokenBuckets:
-    """A bucket for each sender: `burst` tokens at first, then `rate` more a second up to `burst`.
+    """A bucket for each sender: `burst` tokens at first, then `rate` more per second, up to `burst`.
 
-    A bucket outlives its sender, who could else go and come back for a full one. Those who come when there
-    are MOST get none.
+    A bucket outlives its sender. Otherwise a sender could leave and return for a full one. If there are MOST
+    buckets, new senders get none.
     """
 
     def __init__(self, rate: float, burst: int) -> None:
@@ -19,7 +19,7 @@ class TokenBuckets:
         self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
 
     def take(self, sender: str, now: float) -> bool:
-        """Whether there was a token for `sender` at `now`, in seconds; it is taken."""
+        """Takes a token for `sender` at `now`, in seconds; returns whether there was one."""
         tokens, before = self._buckets.get(sender, (float(self._burst), now))
         tokens = min(self._burst, tokens + max(0.0, now - before) * self._rate)
         if tokens < 1 or (sender not in self._buckets and len(self._buckets) >= MOST):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After the training: the device takes the model that is released to it, and answers with it."""
+"""After the training: the device receives the released model and classifies images with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODELS = "models"  # the folder of the device's state directory in which release
 
 
 def release_in_service(state: Path) -> str | None:
-    """The release with which the device of this state directory answers; None: it has no model yet."""
+    """The release in service in this state directory; None: there is no model yet."""
     models = state / MODELS
     return ModelStore(models).release if models.exists() else None
 
@@ -40,18 +40,18 @@ def serve(
     *,
     outdated: str | None = None,
 ) -> None:
-    """Take the run's model, and answer pictures with it where there are some.
+    """Receive the run's model, and classify images with it if there are any.
 
-    Returns when there is nothing to answer and the model is here; or is not to come with the run's end. A
-    device that stays goes on to wait for it: somebody may have to sign it first.
+    Without images it returns when the model is here, or when the run is finished without one. A device that
+    stays waits for the model, because somebody may have to sign it first.
 
     Args:
         expected: what the device knows of its model.
-        capture: what there is to classify; None: nothing.
-        outdated: a release in service that is not the one to wait for, though it may be of this run.
+        capture: the source of images; None: there is none.
+        outdated: a release in service that does not end the wait, though it may be of this run.
 
     Raises:
-        RunChanged: the run goes on; or there is another one, and the device stays for it.
+        RunChanged: the run goes on, or there is another run and the device stays for it.
     """
     link = settings.link
     models = ModelStore(state / MODELS, expected)
@@ -98,7 +98,7 @@ def serve(
         service.close()
         connection.close(offline(topics, session.device, session.instance))
     if not _is_of(models, session):
-        log.warning("no model of this run came: `splitee release` can bring it to `splitee infer`")
+        log.warning("no model of this run has come: `splitee release` can send it to `splitee infer`")
 
 
 def _is_of(models: ModelStore, session: Session) -> bool:

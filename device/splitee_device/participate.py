@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device does in its fleet: run after run, it trains its part and then answers with what it learnt."""
+"""What a device does in its fleet: in each run it trains its part, and then predicts with the model."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Part:
 
     Attributes:
         spec: the run's settings, as the device has made them its own.
-        cuts: where it was cut in the run, or asked to be.
+        cuts: those it had in the run, or asked for.
         class_names: of its images.
         outdated: the release that was in service before this process trained; None: there was none, or this
-            process has trained nothing.
+            process has not trained.
     """
 
     spec: RunSpec
@@ -56,14 +56,14 @@ class Part:
 
     @property
     def expected(self) -> Expected:
-        """What the device knows of the model it is to get."""
+        """What the device knows about the model that it is to receive."""
         return Expected(self.spec.network, self.spec.input_shape, self.cuts, self.class_names)
 
 
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
-    """Train and answer in the fleet's run; and in those after it, where the device shall stay."""
+    """Train and predict in the fleet's run, and also in later runs if the device is to stay."""
     begun = ""  # the run that this process takes part in
-    # Opened once: what comes while it trains again is new afterwards.
+    # Opened once, so that images that come during a second training are new after it.
     open_once = cache(partial(settings.serving.capture.open, topics, session.device))
     while True:
         spec = session.await_run()
@@ -86,11 +86,11 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
 
 
 def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> Part:
-    """Take part until the run trains no more."""
+    """Take part until the training of the run is over."""
     released = release_in_service(directory.path)
     device = settings.device
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
-    if settings.cut is not None:  # images take longer
+    if settings.cut is not None:  # checked first, because opening the images takes longer
         build_for(spec, device="meta").check_cut(settings.cut)
     images = settings.open_images(spec, directory.path, session.drain)
     store = DeviceStore(directory, device, images, settings.serving.region)
@@ -147,14 +147,14 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
 def _choose_precision(
     spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, data: DeviceData
 ) -> Precision:
-    """What this device computes the run in; measured at its cut, or the lowest that it may choose."""
+    """The precision in which this device trains, measured at its cut or at the lowest that it may choose."""
     cut = settings.cut or settings.floor
     trainer_of = partial(open_trainer, cut=cut, device=settings.device, data=data)
     return choose_precision(settings.precision, spec, directory, trainer_of, fresh=settings.fresh)
 
 
 def _after_step_alone(session: Session, number: int, step: int, steps: int, loss: float) -> None:
-    """Say how far the baseline is, and hear what the fleet says meanwhile."""
+    """Report the progress of the baseline, and handle the fleet's messages meanwhile."""
     session.presence.say("starting", number, step, steps, loss)
     session.drain()
 
@@ -162,10 +162,10 @@ def _after_step_alone(session: Session, number: int, step: int, steps: int, loss
 def _choose_cut(
     session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, samples: int
 ) -> ChosenCut:
-    """The cut to begin with. A device that may ask for another one later knows what each would cost.
+    """The cut to begin with. A device that may ask for another one later also gets the costs of all cuts.
 
     Raises:
-        ConfigError: the run was trained at a cut that is not allowed any more.
+        ConfigError: the run was trained at a cut that is no longer allowed.
     """
     if settings.cut is not None and not settings.adapt_cut:
         return ChosenCut(settings.cut)
@@ -185,6 +185,6 @@ def _choose_cut(
     if chosen.cut < settings.floor:
         raise ConfigError(
             f"this run has been trained at cut {chosen.cut}, below --lowest-cut {settings.floor}: "
-            f"--lowest-cut {chosen.cut} goes on with it, --fresh starts over"
+            f"--lowest-cut {chosen.cut} continues it, --fresh starts over"
         )
     return chosen

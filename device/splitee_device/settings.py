@@ -23,21 +23,21 @@ from splitee_device.profiler.choice import Preference
 
 @dataclass(frozen=True)
 class DeviceSettings:
-    """How this device takes part, as `splitee device --help` says it."""
+    """How this device takes part, as described in `splitee device --help`."""
 
     device: str
     link: LinkOptions
     data: str
-    test: str | None  # what is held out instead of a share of `data`
+    test: str | None  # held out instead of a share of `data`
     workers: int  # threads that decode images which do not fit in memory
     shard: Shard | None
     holdout: float
     limit: int | None
     network: str | None
     cut: int | None  # None: what the profiler recommends
-    lowest_cut: int | None  # that this device may ever be cut at; None: `cut`, or any
+    lowest_cut: int | None  # that this device accepts; None: `cut`, or any
     prefer: Preference
-    memory: int | None  # MiB that training may take; None: what there is
+    memory: int | None  # MiB that training may use; None: all that is available
     adapt_cut: bool
     adapt_after: int  # rounds
     budget: float  # seconds
@@ -46,7 +46,7 @@ class DeviceSettings:
     threads: int
     precision: WantedPrecision
     stay: bool
-    baseline: bool  # to train alone, too, before it joins
+    baseline: bool  # whether to train alone, too, before it joins
     serving: ServingOptions
     agreement: AgreementOptions
 
@@ -57,7 +57,7 @@ class DeviceSettings:
 
     @property
     def floor(self) -> int:
-        """The lowest cut that this device takes: what its owner said, else what its owner gave."""
+        """The lowest cut that this device accepts: --lowest-cut, else --cut, else 1."""
         return self.lowest_cut or self.cut or 1
 
     @property
@@ -69,8 +69,8 @@ class DeviceSettings:
         """The images for a run.
 
         Args:
-            folder: of the device's state, which tells what they were for so far.
-            tick: is called now and then while it takes.
+            folder: of the device's state, which records what each image was used for.
+            tick: is called now and then meanwhile.
 
         Raises:
             DataError: as its message says.

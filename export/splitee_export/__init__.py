@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what a fleet has trained into ONNX graphs that run without torch and answer the same."""
+"""Exports trained networks as ONNX graphs, which run without torch and give the same predictions."""

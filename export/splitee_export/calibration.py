@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exit's threshold: what adaptive inference makes of held-out images, and up to where that is sure."""
+"""Chooses the exit's threshold from the accuracy of adaptive inference on held-out images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.statistics import Z
 
 POINTS = 101
-LEAST_IMAGES = 200  # that a threshold is chosen on
-MAX_DROP = 0.02  # of accuracy, against the better of exit and trunk
+LEAST_IMAGES = 200  # needed to choose a threshold
+MAX_DROP = 0.02  # largest loss of accuracy, compared with the better of exit and trunk
 
 Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of N held-out images: the exit's uncertainty in 0..1, and whether a prediction is right; each (N,).
+    """N held-out images: the exit's uncertainty in 0..1, and whether predictions are right; each (N,).
 
-    `offloaded_right`: of the trunk, or of what it is combined to with the exit.
+    `offloaded_right`: for the trunk's prediction, or its combination with the exit's.
     """
 
     uncertainty: Array
@@ -41,7 +41,7 @@ class HeldOut:
 class Calibration:
     """When a model predicts by itself, the curve of held-out images, and how offloaded ones are predicted.
 
-    There are no points where there are no images.
+    Without images there are no points.
     """
 
     chosen: ReleasedThreshold
@@ -50,10 +50,10 @@ class Calibration:
 
 
 def calibrate(held_out: HeldOut, threshold: float, combination: Combination = TRUNK_ALONE) -> Calibration:
-    """The threshold that `choose` finds within MAX_DROP; `threshold` stays where images are too few.
+    """The threshold that `choose` finds within MAX_DROP; with too few images `threshold` stays.
 
     Args:
-        combination: by which `held_out` says whether offloaded images are predicted right.
+        combination: the one for which `held_out` says whether offloaded images are predicted right.
     """
     if not len(held_out):
         return Calibration(ReleasedThreshold(threshold=threshold))
@@ -73,7 +73,7 @@ def calibrate(held_out: HeldOut, threshold: float, combination: Combination = TR
 def curve(held_out: HeldOut) -> tuple[Point, ...]:
     """Accuracy and offload share at up to POINTS thresholds: 0, the uncertainties' quantiles, and 1."""
     quantiles = np.quantile(held_out.uncertainty, np.linspace(0, 1, POINTS), method="inverted_cdf")
-    # Rounded up: a threshold still takes the sample that it is the uncertainty of.
+    # Rounded up, so that a threshold still includes the sample whose uncertainty it is.
     thresholds = np.unique(np.concatenate([[0.0], np.minimum(np.round(quantiles + 5e-6, 5), 1.0), [1.0]]))
     return tuple(_at(held_out, float(threshold)) for threshold in thresholds)
 
@@ -101,15 +101,16 @@ def choose(held_out: HeldOut, *, max_drop: float | None, max_offload: float | No
 
 
 def _surest(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: float) -> int:
-    """The place of the highest of the ascending `thresholds` that is surely within `max_drop`.
+    """The index of the highest of the ascending `thresholds` that is surely within `max_drop`.
 
-    Each is tested twice on the same images: adaptive against offload, and against the exit. It passes
-    where the lower end of the 95 % interval of the difference is above -max_drop. Of many thresholds some
-    would pass by luck; so each series of tests begins where adaptive is the other predictor itself
-    (offload at 0, the exit at 1) and ends at the first that fails. In such a fixed sequence all that pass
-    hold together with the confidence of one (Angelopoulos et al., Learn then Test, 2021), so what passes both
-    is within `max_drop` of the better one in 95 % of cases. Where nothing does, the images tell exit and
-    offload too little apart; then the threshold counts whose lower ends are the highest.
+    Each threshold is tested twice on the same images: adaptive against offload, and against the exit. It
+    passes a test if the lower end of the 95 % interval of the difference is above -max_drop. Of many
+    thresholds some would pass by chance. Each series of tests therefore begins where adaptive is identical to
+    the other predictor (offload at 0, the exit at 1) and ends at the first failure. In such a fixed sequence,
+    all that pass hold together with the confidence of one (Angelopoulos et al., Learn then Test, 2021). So a
+    threshold that passes both is within `max_drop` of the better predictor in 95 % of cases. If none passes,
+    there are too few images to distinguish exit and offload. Then the threshold with the highest lower ends
+    is chosen.
     """
     order = np.argsort(held_out.uncertainty, kind="stable")
     local = np.searchsorted(held_out.uncertainty[order].astype(np.float64), thresholds, side="right")
@@ -128,20 +129,20 @@ def _surest(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: fl
 
 
 def _sums(flags: npt.NDArray[np.bool_]) -> Counts:
-    """(N,) -> (N + 1,): how many of the first 0, 1, ... N are set."""
+    """(N,) -> (N + 1,): how many of the first 0, 1, ... N flags are set."""
     return np.concatenate([[0], np.cumsum(flags)])
 
 
 def paired_lower(gains: Counts, losses: Counts, count: int) -> npt.NDArray[np.float64]:
-    """The lower end of the 95 % interval of how much more accurate one predictor is than another.
+    """The lower end of the 95 % interval of the difference in accuracy between two predictors.
 
     Both have predicted the same `count` images. Agresti and Min's interval for matched proportions
     (Statistics in Medicine 24, 2005): Wald's with half an image added to each cell of the table of right and
     wrong.
 
     Args:
-        gains: images that the one alone has right, in each of several comparisons.
-        losses: images that the other alone has right.
+        gains: images that only the first predicts right, in each of several comparisons.
+        losses: images that only the second predicts right.
     """
     adjusted = count + 2
     difference = (gains - losses) / adjusted

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits how much exit and trunk count in the prediction of an offloaded image."""
+"""Fits the weights of exit and trunk in the prediction of an offloaded image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Real = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class HeldOutLogits:
-    """Of N held-out images: the exit's and the trunk's logits (N, classes) each, and the labels (N,)."""
+    """N held-out images: the logits (N, classes) of the exit and of the trunk, and the labels (N,)."""
 
     exit: npt.NDArray[np.floating]
     trunk: npt.NDArray[np.floating]
@@ -35,7 +35,7 @@ class HeldOutLogits:
         return HeldOutLogits(self.exit[chosen], self.trunk[chosen], self.labels[chosen])
 
     def right(self, combination: Combination) -> Right:
-        """(N,): whether what they are combined to is the label."""
+        """(N,): whether the combination predicts the label."""
         right: Right = combination(self.exit, self.trunk).argmax(axis=1) == self.labels
         return right
 
@@ -49,7 +49,7 @@ class HeldOutLogits:
 
     @classmethod
     def join(cls, parts: Sequence[HeldOutLogits]) -> HeldOutLogits:
-        """The images of at least one, in their order, in single precision."""
+        """The images of all parts, of which there must be one at least, in order and in single precision."""
         exits, trunks = ([getattr(part, name) for part in parts] for name in ("exit", "trunk"))
         return cls(
             np.concatenate(exits).astype(np.float32),
@@ -67,10 +67,10 @@ class Fitted:
 
 
 def fit(logits: HeldOutLogits) -> Fitted:
-    """The combination that makes the labels most likely; the trunk alone where it would be less accurate.
+    """The combination that makes the labels most likely, or the trunk alone if the combination is worse.
 
-    That is judged on images that the judged one has not been fitted on: each fold of the images by what the
-    others give (cross-validation). It must be right at least as often there as the better of exit and trunk.
+    It is judged by cross-validation: each fold of the images is predicted with a combination fitted on the
+    others. These predictions must be right at least as often as those of the better of exit and trunk.
     """
     fold = np.arange(len(logits)) % FOLDS
     right = np.zeros(len(logits), np.bool_)
@@ -84,8 +84,8 @@ def fit(logits: HeldOutLogits) -> Fitted:
 def _most_likely(logits: HeldOutLogits) -> Combination:
     """The weights, none below 0, that minimise the mean cross-entropy, which is convex in them.
 
-    They have a normal prior with variance 1, without which those of predictions without an error would grow
-    for ever.
+    They have a normal prior with variance 1. Without it, the weights would grow without bound for predictions
+    that have no error.
     """
     both = np.stack([logits.exit, logits.trunk], axis=2, dtype=np.float64)  # (N, classes, 2)
     weights = _minimum(both, logits.labels)
@@ -93,14 +93,14 @@ def _most_likely(logits: HeldOutLogits) -> Combination:
         only = int(weights.argmax())
         weights = np.zeros(2)
         weights[only] = max(0.0, _minimum(both[:, :, [only]], logits.labels)[0])
-    if not np.isfinite(weights).all():  # logits too large to be told apart
+    if not np.isfinite(weights).all():  # the logits are too large to distinguish
         return TRUNK_ALONE
     exit_weight, trunk_weight = np.minimum(weights, LARGEST_WEIGHT).tolist()
     return Combination(exit_weight, trunk_weight)
 
 
 def _minimum(values: Real, labels: npt.NDArray[np.int64]) -> Real:
-    """Newton's method. `values`: (N, classes, K) logits, of which the K weights are wanted."""
+    """Newton's method. `values`: (N, classes, K) logits; returns their K weights."""
     of_label = values[np.arange(len(labels)), labels]  # (N, K)
     weights = np.full(values.shape[2], 1 / values.shape[2])
     for _ in range(STEPS):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks as ONNX: one static graph with a free batch, through torch.export."""
+"""Networks as ONNX: one static graph with a free batch dimension, through torch.export."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from splitee.networks.exits import ExitHead
 from splitee_export.operators import describe_operators_once
 
 OPSET = 20
-EXAMPLES = 2  # a batch of one would be taken for a constant
+EXAMPLES = 2  # a batch of one would be treated as a constant
 
 
 class ClientGraph(nn.Module):
     """Client network and exit: pictures (B, C, H, W) -> features (B, *feature_shape), logits (B, classes).
 
-    Both are always computed; whether the exit's answer is taken is decided outside: a graph that branches on
-    its data does not export.
+    Both are always computed. Whether the exit's prediction is used is decided outside, because a graph that
+    branches on its data cannot be exported.
     """
 
     def __init__(self, client: nn.Module, head: ExitHead) -> None:
@@ -45,7 +45,7 @@ class ClientGraph(nn.Module):
 def client_graph(client: nn.Module, head: ExitHead, input_shape: Sequence[int]) -> bytes:
     """ONNX of a device's model: `pictures` -> `features`, `logits`.
 
-    Raises ModelError: torch cannot export it, or devices would not take what it is made of.
+    Raises ModelError: torch cannot export it, or devices would refuse its operators.
     """
     graph = to_onnx(ClientGraph(client, head), input_shape, "pictures", [FEATURES, LOGITS])
     parse_checked(graph, "this network")
@@ -60,7 +60,7 @@ def trunk_graph(trunk: nn.Module, feature_shape: Sequence[int]) -> bytes:
 def to_onnx(module: nn.Module, shape: Sequence[int], source: str, outputs: list[str]) -> bytes:
     """`module`, in evaluation mode, as one ONNX file: `source` (B, *shape) -> `outputs`.
 
-    Raises ModelError where torch cannot export it.
+    Raises ModelError: torch cannot export it.
     """
     module.eval()
     describe_operators_once()
@@ -86,14 +86,14 @@ def to_onnx(module: nn.Module, shape: Sequence[int], source: str, outputs: list[
 
 
 def run_torch(module: nn.Module, inputs: Array) -> list[Array]:
-    """What torch gives, as the graph's outputs come."""
+    """Torch's results, in the form of the graph's outputs."""
     with torch.inference_mode():
         outputs = module(torch.from_numpy(inputs))
     return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 class GraphRunner:
-    """A graph in memory, run on ONNX Runtime with one input."""
+    """Runs a graph in memory with ONNX Runtime, on one input."""
 
     def __init__(self, graph: bytes, name: str, threads: int | None = None) -> None:
         self._session: Any = open_session(graph, name, threads)
@@ -105,7 +105,7 @@ class GraphRunner:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx reports its passes on stdout and through warnings and loggers."""
+    """Silences torch.onnx, which reports its passes on stdout and through warnings and loggers."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes model directories out of states: graphs, parity, int8, and the manifest last."""
+"""Makes model directories from states: graphs, parity, int8, and the manifest last."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from splitee_export.parity import check_parity
 from splitee_export.quantize import accuracy, time_both, to_int8
 from splitee_export.states import DeviceState, ServerState
 
-RANDOM_FEATURES = 64  # that a trunk is tried on where there are none of images
-NOISE = 64  # images of noise that a client network is tried on where there are no others
+RANDOM_FEATURES = 64  # random inputs to test a trunk without features of images
+NOISE = 64  # images of noise to test a client network without other images
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class _Kind(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Int8Policy:
-    """When the int8 graph goes into service: at an accuracy of the exit at most `max_drop` below fp32's.
+    """When the int8 graph goes into service: if the exit's accuracy is at most `max_drop` below fp32's.
 
-    `benchmark`: and only if it is faster on this machine.
+    `benchmark`: it must also be faster on this machine.
     """
 
     max_drop: float = 0.01
@@ -77,13 +77,13 @@ def export_client(
     """Writes a device's model directory.
 
     Args:
-        samples: of the device's pictures; None where there are none, then the graph is tried on noise.
-        region: of each picture that the device sees; None: all of it.
+        samples: of the device's images; None: there are none, and the graph is tested on noise.
+        region: the part of each image that the device uses; None: all of it.
         calibration: when the exit predicts; None: up to the run's threshold.
 
     Raises:
         ConfigError: `out` holds a server's trunks.
-        ModelError: torch cannot export the network, or the graph does not answer as torch does.
+        ModelError: torch cannot export the network, or the graph's results differ from torch's.
     """
     _check_kind(out, "client")
     spec = state.spec
@@ -131,10 +131,10 @@ def export_client(
 
 
 def export_same(model: Path, device: str, out: Path, calibration: Calibration) -> ClientManifest:
-    """Writes the model directory of a device whose network has the weights of the one exported to `model`.
+    """Writes the model directory of a device whose weights are those of the model exported to `model`.
 
     Raises:
-        ModelError: that one is damaged.
+        ModelError: that model is damaged.
     """
     theirs = read_manifest(model, ClientManifest)
     graphs = {CLIENT: read_graph(model, CLIENT, theirs.sha256)}
@@ -144,14 +144,14 @@ def export_same(model: Path, device: str, out: Path, calibration: Calibration) -
 
 
 def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -> TrunkManifest:
-    """Writes a server's model directory: one graph a trunk, which devices that share it share.
+    """Writes a server's model directory: one graph per trunk; devices that share a trunk share its graph.
 
     Args:
-        clients: exported models of devices; each trunk is tried on the features of its device's pictures.
-            Trunks of other devices are tried on random features, and their manifest says so.
+        clients: exported models of devices; each trunk is tested on the features of its device's images.
+            Trunks of other devices are tested on random features, as their manifest says.
 
     Raises:
-        ModelError: torch cannot export a trunk, or a graph does not answer as torch does.
+        ModelError: torch cannot export a trunk, or a graph's results differ from torch's.
         ConfigError: a client is of another run or cut, or `out` holds a device's model.
     """
     _check_kind(out, "trunk")
@@ -190,7 +190,7 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
 
 
 def _threshold(calibration: Calibration) -> dict[str, Any]:
-    """The fields of a manifest."""
+    """The threshold's fields of a manifest."""
     return {
         "threshold": calibration.chosen.threshold,
         "threshold_images": calibration.chosen.images,
@@ -202,7 +202,7 @@ def _threshold(calibration: Calibration) -> dict[str, Any]:
 
 
 def _trunk_files(state: ServerState) -> dict[str, str]:
-    """Each device's trunk: named by the cut, and by its first device where a cut has several."""
+    """Each device's trunk file: named by the cut, and by its first device if a cut has several trunks."""
     first = state.first_user
     trunks_at = Counter(state.cuts[device] for device in set(first.values()))
     files = {}
@@ -213,7 +213,7 @@ def _trunk_files(state: ServerState) -> dict[str, str]:
 
 
 def _judge(fp32: bytes, int8: bytes, pictures: Array, samples: Samples, policy: Int8Policy) -> Quantization:
-    """Compares the two on the held-out pictures, and on this machine's clock."""
+    """Compares the two graphs on held-out images, and their times on this machine."""
     one = GraphRunner(fp32, CLIENT), GraphRunner(int8, CLIENT_INT8)
     before, after = (accuracy(run, pictures, samples.labels) for run in one)
     result = Quantization(accuracy_fp32=before, accuracy_int8=after, kept=before - after <= policy.max_drop)
@@ -239,20 +239,20 @@ def _noise(shape: Sequence[int]) -> Pixels:
 
 
 def _random_features(shape: Sequence[int]) -> Array:
-    """Not negative, as behind a ReLU."""
+    """Not negative, as after a ReLU."""
     generator = np.random.default_rng(0)
     return np.abs(generator.standard_normal((RANDOM_FEATURES, *shape), dtype=np.float32))
 
 
 def _check_kind(out: Path, kind: Literal["client", "trunk"]) -> None:
-    """Raises ConfigError: there is a model of the other kind, which would be half overwritten."""
+    """Raises ConfigError: there is a model of the other kind, which would be partly overwritten."""
     try:
         held = msgspec.json.decode((out / MANIFEST).read_bytes(), type=_Kind).kind
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return
     if held != kind:
         whose = "a device's model" if held == "client" else "a server's trunks"
-        raise ConfigError(f"--out {out} holds {whose}: give this model a directory of its own")
+        raise ConfigError(f"--out {out} holds {whose}: give this model its own directory")
 
 
 def _write(

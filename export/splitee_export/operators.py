@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch describes its 500 operators anew for each ONNX export, over half of its time: here once a process."""
+"""Makes torch describe its 500 operators once per process; for each export, that takes over half the time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from importlib import import_module
 
 
 def describe_operators_once() -> None:
-    """Changes nothing but the time: exports are the same bytes.
+    """Changes only the time: exports are the same bytes.
 
-    The functions are none of torch's public ones; where another version has them no more, nothing is done.
+    The functions are not part of torch's public ones. If a torch version lacks them, nothing is done.
     """
     with suppress(ImportError, AttributeError):
         lazy = import_module("torch.onnx._internal._lazy_import")
@@ -21,7 +21,7 @@ def describe_operators_once() -> None:
 
 
 def _call_once(module_name: str, name: str) -> None:
-    """Have a function of a module keep what it has returned."""
+    """Have a function of a module cache its result."""
     module = import_module(module_name)
     function = getattr(module, name)
     if not hasattr(function, "cache_info"):

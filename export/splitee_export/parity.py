@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a graph answers as torch does: on real samples, one at a time and in batches."""
+"""Whether a graph gives the same results as torch: on real samples, one at a time and in batches."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from splitee.inference.manifest import Measure, Parity
 from splitee.inference.uncertainty import Array, uncertainty
 
 MAX_ERROR = 1e-4  # of the largest value; fp32 on both sides gives about 1e-6
-MIN_AGREEMENT = 0.99  # of labels and decisions: what lies on an edge may fall to either side
-ALONE = 8  # samples that are also run one by one
+MIN_AGREEMENT = 0.99  # of labels and decisions: values close to a boundary may fall on either side
+ALONE = 8  # samples that are also run singly
 BATCH = 32
 
 Run = Callable[[Array], list[Array]]
@@ -32,7 +32,7 @@ def check_parity(
 ) -> Parity:
     """Compares both on `inputs` (N, ...); their last output is the logits.
 
-    Raises ModelError: an answer is off by more than MAX_ERROR, or less than MIN_AGREEMENT of them agree.
+    Raises ModelError: a result is off by more than MAX_ERROR, or less than MIN_AGREEMENT of them agree.
     """
     error = 0.0
     labels, decisions = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 graphs: static, per channel, calibrated on a device's own images; and what they are worth."""
+"""int8 graphs: static, per channel, calibrated on a device's own images; their accuracy and speed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from splitee.inference.uncertainty import Array
 from splitee_export.graphs import GraphRunner
 
 BATCH = 16
-TIMED = 50  # runs of one image, after a tenth as many that do not count
+TIMED = 50  # runs of one image, after a warm-up of a tenth as many
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]
-    """What the ranges of the activations are taken from."""
+    """The images from which the ranges of the activations are taken."""
 
     def __init__(self, pictures: Array) -> None:
         self._batches = iter([pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)])
@@ -47,7 +47,7 @@ def to_int8(graph: bytes, pictures: Array) -> bytes:
     level = root.level
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "int8.onnx"
-        root.setLevel(logging.ERROR)  # the quantizer asks for a preprocessing that torch's exporter has done
+        root.setLevel(logging.ERROR)  # the quantizer suggests a preprocessing that torch's exporter has done
         try:
             quantize_static(
                 onnx.load_from_string(graph),
@@ -64,7 +64,7 @@ def to_int8(graph: bytes, pictures: Array) -> bytes:
 
 
 def accuracy(run: GraphRunner, pictures: Array, labels: npt.NDArray[np.int64]) -> float:
-    """Of the exit on normalised pictures (N, C, H, W)."""
+    """The exit's accuracy on normalised images (N, C, H, W)."""
     correct = 0
     for start in range(0, len(labels), BATCH):
         logits = run(pictures[start : start + BATCH])[-1]
@@ -73,7 +73,7 @@ def accuracy(run: GraphRunner, pictures: Array, labels: npt.NDArray[np.int64]) -
 
 
 def time_both(first: GraphRunner, second: GraphRunner, pictures: Array) -> tuple[float, float]:
-    """Median milliseconds that each takes for one picture; they take turns, so both see the same machine."""
+    """Median milliseconds of each for one image. They alternate, so that both run under the same load."""
     taken: tuple[list[float], list[float]] = ([], [])
     for index in range(TIMED + TIMED // 10):
         picture = pictures[index % len(pictures)][None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounds by name, as `splitee export --round` takes them."""
+"""Names of rounds for `splitee export --round`."""
 
 LAST = "last"
 BEST = "best"

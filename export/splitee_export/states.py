@@ -43,7 +43,7 @@ class DeviceState:
 
 @dataclass(frozen=True)
 class ServerState:
-    """A server's committed trunks by device; devices that share one have the same module."""
+    """A server's committed trunks by device; devices that share a trunk have the same module."""
 
     spec: RunSpec
     round: int
@@ -53,28 +53,28 @@ class ServerState:
 
     @cached_property
     def first_user(self) -> dict[str, str]:
-        """By device, the first one, by name, that has the same trunk."""
+        """By device: the first device, by name, that has the same trunk."""
         first: dict[int, str] = {}
         return {name: first.setdefault(id(trunk), name) for name, trunk in sorted(self.trunks.items())}
 
 
 def read_state(path: Path, network: str | None = None, wanted: str = LAST) -> DeviceState | ServerState:
-    """A whole round in a state directory, which may be a stranger's.
+    """Reads a complete round from a state directory, which may be untrusted.
 
     Args:
-        network: `module:factory` that may be called, should it be the state's.
-        wanted: LAST, the newest; BEST, of a server's state, the one that its run releases; or a number.
+        network: `module:factory` that may be called if it is the state's network.
+        wanted: LAST: the newest; BEST: the one that the run releases, for a server's state; or a number.
 
     Raises:
         NetworkError: the state's network is another factory.
-        StateError: it is no state directory, one without that round, in use, or of another release.
+        StateError: it is not a state directory, lacks that round, is in use, or is of another release.
     """
     facts = _facts(path)
     directory = StateDirectory(path)
     try:
-        rounds = [number for number in directory.rounds() if number]  # 0: what a run began from
+        rounds = [number for number in directory.rounds() if number]  # 0: the state from which a run began
         if not facts.get("finished", True) and len(rounds) > 1:
-            rounds = rounds[1:]  # of a device that was stopped, the last round may lack its commit
+            rounds = rounds[1:]  # the last round of a stopped device may not be committed
         number, state = _load(directory, _wanted(path, facts, rounds, wanted))
     finally:
         directory.close()
@@ -111,7 +111,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 
 def _wanted(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -> list[int]:
-    """The rounds of `rounds`, the newest first, that will do. Raises StateError: there are none."""
+    """The suitable `rounds`, the newest first. Raises StateError: there are none."""
     if wanted == LAST:
         return rounds
     if wanted == BEST:
@@ -128,7 +128,7 @@ def _wanted(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -
 
 
 def _load(directory: StateDirectory, rounds: list[int]) -> tuple[int, dict[str, Any]]:
-    """The first of `rounds` whose file is whole."""
+    """The first of `rounds` whose file is complete."""
     files = CommitFiles(directory)
     for number in rounds:
         state = files.load(number)
@@ -166,9 +166,9 @@ def _server(spec: RunSpec, state: dict[str, Any]) -> ServerState:
 
 
 def server_state(spec: RunSpec, number: int, named: NamedTrunks) -> ServerState:
-    """A server's trunks as of round `number`: one module for all whose weights are the same.
+    """A server's trunks as of round `number`, with one module for all that have the same weights.
 
-    Modules take over the tensors that they are given, so those that share memory go on sharing it.
+    Modules use the given tensors directly, so tensors that share memory still share it.
     """
     network = _build(spec)
     modules: dict[tuple[int, str], nn.Module] = {}  # after averaging, all trunks of one cut are the same

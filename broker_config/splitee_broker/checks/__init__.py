@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet needs of its broker, one file a check; `splitee broker check` runs them."""
+"""The checks of what a fleet needs from its broker, one per file; `splitee broker check` runs them."""

@@ -21,7 +21,7 @@ def run(bench: Workbench) -> Result:
 
 
 def _hint(link: LinkOptions) -> str:
-    return f"it takes the server's identity (--config server/server.toml) of fleet {link.fleet!r}"
+    return f"this needs the server's identity (--config server/server.toml) of fleet {link.fleet!r}"
 
 
 CHECK = Check("access", run, needed_by_others=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection of MQTT v5 that costs this side one descriptor: a socket, on which CONNECT was accepted."""
+"""A connection of MQTT v5 that needs only one descriptor here: a socket on which CONNECT was accepted."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
 from splitee.mqtt.websockets import carrier
 
-ANSWER = 8  # seconds that the broker has
+ANSWER = 8  # seconds in which the broker must reply
 KEEP_ALIVE = 300  # seconds
 OF_THIS_MACHINE = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 CLOSED = "it closed the connection without an answer, as at max_connections, or without a descriptor left"
 
 
 class Refused(Exception):
-    """One connection more was not to be had. `here`: this machine's limit, not the broker's."""
+    """Another connection was not possible. `here`: because of this machine's limit, not the broker's."""
 
     def __init__(self, why: str, *, here: bool = False) -> None:
         super().__init__(why)
@@ -35,7 +35,7 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
     """A connection that the broker has accepted.
 
     Raises:
-        Refused: it has not.
+        Refused: the broker has not accepted it.
     """
     try:
         opened = _dial(address, client_id, tls)
@@ -54,11 +54,11 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
 
 
 def _dial(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) -> socket.socket:
-    """TCP, TLS and websocket by paho; a client of it that runs would take two descriptors more."""
+    """TCP, TLS and websocket through paho; a running paho client would need two more descriptors."""
     client = new_client(address, client_id, MQTTProtocolVersion.MQTTv5, ANSWER)
     if tls is not None:
         client.tls_set_context(tls)
-    client.connect_async(address.host, address.port, keepalive=ANSWER)  # it bounds the handshake, too
+    client.connect_async(address.host, address.port, keepalive=ANSWER)  # it also limits the handshake
     opened = cast(socket.socket, client._create_socket())
     carrier(opened).settimeout(ANSWER)
     return opened
@@ -100,7 +100,7 @@ def connect_packet(address: BrokerAddress, client_id: str) -> bytes:
 
 
 def _remaining_length(count: int) -> bytes:
-    """As MQTT writes it (1.5.5): seven bits a byte, the lowest first."""
+    """A length in MQTT's form (1.5.5): seven bits a byte, the lowest first."""
     length = bytearray()
     while count > 127:
         length.append(count & 127 | 128)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check is, and what it finds."""
+"""The form of a check, and of its result."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Literal
 from splitee_broker.checks.workbench import Workbench
 
 Verdict = Literal["ok", "limited", "missing", "unknown"]
-"""Limited: a fleet trains, at a cost. Missing: it does not. Unknown: this machine cannot try it."""
+"""Limited: a fleet can train, at a cost. Missing: it cannot. Unknown: this machine cannot test it."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        found: for people, in one line.
-        value: the figure that it is about: messages, connections, bytes, seconds; None: it has none.
-        needed: the least figure with which nothing is limited.
+        found: one line for the user.
+        value: the measured figure: messages, connections, bytes, seconds; None: there is none.
+        needed: the smallest figure without any limitation.
     """
 
     verdict: Verdict
@@ -31,13 +31,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a broker must do.
+    """A check of one feature that a broker must have.
 
     Attributes:
-        run: finds it out; may raise `Lost`, which counts as missing.
-        seconds: time that it has.
-        seconds_a_device: more of it for each device.
-        needed_by_others: without it no other check says anything.
+        run: performs it; may raise `Lost`, which counts as missing.
+        seconds: its time limit.
+        seconds_a_device: additional time for each device.
+        needed_by_others: if it fails, no other check is meaningful.
     """
 
     name: str
@@ -47,5 +47,5 @@ class Check:
     needed_by_others: bool = False
 
     def limit(self, devices: int) -> float:
-        """Seconds that it has with so many devices."""
+        """Its time limit in seconds with so many devices."""
         return self.seconds + devices * self.seconds_a_device

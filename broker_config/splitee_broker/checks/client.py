@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client of MQTT v5 that does one thing after the other, and shows all that the broker answers."""
+"""A client of MQTT v5 that does one thing after the other, and shows all replies of the broker."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.websockets import carrier
 
-LINGER = 1.0  # seconds that the broker has to read DISCONNECT
+LINGER = 1.0  # seconds for the broker to read DISCONNECT
 TICK = 0.1  # seconds
 T = TypeVar("T")
 
 
 class Lost(Exception):
-    """The broker has ended the connection, or said nothing in time; the message says which, for people."""
+    """The broker has ended the connection, or did not reply in time; the message tells the user which."""
 
 
 class Late(Lost):
-    """It has said nothing in time."""
+    """The broker did not reply in time."""
 
 
 class Client:
-    """All of it belongs to one thread. Each wait ends at `deadline`, by `time.monotonic`, with `Lost`."""
+    """Used by one thread. Each wait ends at `deadline`, by `time.monotonic`, with `Lost`."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Client:
         resumes: bool = False,
         will: tuple[str, bytes] | None = None,
     ) -> None:
-        """`session_expiry`: seconds. `resumes`: the session that the broker has kept, if it has one.
+        """`session_expiry`: seconds. `resumes`: continue a session that the broker has kept, if there is one.
 
-        `will`: topic and payload, which the broker retains.
+        `will`: topic and payload; the broker retains it.
         """
         self.link = link
         self.client_id = client_id
@@ -102,7 +102,7 @@ class Client:
             self._paho.connect(
                 address.host,
                 address.port,
-                # Who does not read does not ping; and paho gives a TLS handshake as long.
+                # A client that does not read does not ping either. Paho also limits a TLS handshake by it.
                 keepalive=math.ceil(max(1.0, self._deadline - time.monotonic())) + 1,
                 clean_start=not self._resumes,
                 properties=self._connecting,
@@ -117,12 +117,12 @@ class Client:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands, after a look at what the broker has sent."""
+        """Whether the connection is open, after reading what the broker has sent."""
         self._move(0.0)
         return self._is_open()
 
     def subscribe(self, *filters: str) -> None:
-        """Waits until they are in force. Lost: one is refused."""
+        """Subscribes, and waits until the subscriptions are in force. Lost: one is refused."""
         asked = [(name, SubscribeOptions(qos=1)) for name in filters]
         _, number = self._paho.subscribe(asked)
         answer = self._wait(lambda: self._granted.get(number or 0))
@@ -130,13 +130,13 @@ class Client:
             raise Lost(f"it refused a subscription: {answer.getName().lower()}")
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> ReasonCode:
-        """At QoS 1; returns the broker's acknowledgement. `properties`: by their names in MQTT v5."""
+        """Publishes at QoS 1; returns the acknowledgement. `properties`: by their names in MQTT v5."""
         return next(self.publish_all([(topic, payload)], retain=retain, **properties))
 
     def publish_all(
         self, messages: Iterable[tuple[str, bytes]], *, retain: bool = False, **properties: Any
     ) -> Iterator[ReasonCode]:
-        """Topics and payloads, 20 in flight; the acknowledgement of each as it comes."""
+        """Publishes topics and payloads, 20 in flight; yields the acknowledgement of each."""
         packet = packet_properties(PacketTypes.PUBLISH, **properties)
         under_way: deque[int] = deque()
         for topic, payload in messages:
@@ -153,12 +153,12 @@ class Client:
         return answer
 
     def next_message(self) -> MQTTMessage:
-        """Waits for it. Late: none has come at the deadline."""
+        """Waits for the next message. Late: none has come by the deadline."""
         self._wait(lambda: self._messages or None)
         return self._messages.popleft()
 
     def receive(self, seconds: float) -> MQTTMessage | None:
-        """The next message; None: none has come in so many seconds."""
+        """The next message; None: none has come in `seconds`."""
         until = time.monotonic() + seconds
         self._move(0.0)
         while not self._messages and (left := until - time.monotonic()) > 0:
@@ -168,14 +168,14 @@ class Client:
         return self._messages.popleft() if self._messages else None
 
     def wait_until_lost(self) -> None:
-        """Until the broker has ended the connection. Late: it does not."""
+        """Waits until the broker ends the connection. Late: it does not."""
         while self.connected:
             if time.monotonic() > self._deadline:
                 raise Late("it did not end a connection in time")
             self._move(TICK)
 
     def break_off(self) -> None:
-        """Closes the socket without DISCONNECT, as a device does whose power is cut."""
+        """Closes the socket without DISCONNECT, like a device that loses power."""
         opened = self._paho.socket()
         if opened is not None:
             below = carrier(cast(socket.socket, opened))
@@ -184,7 +184,7 @@ class Client:
             below.close()
 
     def close(self) -> None:
-        """DISCONNECT; the broker keeps no session."""
+        """Sends DISCONNECT; the broker keeps no session."""
         self._closing = True
         with contextlib.suppress(OSError, ValueError):
             self._paho.disconnect(
@@ -206,7 +206,7 @@ class Client:
         return self._paho.socket() is not None and self._paho.is_connected()
 
     def _move(self, seconds: float) -> None:
-        """Moves packets, waiting for them at most so long."""
+        """Transfers packets, waiting for them at most `seconds`."""
         if self._paho.socket() is not None:
             code = self._paho.loop(seconds)
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._answer is None:
@@ -236,11 +236,11 @@ class Client:
             self._why = f"it ended the connection: {reason.getName().lower()}"
 
     def _let_broker_read(self, _client: Any, _data: Any, closed: socket.socket) -> None:
-        """To close while there is something to read resets a connection, and DISCONNECT is lost with it."""
+        """Lets the broker read DISCONNECT, which is lost if a socket with unread data is closed."""
         if self._closing:
             let_broker_read(closed, LINGER)
 
 
 def tls_context(link: LinkOptions) -> ssl.SSLContext:
-    """The context of a link's files, or of the system's authorities."""
+    """The TLS context with a link's files, or with the system's authorities."""
     return (link.tls or TlsFiles()).context()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many connections the broker takes at once, and which end refuses one more."""
+"""How many connections the broker accepts at once, and which side refuses the next one."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.client import tls_context
 from splitee_broker.checks.workbench import Workbench
 
-TRIES = 16  # connections that are made at the same time
+TRIES = 16  # connections that are opened at the same time
 UNLIMITED = 1 << 20
-OWN = 64  # descriptors that this process needs for all else
+OWN = 64  # descriptors that this process needs for everything else
 
 
 def run(bench: Workbench) -> Result:
@@ -47,13 +47,13 @@ def run(bench: Workbench) -> Result:
         return Result("unknown", f"only {held:,} of {wanted:,} are there in time", held, wanted)
     if held < wanted:
         return Result(
-            "missing", f"{held:,} of {wanted:,}: the broker closed others to take these", held, wanted
+            "missing", f"{held:,} of {wanted:,}: the broker closed some to accept others", held, wanted
         )
     return Result("ok", f"{held:,} connections at once", held, wanted)
 
 
 def _descriptors() -> int:
-    """How many this process may have, once its own limit is as high as the system lets it be."""
+    """The number that this process may have, after raising its own limit as far as the system allows."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -63,7 +63,7 @@ def _descriptors() -> int:
 
 @dataclass
 class Attempt:
-    """Opens connections until there are enough, or one is refused."""
+    """Opens connections until there are enough or one is refused."""
 
     bench: Workbench
     tls: ssl.SSLContext | None
@@ -92,7 +92,7 @@ class Attempt:
             self.opened.append(connection)
 
     def still_open(self) -> int:
-        """How many the broker has not closed meanwhile. It has sent nothing since, so nothing can be read."""
+        """How many the broker has not closed. It has sent nothing since, so readable ones are closed."""
         poll = select.poll()
         for connection in self.opened:
             poll.register(carrier(connection), select.POLLIN)

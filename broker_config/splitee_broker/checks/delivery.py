@@ -17,7 +17,7 @@ def run(bench: Workbench) -> Result:
     came: list[int] = []
     acknowledged = writer.publish_all((topic, payload) for payload in numbers)
     while len(came) < MESSAGES:
-        # As they are published: what waits for a reader is another check's.
+        # Read while publishing: another check tests messages that wait for a reader.
         patience = bench.left() / 2 if next(acknowledged, None) is None else 0.0
         message = reader.receive(patience)
         if message is None and patience:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session is kept over a broken connection, with what has come meanwhile."""
+"""A session is kept after a broken connection, with the messages that came meanwhile."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def run(bench: Workbench) -> Result:
     writer.publish(topic, b"x")
     second = bench.connect("session", session_expiry=SESSION_EXPIRY, resumes=True)
     if not second.session_present:
-        return Result("limited", "not kept: after a broken connection all that was under way is sent again")
+        return Result("limited", "not kept: after a broken connection, unfinished messages are sent again")
     if second.receive(bench.left() / 2) is None:
-        return Result("limited", "kept without what has come meanwhile, which is sent again")
-    return Result("ok", "kept over a broken connection, with what has come meanwhile")
+        return Result("limited", "kept without the messages that came meanwhile; they are sent again")
+    return Result("ok", "kept over a broken connection, with the messages that came meanwhile")
 
 
 CHECK = Check("session", run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last will is published, and retained, when a connection breaks: who is gone is known to be."""
+"""The last will is published, and retained, when a connection breaks, so that others learn of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def run(bench: Workbench) -> Result:
     dying.break_off()
     broken = time.monotonic()
     if reader.receive(bench.left() / 2) is None:
-        return Result("missing", "a broken connection publishes none: who is gone seems to be there")
+        return Result("missing", "none is published when a connection breaks: absent members seem present")
     seconds = time.monotonic() - broken
     late = bench.connect("late")
     late.subscribe(topic)
     message = late.receive(bench.left() / 2)
     if message is None or not message.retain:
-        return Result("missing", "it is published, and not retained: who comes later does not hear of it")
+        return Result("missing", "it is published but not retained: later subscribers do not learn of it")
     return Result("ok", f"published and retained {1000 * seconds:.0f} ms after a connection broke", seconds)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message expiry: it is counted down, which tells how old a retained message is, and ends a message."""
+"""Message expiry: it is counted down, which shows how old a retained message is, and it ends messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.workbench import Workbench
 
 LONG, SHORT = 1000, 1  # seconds
-WAIT = 2.2  # seconds: brokers count whole ones
+WAIT = 2.2  # seconds, because brokers count whole ones
 
 
 def run(bench: Workbench) -> Result:
@@ -28,12 +28,12 @@ def run(bench: Workbench) -> Result:
             "limited", "a retained message with an expiry is not kept: no status of an absent device"
         )
     if left[old] >= LONG:
-        return Result("limited", "not counted down: nobody can tell how old a retained status is")
+        return Result("limited", "not counted down: the age of a retained status is unknown")
     if gone in left:
         return Result(
-            "limited", "a message comes after its expiry: requests are served that nobody waits for"
+            "limited", "messages come after their expiry: requests that nobody waits for are served"
         )
-    return Result("ok", f"counted down ({LONG - left[old]} s of {LONG} s), and in force")
+    return Result("ok", f"counted down ({LONG - left[old]} s of {LONG} s), and enforced")
 
 
 CHECK = Check("message-expiry", run, seconds=6.0)

@@ -12,7 +12,7 @@ from splitee_broker.checks.workbench import Workbench
 
 
 def run(bench: Workbench) -> Result:
-    """By the link of devices and servers, so what it says of a broker that is none is what they say.
+    """Connects with the link of devices and servers, so that it reports a wrong broker as they do.
 
     Raises:
         SpliteeError: there is no broker, or it does not let this client in.
@@ -24,7 +24,7 @@ def run(bench: Workbench) -> Result:
         except NoMqtt5 as lack:
             return Result("missing", str(lack))
         except Lacking:
-            pass  # each of these has a check of its own
+            pass  # each of these features has its own check
     if getattr(bench.connect("qos").properties, "MaximumQoS", 2) < 1:
         return Result("missing", "its Maximum QoS is 0; no message of a fleet does without QoS 1")
     return Result("ok", "it speaks MQTT v5 with QoS 1, and lets this client in")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maximum Packet Size: what is not sent in parts must fit one packet; batches come in parts."""
+"""Maximum Packet Size: messages that are not sent in parts must fit one packet; batches are sent in parts."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ def run(bench: Workbench) -> Result:
         answer = client.publish(topic, bytes(size - ENVELOPE))
         came = client.next_message()
     except Late:
-        return Result("limited", f"a packet of {words.size(size)} is not through in {LIMIT:.0f} s", 0, LINK)
+        return Result("limited", f"a packet of {words.size(size)} takes more than {LIMIT:.0f} s", 0, LINK)
     except Lost as lost:
         return Result(
             "missing", f"a packet of {words.size(size)}: {lost}; it announces no such limit", 0, LINK
         )
     if answer.is_failure or len(came.payload) != size - ENVELOPE:
-        return Result("missing", f"a packet of {words.size(size)} does not come through", 0, LINK)
+        return Result("missing", f"a packet of {words.size(size)} does not arrive", 0, LINK)
     parts = math.ceil(BATCH / (size - ENVELOPE))
     in_parts = f"a batch of the default network ({words.size(BATCH)}) takes {parts:,}"
     return Result(
         "ok" if size == LINK else "limited",
-        f"a packet of {words.size(size)} comes through; {in_parts}",
+        f"a packet of {words.size(size)} arrives; {in_parts}",
         size,
         LINK,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many messages the broker holds for a client that does not read, as the server at times."""
+"""How many messages the broker queues for a client that does not read, as the server sometimes does not."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from splitee_broker.checks.client import Client, Late, Lost
 from splitee_broker.checks.workbench import Workbench
 from splitee_broker.limits import limits
 
-SIZE = 64  # bytes: how many are held is the question; their bytes are max_queued_bytes
+SIZE = 64  # bytes: the check counts messages; their bytes are limited by max_queued_bytes
 SILENCE = 1.0  # seconds after which no more come
 
 
@@ -35,7 +35,7 @@ def run(bench: Workbench) -> Result:
         return Result(
             "missing",
             f"it holds {held:,} of {needed:,} messages for a client that does not read, and drops the others "
-            "without a word (Mosquitto: max_queued_messages)",
+            "silently (Mosquitto: max_queued_messages)",
             held,
             needed,
         )
@@ -43,7 +43,7 @@ def run(bench: Workbench) -> Result:
 
 
 def _read(reader: Client, most: int) -> int:
-    """How many come."""
+    """Counts the messages that come."""
     count = 0
     while count < most and reader.receive(SILENCE) is not None:
         count += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receive Maximum: how many messages may be on their way to the broker."""
+"""Receive Maximum: how many messages to the broker may be unacknowledged."""
 
 from __future__ import annotations
 

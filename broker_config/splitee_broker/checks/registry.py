@@ -52,12 +52,12 @@ CHECKS: tuple[Check, ...] = tuple(
         connections,
     )
 )
-"""The last one holds more descriptors than the clients of the others can be told by `select`."""
+"""The last one opens more descriptors than `select` can handle for the clients of the others."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check, and how long it took, in seconds."""
+    """The result of one check, and its duration in seconds."""
 
     check: str
     result: Result
@@ -70,7 +70,7 @@ class Finding:
 def run_checks(
     link: LinkOptions, devices: int, progress: Callable[[str], None] = lambda _words: None
 ) -> Iterator[Finding]:
-    """Each finding as its check ends.
+    """Yields each finding when its check ends.
 
     Raises:
         SpliteeError: there is no broker, or it does not let this client in.

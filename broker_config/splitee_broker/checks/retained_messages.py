@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retained messages: a fleet's state is in them."""
+"""Retained messages, which hold a fleet's state."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splitee_broker.checks.workbench import Workbench
 def run(bench: Workbench) -> Result:
     writer = bench.connect("writer")
     if not getattr(writer.properties, "RetainAvailable", 1):
-        return Result("missing", "it keeps none (Retain Available); a fleet's state is in them")
+        return Result("missing", "not supported (Retain Available); they hold the state of a fleet")
     topic = bench.retained("retained")
     writer.publish(topic, b"first", retain=True)
     writer.publish(topic, b"last", retain=True)
@@ -19,15 +19,15 @@ def run(bench: Workbench) -> Result:
         reader.subscribe(name)
         message = reader.receive(bench.left() / 3)
         if message is None or not message.retain or message.payload != b"last":
-            how = "by its topic" if name == topic else "by a wildcard, as the server reads devices,"
-            return Result("missing", f"who subscribes later {how} does not get what is retained")
+            how = "to its topic" if name == topic else "with a wildcard, as the server's,"
+            return Result("missing", f"a later subscription {how} does not get the retained message")
     writer.publish(topic, b"", retain=True)
     late = bench.connect("late")
     late.subscribe(topic)
     if (message := late.receive(bench.left() / 3)) is not None:
-        return Result("missing", "an empty one does not clear what is retained")
+        return Result("missing", "an empty message does not clear the retained one")
     return Result(
-        "ok", "the last one is kept, comes to who subscribes later, also by a wildcard, and can be cleared"
+        "ok", "the last one is kept, is sent to later subscribers, also for a wildcard, and can be cleared"
     )
 
 

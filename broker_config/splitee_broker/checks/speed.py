@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast it is, from here: a figure to compare, and no demand."""
+"""The broker's speed, measured from here: a figure for comparison, not a requirement."""
 
 from __future__ import annotations
 

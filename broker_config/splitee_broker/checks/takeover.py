@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client takes its id over from its own dead connection."""
+"""A client takes over its id from its own dead connection."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def run(bench: Workbench) -> Result:
     try:
         second = bench.connect("twin")
     except Lost as lost:
-        return Result("missing", f"a second connection of one client id: {lost}; nobody comes back at once")
+        return Result("missing", f"a second connection of one client id: {lost}; reconnecting at once fails")
     try:
         first.wait_until_lost()
     except Late:
-        return Result("missing", "two connections of one client id stand side by side: messages come twice")
+        return Result("missing", "two connections of one client id exist together: messages come twice")
     topic = bench.topic("takeover")
     second.subscribe(topic)
     second.publish(topic, b"x")

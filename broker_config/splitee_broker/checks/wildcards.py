@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions with + and #: by them the server reads every device."""
+"""Subscriptions with + and #, with which the server reads all devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splitee_broker.checks.workbench import Workbench
 def run(bench: Workbench) -> Result:
     client = bench.connect("wildcards")
     if not getattr(client.properties, "WildcardSubscriptionAvailable", 1):
-        return Result("missing", "it takes none (Wildcard Subscription Available); members are found by them")
+        return Result("missing", "not supported (Wildcard Subscription Available); members are found by them")
     client.subscribe(bench.topic("wild", "+", "status"), bench.topic("inbox", "#"))
     topics = {
         bench.topic("wild", "a", "status"),
@@ -23,8 +23,8 @@ def run(bench: Workbench) -> Result:
     while came != topics and (message := client.receive(bench.left() / 2)) is not None:
         came.add(message.topic)
     if came != topics:
-        return Result("missing", "a subscription with + or # does not get what matches it")
-    return Result("ok", "subscriptions with + and # get what matches them")
+        return Result("missing", "a subscription with + or # does not get the messages that match it")
+    return Result("ok", "subscriptions with + and # get the messages that match them")
 
 
 CHECK = Check("wildcards", run)

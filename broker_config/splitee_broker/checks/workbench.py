@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a check works with: clients and topics of its own, of which nothing is left on the broker."""
+"""The tools of a check: its own clients and topics, which leave nothing on the broker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CLEARING = 5.0  # seconds
 
 
 class Workbench:
-    """Its clients are closed, their sessions forgotten, and its retained messages cleared, at its end."""
+    """At its end, clients are closed, their sessions ended, and retained messages cleared."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Workbench:
         seconds: float,
         progress: Callable[[str], None] = lambda _words: None,
     ) -> None:
-        """`token`: names all that is of this run. `progress`: is told how far a long check is."""
+        """`token`: identifies everything of this run. `progress`: receives the progress of a long check."""
         self.link = link
         self.devices = devices
         self.token = token
@@ -69,7 +69,7 @@ class Workbench:
         self.deadline = time.monotonic() + CLEARING
         with contextlib.suppress(
             Lost
-        ):  # a broker that is gone keeps what it has, and sessions end by themselves
+        ):  # a broker that is gone keeps its messages, and sessions end by themselves
             for client_id in kept:
                 Client(self.link, client_id, self.deadline).open().close()
             if self._retained:

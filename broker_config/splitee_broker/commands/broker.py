@@ -79,7 +79,7 @@ def broker() -> None:
         "--devices",
         type=whole(1, MOST_DEVICES),
         metavar="COUNT",
-        help="Number of devices that there will be: it sizes the broker's limits.",
+        help="Number of devices that the broker is to serve: it determines its limits.",
         show_default=str(DEVICES),
     ),
     switch(
@@ -102,14 +102,14 @@ def broker() -> None:
         metavar="DIR",
         default=Path("/var/lib/mosquitto"),
         show_default=True,
-        help="Folder in which the broker keeps what is retained.",
+        help="Folder in which the broker saves retained messages.",
     ),
 )
 @section(
     "Files",
     in_directory,
     valid_for,
-    switch("--keep", is_flag=True, help="Do nothing where all is there."),
+    switch("--keep", is_flag=True, help="Do nothing if all files exist."),
 )
 @private
 def init(
@@ -126,7 +126,7 @@ def init(
 ) -> None:
     """Create the certificate authority, unless there is one, and the files of broker, server and viewer.
 
-    Run it again to renew their certificates, or for another name or port; the devices' stay valid.
+    Run it again to renew their certificates, or to change name or port; those of devices stay valid.
     """
     folder, account = directory.absolute() / "broker", _account(owner)
     with closing(_open(directory, fleet)) as authority:
@@ -160,7 +160,7 @@ def init(
             write_folder(directory / role.value, contents)
     echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
-    echo(f"{directory}/server/{SIGNING_KEY}: signs what is released; devices take nothing else")
+    echo(f"{directory}/server/{SIGNING_KEY}: signs releases; devices accept no others")
     echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
     echo(f"{directory}/homeassistant: for Home Assistant, see docs/how-to/watch.md")
     echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
@@ -174,7 +174,7 @@ def init(
     in_directory,
     valid_for,
     as_folders,
-    switch("--keep", is_flag=True, help="Pass over devices that have a certificate."),
+    switch("--keep", is_flag=True, help="Skip devices that have a certificate."),
 )
 @private
 def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, days: int) -> None:
@@ -210,8 +210,8 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
 def revoke_device(device: str, directory: Path) -> None:
     """Lock out a device that is lost, stolen or retired.
 
-    What the broker retains of it is cleared, where the broker can be reached from here; run it again to do so
-    later.
+    The retained messages of the device are cleared if the broker can be reached from here. Otherwise run the
+    command again later.
     """
     with closing(_open(directory)) as authority:
         if not authority.revoke(device) and device not in authority.shut_out():
@@ -251,16 +251,16 @@ def _standing(line: Issued, now: datetime) -> str:
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether all that `init` makes is there, what came with later releases included."""
-    last = directory / Role.HOME_ASSISTANT / "client.key"  # that it writes
+    """Whether all files that `init` makes exist, including those of later releases."""
+    last = directory / Role.HOME_ASSISTANT / "client.key"  # the last file that it writes
     return last.exists() and len(pinned_keys(directory)) == len(PINNED)
 
 
 def _signing_key(directory: Path) -> dict[str, bytes]:
-    """The server's half of the release key; none, where its operator has taken it away.
+    """The server's half of the release key; empty if the operator has removed it.
 
-    It is made with the fleet, and never again: devices have pinned it. The server's half is written first, so
-    that a command that is killed in between never leaves the other one alone.
+    It is made with the fleet, and never again, because devices have pinned it. The server's half is written
+    first, so that a killed command never leaves the other half alone.
     """
     there = directory / Role.SERVER / SIGNING_KEY
     if RELEASE_KEY in pinned_keys(directory):
@@ -285,7 +285,7 @@ def _hand_out(bundles: Path, as_folder: bool, device: str, contents: dict[str, b
 
 
 def _account(owner: str | None) -> tuple[int, int] | None:
-    """User and group of an account, by its name or number; None: nobody named one.
+    """User and group of an account, by its name or number; None: no account was given.
 
     Raises:
         ConfigError: there is no such account.
@@ -295,7 +295,7 @@ def _account(owner: str | None) -> tuple[int, int] | None:
     try:
         entry = pwd.getpwuid(int(owner)) if owner.isdecimal() else pwd.getpwnam(owner)
     except KeyError:
-        if owner.isdecimal():  # of a container, which has accounts of its own
+        if owner.isdecimal():  # of a container, which has its own accounts
             return int(owner), int(owner)
         raise ConfigError(f"--owner {owner}: this machine has no such account") from None
     return entry.pw_uid, entry.pw_gid

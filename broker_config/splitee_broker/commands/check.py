@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker check`: what a broker lacks of what a fleet needs."""
+"""`splitee broker check`: tests whether a broker has what a fleet needs."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ VERDICTS = max(map(len, STYLES))
         metavar="COUNT",
         default=DEVICES,
         show_default=True,
-        help="Number of devices that there will be: so many connections are opened.",
+        help="Number of devices that the broker is to serve: so many connections are opened.",
     ),
-    switch("--json", "as_json", is_flag=True, help="Print what was found as JSON."),
+    switch("--json", "as_json", is_flag=True, help="Print the results as JSON."),
 )
 @link_options
 def check_broker(link: LinkOptions, devices: int, as_json: bool) -> None:
     """Test whether a broker has the features that a fleet needs, and name those that are missing.
 
-    It takes the server's identity (--config server/server.toml) and less than a minute with 100 devices, and
-    leaves nothing on the broker. A fleet that trains meanwhile goes on.
+    It needs the server's identity (--config server/server.toml) and less than a minute with 100 devices, and
+    leaves nothing on the broker. A fleet that is training goes on.
     """
     console = Console(stderr=as_json)
     findings = []
@@ -65,7 +65,7 @@ def check_broker(link: LinkOptions, devices: int, as_json: bool) -> None:
 
 
 def line(finding: Finding) -> Text:
-    """One finding for people."""
+    """One finding, as a line for the user."""
     verdict = finding.result.verdict
     return Text.assemble(
         (f"{verdict:{VERDICTS}}", STYLES[verdict]),
@@ -75,7 +75,7 @@ def line(finding: Finding) -> Text:
 
 
 def _judge(link: LinkOptions, devices: int, findings: list[Finding]) -> None:
-    """Raises BrokerRefused where anything is missing, ConfigError where something could not be tried."""
+    """Raises BrokerRefused: a feature is missing; ConfigError: a check could not be made."""
 
     def names(verdict: str) -> str:
         return ", ".join(each.check for each in findings if each.result.verdict == verdict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker invite`: lets devices join by a code, for a few minutes."""
+"""`splitee broker invite`: lets devices join with a code, for a few minutes."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Duration(click.ParamType[int]):
         default="15m",
         show_default=True,
         metavar="TIME",
-        help="How long the code is good: 90s, 15m, 2h.",
+        help="Time for which the code is valid: 90s, 15m, 2h.",
     ),
     switch(
         "--count",
@@ -64,7 +64,7 @@ class Duration(click.ParamType[int]):
         default=1,
         show_default=True,
         metavar="COUNT",
-        help="Number of devices that may join by the code, each under a name of its own.",
+        help="Number of devices that may join with the code, each under its own name.",
     ),
     switch(
         "--port",
@@ -72,13 +72,13 @@ class Duration(click.ParamType[int]):
         default=PORT,
         show_default=True,
         metavar="PORT",
-        help="Port on which to wait for them; 0: any that is free.",
+        help="Port on which to wait for them; 0: any free port.",
     ),
     switch(
         "--reload",
         metavar="COMMAND",
-        help="Command that has the broker read again who is let in, where a device had an identity before.",
-        show_default="by systemctl, where splitee-broker runs",
+        help="Command with which the broker reads its access files again, for devices that had an identity.",
+        show_default="with systemctl, if splitee-broker runs",
     ),
 )
 @section("Files", in_directory, valid_for)
@@ -86,11 +86,11 @@ class Duration(click.ParamType[int]):
 def invite(
     name: str, seconds: int, count: int, port: int, reload: str | None, directory: Path, days: int
 ) -> None:
-    """Let a device join by a code: print what to type on it, and wait until it has.
+    """Let a device join with a code: print the command to type on it, and wait until it has joined.
 
-    NAME is what it is called; without, it goes by its host name, which must be new to the fleet. The NAME of
-    a device that has an identity pairs it anew: once it has the new one, the old one is revoked. The
-    invitation ends when it is used, after its time, or with the fifth wrong code.
+    NAME is the device's name; without it, the device uses its host name, which must be new to the fleet. With
+    the NAME of a device that has an identity, it is paired again: when it has the new identity, the old one
+    is revoked. The invitation ends when it is used, after its time, or with the fifth wrong code.
     """
     if name:
         check_device(name, "NAME")
@@ -115,12 +115,12 @@ def invite(
 
 
 def _tell(line: str) -> None:
-    """For those who still read: a script may have taken the first line alone, and closed the pipe."""
+    """Prints a line. A script may have read only the first line and closed the pipe."""
     try:
         echo(line)
     except OSError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())  # so that the next lines, and the end, find it open
+        os.dup2(nowhere, sys.stdout.fileno())  # so that later lines, and the exit, find it open
         os.close(nowhere)
 
 
@@ -130,7 +130,7 @@ def _where(host: str, port: int) -> str:
 
 
 def _judge(invitation: Invitation, count: int) -> None:
-    """Raises PairingEnded unless all have joined for whom it was."""
+    """Raises PairingEnded: not all invited devices have joined."""
     if invitation.end is End.EXPIRED:
         joined = f"{count - invitation.left} of {count} devices have joined"
         raise PairingEnded(f"the invitation has expired: {joined}; run `splitee broker invite` again")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands of `splitee broker` share: the directory, the days that a certificate is valid."""
+"""Options that the commands of `splitee broker` share: the directory, and the validity of certificates."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ valid_for = switch(
     show_default=True,
     help="Time for which certificates are valid, in days.",
 )
-as_folders = switch("--folder", is_flag=True, help="Write a folder for each device, not a tar file.")
+as_folders = switch("--folder", is_flag=True, help="Write a folder for each device instead of a tar file.")
 
 
 def private(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs the command so that what it creates is its owner's alone."""
+    """Runs the command so that only its owner can read what it creates."""
 
     @wraps(command)
     def with_umask(**arguments: Any) -> Any:

@@ -17,7 +17,7 @@ from splitee_broker.commands.options import as_folders, in_directory, private, v
 from splitee_broker.files import RELOAD
 from splitee_broker.renewal import renew, to_renew
 
-WITHIN = 60  # days: twice the time for which those that end are warned
+WITHIN = 60  # days: twice the time of the warnings before a certificate ends
 
 
 @click.command("renew", cls=Command)
@@ -31,8 +31,8 @@ WITHIN = 60  # days: twice the time for which those that end are warned
         "--within",
         type=whole(0, 7000),
         metavar="DAYS",
-        help="Time within which a certificate ends that is renewed, in days.",
-        show_default=f"{WITHIN}; for those that are named: whenever it ends",
+        help="Renew certificates that end within this time, in days.",
+        show_default=f"{WITHIN}; named ones are renewed whenever they end",
     ),
 )
 @private
@@ -41,7 +41,7 @@ def renew_identities(
 ) -> None:
     """Renew the certificates that expire soon, or those of the given devices, server, viewer or broker.
 
-    Nothing is revoked: the old certificates are good until they end.
+    Nothing is revoked: the old certificates stay valid until they end.
     """
     if within is None and not ids:
         within = WITHIN
@@ -55,7 +55,7 @@ def renew_identities(
 
 
 def _next_step(line: Issued, written: Path) -> str:
-    """What the new certificate waits for."""
+    """What must be done before the new certificate is in force."""
     if line.role is Role.DEVICE:
         how = f", then: device/install.sh --bundle {written.name}" if written.suffix == ".tar" else ""
         return f"carry it to {line.name}{how}"

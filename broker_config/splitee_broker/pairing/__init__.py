@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The hub's side of pairing: an invitation, and the small TLS service that hands identities out for it."""
+"""The hub's side of pairing: an invitation, and the small TLS service that issues identities for it."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the hub says to one device that wants to join."""
+"""The hub's conversation with one device that wants to join."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from splitee.pairing.proofs import new_nonce, proof
 from splitee_broker.pairing.invitation import TRIES, Invitation
 from splitee_broker.pairing.registrar import NameTaken, Registrar
 
-WRITING = 60.0  # seconds for a device that knows the code to make its key and write what it gets
+WRITING = 60.0  # seconds for a device that knows the code to make its key and store its identity
 
 Tell = Callable[[str], None]
 
 
 class Host:
-    """Serves the devices of one invitation: one at a time, once it has shown that it knows the code."""
+    """Serves the devices of one invitation, one at a time, after each has shown that it knows the code."""
 
     def __init__(self, invitation: Invitation, registrar: Registrar, certificate: bytes, tell: Tell) -> None:
-        """`certificate`: by which this hub's connections are known, DER; `tell`: takes a line for people."""
+        """`certificate`: of this hub's connections, DER; `tell`: receives a line for the user."""
         self._invitation = invitation
         self._registrar = registrar
         self._certificate = certificate
@@ -42,18 +42,18 @@ class Host:
         self._refusals = FirstFew()
 
     def receive(self, channel: Channel, address: str) -> None:
-        """All that is said on one connection.
+        """The whole conversation on one connection.
 
         Raises:
             OSError: the device is gone, or too slow.
-            MalformedMessage: it says what is not in its turn.
+            MalformedMessage: the device sends a message out of turn.
         """
         if not self._knows_the_code(channel, address):
             return
         channel.extend(WRITING)
         request = channel.receive(Request)
         is_free = self._one.acquire(timeout=WRITING)
-        channel.extend(WRITING)  # the time until then was others'
+        channel.extend(WRITING)  # other devices used the time until then
         if not is_free:
             channel.send(Refused("busy"))
             return
@@ -63,7 +63,7 @@ class Host:
             self._one.release()
 
     def finish(self) -> None:
-        """Waits for the device that is being given its identity, if there is one."""
+        """Waits until the device that is being served has its identity, if there is one."""
         with self._one:
             pass
 
@@ -101,7 +101,7 @@ class Host:
         try:
             channel.receive(Stored)
         except (OSError, SpliteeError):
-            self._tell(f"{address}: {name} did not say that it has stored its identity; it may try again")
+            self._tell(f"{address}: {name} did not confirm that it has stored its identity; it may try again")
             return
         self._finish(channel, address, name, serial)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port at which a hub waits for devices: few connections at once, and a deadline for each."""
+"""The port on which a hub waits for devices: few connections at once, and a deadline for each."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from splitee.log_limits import FirstFew
 from splitee.pairing.channel import Channel
 
 AT_ONCE = 32  # connections
-OF_ONE = 8  # connections of one address: several devices may be behind it
+OF_ONE = 8  # connections from one address, behind which there may be several devices
 PROVING = 10.0  # seconds for a connection to show that it knows the code
 POLL = 0.2  # seconds
-LEAVING = 1.0  # seconds for last words to those that are there when it is closed
+LEAVING = 1.0  # seconds to finish open connections when it is closed
 
 log = logging.getLogger(__name__)
 
 
 class Doorway:
-    """Listens while it is open; each connection gets a thread."""
+    """Listens while it is open; each connection has its own thread."""
 
     def __init__(self, port: int, context: ssl.SSLContext, tell: Callable[[str], None]) -> None:
-        """Raises ConfigError: the port is not to be had."""
+        """Raises ConfigError: the port is not available."""
         self._context = context
         self._tell = tell
         self._lines: defaultdict[str, FirstFew] = defaultdict(FirstFew)
@@ -44,7 +44,7 @@ class Doorway:
         self.port = self._listener.getsockname()[1]
 
     def serve(self, receive: Callable[[Channel, str], None], is_open: Callable[[], bool]) -> None:
-        """Lets each connection be received, by its own thread, while `is_open`."""
+        """Passes each connection to `receive`, on its own thread, while `is_open`."""
         self._listener.settimeout(POLL)
         with self._listener:
             while is_open():
@@ -52,7 +52,7 @@ class Doorway:
                     connection, peer = self._listener.accept()
                 except TimeoutError:
                     continue
-                except OSError as error:  # no descriptors, or it is gone again
+                except OSError as error:  # no descriptors, or the client is gone already
                     log.debug("accept: %s", error)
                     time.sleep(POLL)
                     continue
@@ -80,7 +80,7 @@ class Doorway:
             self._threads.add(thread)
         try:
             thread.start()
-        except RuntimeError:  # no more threads are to be had
+        except RuntimeError:  # no more threads are available
             connection.close()
             self._forget(thread, address)
 
@@ -116,7 +116,7 @@ def _listen(port: int) -> socket.socket:
 
 
 def _address(text: str) -> str:
-    """As people write it: an IPv4 address that came through an IPv6 socket as IPv4."""
+    """The usual form of an address: an IPv4 address that came through an IPv6 socket, as IPv4."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
         return str(address.ipv4_mapped)
@@ -124,7 +124,7 @@ def _address(text: str) -> str:
 
 
 def _group(address: str) -> str:
-    """Whose connections are counted together: an IPv6 host has a whole /64 of addresses."""
+    """The address by which connections are counted: an IPv6 host has a whole /64 of addresses."""
     if ":" not in address:
         return address
     return str(ipaddress.ip_network(f"{address}/64", strict=False))

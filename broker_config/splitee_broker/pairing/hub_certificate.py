@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The certificate that a hub shows while it invites: made for one invitation, trusted by a proof alone."""
+"""The hub's certificate during an invitation: made for this invitation, and trusted only through a proof."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEEK = timedelta(days=7)
 
 
 def hub_context() -> tuple[ssl.SSLContext, bytes]:
-    """TLS 1.3 by a new key, and the certificate of that key, DER."""
+    """A TLS 1.3 context with a new key, and the key's certificate, DER."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "splitee invitation")])
     now = datetime.now(UTC)
@@ -33,7 +33,7 @@ def hub_context() -> tuple[ssl.SSLContext, bytes]:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     with TemporaryDirectory(
         prefix="splitee-"
-    ) as folder:  # ssl takes files only; the folder is this account's
+    ) as folder:  # ssl accepts files only; the folder belongs to this account
         both = Path(folder, "both.pem")
         both.touch(mode=0o600)
         secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An invitation: for how many devices, until when, and how often its code may be guessed."""
+"""An invitation: its number of devices, its end, and the wrong codes that have come."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from splitee.pairing.proofs import is_same
 
-TRIES = 5  # wrong codes, by whomever, that end an invitation
-CERTIFICATES = 5  # for one name: a device that vanished before it has stored one may try again
+TRIES = 5  # wrong codes, from anybody, that end an invitation
+CERTIFICATES = 5  # for one name: a device that vanished before it stored its certificate may try again
 
 
 class End(StrEnum):
@@ -23,18 +23,18 @@ class End(StrEnum):
 
 
 class Invitation:
-    """One code; threads may share it.
+    """One code; usable by several threads.
 
     Attributes:
-        code: without the marks between its groups.
-        name: what the device is called; empty: what it proposes.
+        code: without the hyphens between its groups.
+        name: of the device; empty: the device proposes one.
         until: when it ends, by the monotonic clock.
         left: how many devices may still join.
         wrong: how many wrong codes have come.
     """
 
     def __init__(self, code: str, name: str, seconds: float, count: int) -> None:
-        """`count`: of devices that may join by it."""
+        """`count`: number of devices that may join with it."""
         self.code = code
         self.name = name
         self.until = time.monotonic() + seconds
@@ -54,7 +54,7 @@ class Invitation:
         return End.EXPIRED if time.monotonic() >= self.until else None
 
     def accept(self, given: bytes, expected: bytes) -> bool:
-        """Whether a proof is right; a wrong one is a try. Connections that guess at once share the tries.
+        """Whether a proof is right. A wrong one counts as a try, also if several connections guess at once.
 
         Once the invitation has ended, no proof is accepted and none is counted.
         """
@@ -68,18 +68,18 @@ class Invitation:
     def has_place_for(self, name: str) -> bool:
         """Whether a certificate may be issued for `name`.
 
-        Each name takes a place with its first certificate and keeps it, stored or not: an invitation for one
-        device gives nobody two names.
+        Each name takes a place with its first certificate, and keeps it, stored or not. So an invitation for
+        one device gives nobody two names.
         """
         if name in self._issued:
             return self._issued[name] < CERTIFICATES
         return len(self._issued) < self._places
 
     def issued(self, name: str) -> None:
-        """A certificate was issued for `name`."""
+        """Records that a certificate was issued for `name`."""
         self._issued[name] += 1
 
     def use(self) -> None:
-        """A device has joined."""
+        """Records that a device has joined."""
         with self._lock:
             self.left -= 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs what a device requests, and shuts out the key that it had before."""
+"""Signs the requests of devices, and revokes their earlier certificates."""
 
 from __future__ import annotations
 
@@ -23,42 +23,42 @@ UNIT = "splitee-broker.service"
 
 
 class NameTaken(ConfigError):
-    """The authority knows the name, and its operator has not invited it."""
+    """The authority knows the name, but its operator has not invited it."""
 
 
 class Registrar:
-    """Opens the authority for as long as it takes to sign, so that other commands may work meanwhile."""
+    """Opens the authority only while it signs, so that other commands can work meanwhile."""
 
     def __init__(self, directory: Path, days: int, reload: str | None) -> None:
-        """`reload`: the command that has the broker read its files; None: systemd, where it runs the broker.
+        """`reload`: command that has the broker read its files; None: systemctl, if systemd runs the broker.
 
         Raises:
-            ConfigError: there is no authority, its broker has no name, or `reload` is no command.
+            ConfigError: there is no authority, its broker has no name, or `reload` is not a command.
             StateError: it cannot be read.
         """
         self._directory = directory
         self._days = days
         self._reload = _words(reload) if reload else _by_systemd()
-        self._unconfirmed: set[str] = set()  # names that this process has certified, and nobody has stored
-        self._returning: set[str] = set()  # of them, those that had been revoked
+        self._unconfirmed: set[str] = set()  # names certified by this process and not yet confirmed
+        self._returning: set[str] = set()  # those of them that had been revoked
         with self._authority() as authority:
             self.fleet, self._broker = authority.fleet, authority.url
             self.host = authority.hosts[0]
 
     def valid(self, name: str) -> Issued | None:
-        """The certificate by which `name` gets in now."""
+        """The certificate with which `name` is let in now."""
         with self._authority() as authority:
             return authority.valid(name)
 
     def certify(self, request: Request, invited: str) -> tuple[str, Granted]:
-        """The serial number of a new certificate for the key of `request`, and what the device gets.
+        """The serial number of a new certificate for the key of `request`, and the reply to the device.
 
         Args:
-            invited: the name that the operator gave; empty: the device's own goes.
+            invited: the name that the operator gave; empty: the device's own name counts.
 
         Raises:
-            NameTaken: it was given before.
-            ConfigError: name or request are none.
+            NameTaken: the name was given before.
+            ConfigError: the name or the request is not valid.
             StateError: the authority cannot be opened or written.
         """
         name, key = invited or check_device(request.name, "name"), _key_of(request.request)
@@ -81,7 +81,7 @@ class Registrar:
         return f"{certificate.serial_number:x}", granted
 
     def confirm(self, name: str, serial: str) -> list[str]:
-        """`name` has stored the certificate: it is let in by no other one. What to say of it.
+        """`name` has stored its certificate: its other ones are revoked. Returns lines for the user.
 
         Raises:
             StateError: the authority or the broker's folder cannot be written.
@@ -128,7 +128,7 @@ def _words(command: str) -> list[str]:
 
 
 def _by_systemd() -> list[str]:
-    """The command where systemd runs the broker; else none."""
+    """The command, if systemd runs the broker; otherwise an empty list."""
     if not Path("/run/systemd/system").is_dir():
         return []
     active = subprocess.run(["systemctl", "is-active", "--quiet", UNIT], check=False).returncode == 0
@@ -136,7 +136,7 @@ def _by_systemd() -> list[str]:
 
 
 def _key_of(request: bytes) -> ec.EllipticCurvePublicKey:
-    """The key for which a certificate is requested: of the one kind that devices make, in its owner's hands.
+    """The key for which a certificate is requested: of the devices' kind, and signer of the request.
 
     Raises:
         ConfigError: it is not.

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-GUARD = 1e15  # bounds from here on guard the wire, and are none for people
+GUARD = 1e15  # larger bounds protect the wire format, and are not shown to users
 
 
 class OutOfBounds(click.BadParameter):

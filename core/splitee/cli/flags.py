@@ -20,7 +20,7 @@ def option_group(
 
     Args:
         title: the section of the command's help that they are in.
-        make: takes the options' values by their names; raises ConfigError where they do not fit together.
+        make: takes the options' values by their names; raises ConfigError if they do not fit together.
     """
     names = _names(options)
 
@@ -37,7 +37,7 @@ def option_group(
 
 
 def _names(options: tuple[Option, ...]) -> list[str]:
-    """Of the parameters that the options set."""
+    """Names of the parameters that the options set."""
 
     def nothing() -> None: ...
 

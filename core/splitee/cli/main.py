@@ -78,7 +78,7 @@ SUMMARIES = {
     "dismiss": "continue the run without a device that is gone for good",
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own images, up to its cut",
-    "export": "write what was trained as ONNX graphs, checked against torch",
+    "export": "export trained networks as ONNX graphs, checked against torch",
     "infer": "classify images from a folder or camera, and publish the predictions",
     "join": "join a fleet by the code of an invitation",
     "label": "label this device's images in a browser; check whether they are enough",
@@ -126,7 +126,7 @@ def splitee() -> None:
 def _show_usage_error(error: click.ClickException) -> None:
     """Show a usage error as click does, but keep what the user wrote on one line."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        error.show()  # the help of a group, of which no command was named
+        error.show()  # the help of a group without a named command
         return
     if isinstance(error, click.UsageError) and error.ctx is not None:
         for line in error.ctx.get_usage().split("\n"):
@@ -137,9 +137,9 @@ def _show_usage_error(error: click.ClickException) -> None:
 
 
 def _open_standard_files() -> None:
-    """Whoever starts this with one of them closed has its number given to the next file that is opened.
+    """Opens those of the three standard files that are closed; otherwise other files would get their numbers.
 
-    A socket would be read as standard input then, and a process that is started would lose a file.
+    A socket would then be read as standard input, or a started process would lose a file.
     """
     for number in (0, 1, 2):
         try:

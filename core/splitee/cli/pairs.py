@@ -23,7 +23,7 @@ def require(counterpart: str, is_there: bool, *flags: str) -> None:
     """Refuse given `flags` that have no effect without `counterpart`.
 
     Args:
-        flags: long flags of the command under way, whose parameters are named as they are.
+        flags: long flags of the running command; its parameters have the same names.
 
     Raises:
         ConfigError: a flag was given without the counterpart.

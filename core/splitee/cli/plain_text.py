@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
-INDENT = "  "  # of a traceback, whose lines are none of the log's
+INDENT = "  "  # of a traceback's lines, which are no log lines
 
 
 def plain(text: str) -> str:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Postpones the import of torch's compiler, which saves 150 MB and a second per process.
 
-torchvision's operators, torch's optimizers and its process groups ask or tell `torch._dynamo` something, also
-where nothing is ever compiled. A command's process gets a module in its place that answers them as a process
-without the compiler would, and that becomes the real one as soon as anything else is wanted of it.
-Only `splitee.cli.main`, the beginning of every program, installs it: a program may decide so for its own
-process, a library may not.
+torchvision's operators, torch's optimizers and its process groups call `torch._dynamo` even if nothing is
+ever compiled. A command's process gets a module in its place that behaves as in a process without the
+compiler. It becomes the real module as soon as anything else is needed from it. Only `splitee.cli.main`, the
+beginning of every program, installs it: a program may decide this for its own process, a library may not.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from typing import Any
 
 
 def disable(*arguments: Any, **named: Any) -> Any:
-    """As `torch._dynamo.disable`: as long as nothing is compiled, a function is left as it is.
+    """As `torch._dynamo.disable`: while nothing is compiled, a function is left as it is.
 
-    Whoever wants a decorator (`disable()`, `disable(recursive=False)`) gets that of the real module.
+    A decorator (`disable()`, `disable(recursive=False)`) comes from the real module.
     """
     module = sys.modules["torch._dynamo"]
     if isinstance(module, PostponedModule):
@@ -48,7 +47,7 @@ def postpone_compiler() -> None:
 
 
 class PostponingFinder(MetaPathFinder):
-    """Finds the modules of `ANSWERS` where they are, and has them loaded later: before any other part."""
+    """Finds the modules of `ANSWERS`, and postpones loading them until any other part of them is needed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -67,7 +66,7 @@ class PostponingFinder(MetaPathFinder):
 
 
 class PostponingLoader(Loader):
-    """Makes a module of the answers alone."""
+    """Makes a module that has only the attributes in `ANSWERS`."""
 
     def __init__(self, real: Loader) -> None:
         self.real = real
@@ -77,13 +76,13 @@ class PostponingLoader(Loader):
         module.__class__ = PostponedModule
 
     def load(self, module: ModuleType) -> None:
-        """Make the real one of it."""
+        """Turn it into the real module."""
         module.__class__ = ModuleType
         self.real.exec_module(module)
 
 
 class LoadedAlready(Loader):
-    """Gives back the module that is there."""
+    """Returns the module that is already loaded."""
 
     def __init__(self, module: ModuleType) -> None:
         self.module, self.spec = module, module.__spec__
@@ -96,7 +95,7 @@ class LoadedAlready(Loader):
 
 
 class PostponedModule(ModuleType):
-    """Becomes the real module when an attribute is wanted that it has no answer for."""
+    """Becomes the real module when an attribute is needed that is not in `ANSWERS`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -108,7 +107,7 @@ class PostponedModule(ModuleType):
 
 
 def become_real(module: ModuleType) -> None:
-    """Load what was postponed, its package first, as the import system does."""
+    """Load a postponed module, after its package, as the import system does."""
     with LOADING:
         package = sys.modules.get(module.__name__.rpartition(".")[0])
         if isinstance(package, PostponedModule):

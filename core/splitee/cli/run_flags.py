@@ -31,7 +31,7 @@ OWN_KINDS: Mapping[str, click.ParamType[Any]] = {
     "sample": SampleSize(),
     "steps": Steps(),
 }
-"""What flags take where that does not follow from their fields' types."""
+"""The types of flags that do not follow from their fields' types."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class RunSetting:
     """One field of RunSpec that users can set.
 
     Attributes:
-        kind: what a flag takes; None: any text.
-        flag: by which it is set.
-        costs: it changes what a device's training step takes.
+        kind: type of the flag's value; None: any text.
+        flag: the flag that sets it.
+        costs: whether it changes the cost of a device's training step.
     """
 
     name: str
@@ -77,7 +77,7 @@ def run_setting(name: str, *flags: str, **attributes: Any) -> Callable[[Any], An
         attributes.setdefault("type", found.kind)
     attributes.setdefault("default", found.default)
     if isinstance(found.kind, InputType):
-        attributes["default"] = by(attributes["default"])  # as it is written, for the help
+        attributes["default"] = by(attributes["default"])  # as users write it, for the help
         attributes.setdefault("metavar", found.kind.name)
     attributes.setdefault("help", found.help)
     return setting(*(flags or (found.flag, name)), **attributes)
@@ -97,7 +97,7 @@ def run_settings(*names: str) -> Callable[[Any], Any]:
 def build_run_spec(**settings: Any) -> RunSpec:
     """Build the specification of a new run from a command's settings.
 
-    Without a name `run` is named after the time.
+    Without a setting `run`, the run is named after the time.
 
     Raises:
         ConfigError: a setting that the flags could not check is out of bounds.
@@ -111,7 +111,7 @@ def build_run_spec(**settings: Any) -> RunSpec:
 
 
 def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
-    """What msgspec refuses, by its flag."""
+    """An error of msgspec, with the flag's name instead of the field's."""
     words = refusal(error, settings)
     name = re.match("[a-z_]*", words)[0]  # type: ignore[index]
     found = declared().get(name)

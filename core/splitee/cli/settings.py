@@ -18,12 +18,12 @@ from splitee.suggestions import did_you_mean, one_of
 
 log = logging.getLogger(__name__)
 
-# Written by `splitee broker` into settings that several commands read, for some of them.
+# Keys that `splitee broker` writes into settings which several commands read, but which only some use.
 BROUGHT = ("signing_key", "release_key", "software_key")
 
 
 class Setting(Option):
-    """An option whose errors say which values it takes."""
+    """An option whose errors list the permitted values."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
@@ -80,7 +80,7 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
     """Read the command's parameters from a settings file (TOML).
 
     Raises:
-        ConfigError: it cannot be read, or a key is none of the command's (nor one of BROUGHT).
+        ConfigError: it cannot be read, or has a key that is neither one of the command's nor in BROUGHT.
     """
     try:
         values = tomllib.loads(path.read_text())

@@ -27,8 +27,8 @@ def feed_watchdog() -> None:
 def slow_disk() -> Iterator[None]:
     """A context whose body may take SLOWEST_DISK before the watchdog ends this process.
 
-    Then it is as strict as before. Only for the main thread, which feeds it: what another one writes does not
-    show that the main thread works.
+    Afterwards the limit is as before. Use it only on the main thread, which feeds the watchdog: a write of
+    another thread does not show that the main thread works.
     """
     usual = _watchdog_usec()
     if usual is None or threading.current_thread() is not threading.main_thread():
@@ -42,14 +42,14 @@ def slow_disk() -> Iterator[None]:
 
 
 def _watchdog_usec() -> int | None:
-    """The unit's WatchdogSec= in microseconds; None: it has none, or it is not of this process."""
+    """The unit's WatchdogSec= in microseconds; None: there is none, or it watches another process."""
     usual, whose = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
     is_mine = not whose or whose == str(os.getpid())
     return int(usual) if is_mine and usual.isdecimal() else None
 
 
 def notify(*states: str) -> None:
-    """Sends READY=1, STATUS=..., WATCHDOG=1 and the like: each a state of its own, in one line."""
+    """Sends states such as READY=1, STATUS=... and WATCHDOG=1, all in one message."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

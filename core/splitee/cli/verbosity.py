@@ -35,8 +35,8 @@ def log_options(usual: int = logging.INFO, **packages: int) -> Callable[[Any], A
     """A decorator that adds `-v` and `-q`; it must be above those that log, as what follows a recipe does.
 
     Args:
-        usual: the level that is logged without them; WARNING for a command that shows its course itself.
-        packages: those that begin at another level.
+        usual: the level without these flags; WARNING for a command that shows its progress itself.
+        packages: those that have another level without the flags.
     """
     levels = dict.fromkeys(PACKAGES, usual) | packages
 
@@ -62,7 +62,7 @@ def is_quiet() -> bool:
 
 @contextmanager
 def _logging_at(levels: dict[str, int], *, verbose: bool, quiet: bool) -> Iterator[None]:
-    """`-v`: one level more, at least; `-q`: warnings and what is worse."""
+    """`-v`: at least one level more; `-q`: only warnings and errors."""
     before = {name: logging.getLogger(name).level for name in levels}
     try:
         for name, level in levels.items():

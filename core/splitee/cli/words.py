@@ -42,7 +42,7 @@ def share_of(share: float | None, count: int, unknown: str = "-") -> str:
 
 
 def from_to(values: Iterable[float], shown: Callable[[float], str]) -> str:
-    """The smallest and the largest of one or more: "2.3 to 2.5", or "2.3" where both are shown alike."""
+    """The smallest and the largest of one or more: "2.3 to 2.5", or "2.3" if both look alike."""
     known = sorted(values)
     low, high = shown(known[0]), shown(known[-1])
     return low if low == high else f"{low} to {high}"
@@ -105,6 +105,6 @@ def ago(seconds: float) -> str:
 
 
 def _scaled(count: float, units: Sequence[tuple[str, float]]) -> str:
-    """In the largest unit that is no larger than `count`, or in the smallest."""
+    """In the largest unit that is not larger than `count`, or in the smallest."""
     name, length = next((unit for unit in units if count >= unit[1]), units[-1])
     return f"{count / length:.1f} {name}"

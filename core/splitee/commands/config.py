@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee config COMMAND`: the settings that are in force for a command, and where each comes from."""
+"""`splitee config COMMAND`: prints the settings in force for a command, and the source of each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _complete_command(
 def config(context: click.Context, command: str | None, flags: tuple[str, ...]) -> None:
     """Print the settings of COMMAND that are in force: flag > SPLITEE_* variable > settings file > default.
 
-    FLAGS are those that COMMAND itself would get, such as: splitee config server --config fleet.toml
+    FLAGS are the flags for COMMAND itself, such as: splitee config server --config fleet.toml
     """
     group = context.parent.command if context.parent else None
     if not isinstance(group, click.Group):
@@ -83,14 +83,14 @@ def settings(
 
 
 def _optional(parameter: click.Parameter) -> click.Parameter:
-    """The same parameter, for a command that is only asked, not run."""
+    """The same parameter, but optional, because the command is not run."""
     parameter = copy.copy(parameter)
     parameter.required = False
     return parameter
 
 
 def _written(value: object, kind: click.ParamType[Any]) -> object:
-    """The value as a flag takes it."""
+    """The value as it is written for a flag."""
     return by(value) if isinstance(kind, InputType) and isinstance(value, tuple) else value
 
 

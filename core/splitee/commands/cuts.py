@@ -24,7 +24,7 @@ from splitee.samples.fitting import PHOTOGRAPHS, Shape, by
 if TYPE_CHECKING:
     from splitee.networks.split import SplitNetwork
 
-ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
+ALL_INPUT = (3, 224, 224)  # the smallest input that every classifier accepts
 
 
 @click.command(cls=Command)
@@ -47,7 +47,7 @@ ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
         type=whole(0),
         default=0,
         metavar="COUNT",
-        help="Number of stages that nobody trains, counted from the first.",
+        help="Number of frozen stages, counted from the first.",
     ),
 )
 @section(
@@ -67,8 +67,8 @@ def cuts(
     """List the places where NETWORK can be cut.
 
     NETWORK is a torchvision classifier, such as resnet18, or module:factory. With a cut, the device holds all
-    stages up to it. Parameters and MMACs (million multiply-accumulates a sample) are those of the device,
-    without its exit. A training step computes three times as much, but in frozen stages once: they have no
+    stages up to it. Parameters and MMACs (million multiply-accumulates per sample) are those of the device,
+    without its exit. A training step computes three times as much, but frozen stages only once: they have no
     backward pass.
     """
     if every == (network is not None):

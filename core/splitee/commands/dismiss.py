@@ -24,8 +24,8 @@ from splitee.protocol.fleet import Dismissal, DismissalAnswer, ServerStatus
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics, check_name
 
-TICK = 0.2  # seconds between two looks at the clock, and at what the broker refuses
-NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard; it speaks every 5
+TICK = 0.2  # seconds between two checks of the clock, and of what the broker refuses
+NO_STATUS = 6.0  # seconds without a status after which no server is assumed to run; it sends one every 5
 
 
 @click.command(cls=Command)
@@ -47,7 +47,7 @@ NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard;
 def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float) -> None:
     """Tell the running server that these devices are gone for good: the run goes on without them.
 
-    What they have trained in committed rounds stays. It takes the server's identity (--config
+    Their training in committed rounds stays. The command needs the server's identity (--config
     server/server.toml).
     """
     for device in devices:
@@ -65,11 +65,11 @@ def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float
 def _ask(
     connection: Link, topics: Topics, request: Dismissal, link: LinkOptions, wait: float
 ) -> DismissalAnswer:
-    """The server's word. It is asked again after each reconnection: asking twice changes nothing.
+    """The server's reply. The request is repeated after each reconnection, which changes nothing.
 
     Raises:
         BrokerRefused: the broker does not let this identity dismiss devices.
-        Stalled: no server runs, or it says nothing for so many seconds.
+        Stalled: no server runs, or it does not reply within `wait` seconds.
     """
     gate = Gate(topics, (routes.DISMISSED, routes.SERVER_STATUS), log_first=0)
     connection.subscribe(*gate.filters)
@@ -93,17 +93,17 @@ def _ask(
                 return answer
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
-                f"no server runs for fleet {link.fleet!r} at {link.address}, and nobody is dismissed: start "
+                f"no server runs for fleet {link.fleet!r} at {link.address}, so nobody was dismissed: start "
                 "`splitee server` first"
             )
     raise Stalled(
-        f"no reply of `splitee server` within {wait:.0f} s: start it if only `splitee serve` runs, or none; "
-        "else repeat the command, with a longer --wait"
+        f"no reply of `splitee server` within {wait:.0f} s: start it if it does not run (`splitee serve` "
+        "does not reply); otherwise repeat the command, with a longer --wait"
     )
 
 
 def _failure(answer: DismissalAnswer) -> SpliteeError:
-    """What the server could not do, with the exit code that it gives."""
+    """The server's failure, as an error with its exit code."""
     failure = SpliteeError(answer.message)
     known = {int(code): code for code in ExitCode}
     failure.exit_code = known.get(answer.code, ExitCode.INTERNAL)

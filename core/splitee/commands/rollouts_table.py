@@ -15,7 +15,7 @@ from splitee.protocol.rollouts import Rollout, RolloutState
 
 COUNTS = ("in\nservice", "failed", "asleep", "late", "waiting", "later")
 STYLES: dict[RolloutState, str] = {"finished": "green", "stopped": "red", "paused": "yellow"}
-WHOLE_NAME = 24  # characters of a name that is not folded; those of a run's own release have 22
+WHOLE_NAME = 24  # characters of a name that is not folded; the name of a run's own release has 22
 
 
 def rollouts_table(snapshot: FleetSnapshot) -> Table | None:

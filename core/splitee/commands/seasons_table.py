@@ -43,5 +43,5 @@ def _cells(season: Season) -> tuple[str, ...]:
 
 
 def _day(seconds: float) -> str:
-    """In UTC; "" where it is not known."""
+    """The day in UTC; "" if it is unknown."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}" if seconds else ""

@@ -50,7 +50,7 @@ COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/dow
 )
 @link_options
 def status(link: LinkOptions, once: bool, as_json: bool) -> None:
-    """Show the fleet live: its devices, what the server does, and who it waits for."""
+    """Show the fleet live: its devices, what the server does, and which devices it waits for."""
     console = Console()
     view = FleetView(link.fleet)
     identity = f"splitee-status-{os.getpid()}-{secrets.token_hex(4)}"
@@ -137,13 +137,13 @@ def _table(snapshot: FleetSnapshot, now: float) -> Table:
 
 
 def _profiles(devices: Sequence[DeviceView], now: float) -> Iterator[Text]:
-    """What devices can do, which of them are behind slow links, and what they predict with."""
+    """The devices' capabilities, their slow links, and the models with which they predict."""
     of_device = (capability_in_words, _slow_link, lambda device: _served(device, now))
     return (words for find in of_device for device in devices if (words := find(device)) is not None)
 
 
 def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:
-    """How good the fleet is, what each device is weakest in, and when it predicts by itself."""
+    """The fleet's accuracy, and each device's weakest class and threshold."""
     run, metrics = snapshot.run, snapshot.metrics
     if run is None or metrics is None or not metrics.fleet.images:
         return
@@ -160,7 +160,7 @@ def _facts(of: str, *words: str) -> Text:
 
 
 def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
-    """The cells of columns that are shown only where a device has them: a terminal has 80 characters."""
+    """The cells of columns that are shown only if a device has values: a terminal has 80 characters."""
     columns = {
         "alone": [percent(device.alone_accuracy, "") for device in devices],
         "predicted": [_predicted(device) for device in devices],
@@ -178,7 +178,7 @@ def _predicted(device: DeviceView) -> str:
 
 
 def _memory(device: DeviceView) -> str:
-    """The share of its limit that its process takes."""
+    """The share of its memory limit that the process uses."""
     if device.memory is None or not device.memory_limit:
         return ""
     return f"{min(100 * device.memory / device.memory_limit, 999):.0f}"
@@ -255,17 +255,17 @@ def _cells(device: DeviceView, state: Text, now: float) -> tuple[Text, ...]:
 
 
 def _moved(device: DeviceView) -> str:
-    """MB of payloads that its process has sent and, where it tells, received."""
+    """MB of payloads that the process has sent and, if it reports this, received."""
     counts = [device.bytes] if device.traffic is None else [device.bytes, device.traffic.down.payload]
     return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
 
 
 def _served(device: DeviceView, now: float) -> Text | None:
-    """What it predicts, with what, how that goes, and what is on its way; None where there is none of it."""
+    """What the device predicts, its model, its rates, and updates in progress; None: nothing of these."""
     serving, model, state = device.serving, device.model, device.predicted_state
     words = [] if state is None else [predicted_state_in_words(state, now)]
     updates = updates_in_words(device.update)
-    if model is not None and "model" not in updates:  # which says the same, and how far it is
+    if model is not None and "model" not in updates:  # an update shows the model too, and its progress
         words.append(_model_in_words(model))
     if serving is not None:
         words.append(f"{serving.per_minute:g} images a minute")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported models: graphs on ONNX Runtime, manifests, adaptive prediction. Free of torch."""
+"""Exported models: graphs on ONNX Runtime, manifests, adaptive prediction. Without torch."""

@@ -17,8 +17,8 @@ Weight = Annotated[float, Meta(ge=0, le=LARGEST_WEIGHT)]
 class Combination(msgspec.Struct, frozen=True):
     """A weighted sum of both logits, so that probabilities are a product of powers of both.
 
-    A logarithmic opinion pool (Heskes, Selecting weighting factors in logarithmic opinion pools, 1997); each
-    weight is a temperature's inverse, too.
+    This is a logarithmic opinion pool (Heskes, Selecting weighting factors in logarithmic opinion pools,
+    1997). Each weight is also the inverse of a temperature.
 
     Attributes:
         exit: weight of the exit's logits.

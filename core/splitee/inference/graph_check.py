@@ -12,9 +12,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from splitee.errors import ModelError
 
-# What torch's exporter makes of torchvision's classifiers, the quantizer's two, and the activations and
-# normalisations of other networks. All of them are arithmetic on their inputs. What reads a file, keeps a
-# state, draws random numbers, branches or loops is none of them, and no network needs it to predict.
+# What torch's exporter produces for torchvision's classifiers, the quantizer's two operators, and activations
+# and normalisations of other networks. All of them are arithmetic on their inputs. None reads a file, keeps a
+# state, draws random numbers, branches or loops: no network needs that to predict.
 OPERATORS = frozenset(
     """
     Abs Add And ArgMax AveragePool BatchNormalization Cast Ceil Celu Clip Concat Constant ConstantOfShape Conv
@@ -57,7 +57,7 @@ _ATTRIBUTES = {
 
 
 def parse_checked(data: bytes, name: str) -> ModelProto:
-    """The graph of `data`, which only has standard operators from OPERATORS on tensors that it holds itself.
+    """Parses a graph that has only standard operators from OPERATORS, on tensors that it contains itself.
 
     It needs as much memory again as `data`.
 

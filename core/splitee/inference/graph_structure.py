@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The digest of those parts of a graph that do not change when its network is trained further.
 
-These are all but the values of weights: operators with their attributes, their connections, shapes and
-types of tensors, and the values of tensors of integers (shapes, axes, indices). A value's digest is made of
-its operator and of the digests of the operator's inputs, so neither names nor the order of the operators
-count, nor whether equal tensors are stored once: an exporter merges weights that happen to be the same.
+These are all but the values of weights: operators with their attributes, their connections, shapes and types
+of tensors, and the values of integer tensors (shapes, axes, indices). The digest of a value depends on its
+operator and on the digests of the operator's inputs. It does not depend on names, on the order of operators,
+or on whether equal tensors are stored once: an exporter merges weights that happen to be equal.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from splitee.inference.structure import Structure
 QUANTIZERS = frozenset(("QuantizeLinear", "DequantizeLinear"))
 REMOVABLE = frozenset(
     ("Relu", "Clip")
-)  # a quantizer drops them where the range of what follows does the same
-BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))  # an exporter drops their third input where it is zero
+)  # a quantizer drops them if the range of the next operator has the same effect
+BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))  # an exporter drops their third input if it is zero
 _FLOATS = frozenset((TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE))
 
 
@@ -38,7 +38,7 @@ def structure_of(model: ModelProto) -> Structure:
 
 
 def _digest_of_graph(model: ModelProto, without: frozenset[str]) -> str:
-    """`without`: operators that count as if each handed on its first input."""
+    """`without`: operators that are treated as if they passed on their first input."""
     graph = model.graph
     weights = _weights(graph)
     digests = {name: _digest(["weight", shape]) for name, shape in weights.items()}
@@ -63,7 +63,7 @@ def _digest_of_graph(model: ModelProto, without: frozenset[str]) -> str:
 
 
 def _weights(graph: GraphProto) -> dict[str, list[int]]:
-    """The shapes of the tensors whose values training changes: floats, and what quantizers made of them."""
+    """The shapes of the tensors whose values training changes: floats, and what quantizers made of floats."""
     users = defaultdict(set)
     for node in graph.node:
         for name in node.input:
@@ -81,7 +81,7 @@ def _constant(tensor: TensorProto) -> list[Any]:
 
 
 def _attributes(node: NodeProto) -> list[Any]:
-    """Those of an operator, in the order of their names."""
+    """The attributes of an operator, in the order of their names."""
     found = []
     for attribute in sorted(node.attribute, key=lambda attribute: attribute.name):
         value = get_attribute_value(attribute)
@@ -95,7 +95,7 @@ def _attributes(node: NodeProto) -> list[Any]:
 
 
 def _value(value: ValueInfoProto) -> list[Any]:
-    """Name, type and shape of an input or output; None: a dimension that is free."""
+    """Name, type and shape of an input or output; None: a free dimension."""
     kind = value.type.tensor_type
     dims = [dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim]
     return [value.name, kind.elem_type, dims]

@@ -19,8 +19,8 @@ FEATURES, LOGITS = "features", "logits"
 def open_session(graph: bytes, name: str, threads: int | None = None) -> Any:
     """An ONNX Runtime session on the CPU.
 
-    `threads`: default all cores but one. Threads that spin while they wait slow a small machine down, and the
-    memory arena saves nothing here.
+    `threads`: by default all cores but one. Threads that spin while they wait slow a small machine down, and
+    the memory arena saves nothing here.
 
     Raises ModelError when the runtime refuses the graph.
     """
@@ -34,7 +34,7 @@ def open_session(graph: bytes, name: str, threads: int | None = None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime has an exception of its own for each way a graph can be wrong
+    except Exception as error:  # the runtime has a separate exception for each way a graph can be wrong
         reason = str(error).splitlines()[0]
         raise ModelError(f"{name}: ONNX Runtime does not load it ({reason[:300]})") from None
 

@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
 CLIENT_INT8 = "client-int8.onnx"
 
-# Of a graph, beside which lie files that a delivered model must not bring, such as what its trial has shown.
+# Of a graph: a delivered model must not bring other files of its directory, such as the result of a trial.
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,94}\.onnx\Z")]
 Shape = Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=5)]
 Labels = Annotated[
@@ -83,10 +83,10 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     codec: Text  # of features that are sent to the server
     measure: Measure  # of the exit's uncertainty
     threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
-    threshold_images: Count = 0  # held-out images that it was chosen on; 0: the run's settings say it
+    threshold_images: Count = 0  # held-out images from which it was chosen; 0: it is the run's setting
     expected_offload: Fraction | None = None  # share of held-out images above it
     expected_accuracy: Fraction | None = None  # of adaptive inference on held-out images
-    combination: Combination = TRUNK_ALONE  # of what exit and trunk say of an image above it
+    combination: Combination = TRUNK_ALONE  # of the predictions of exit and trunk for an image above it
     calibration: Annotated[tuple[Point, ...], Meta(max_length=1000)]
     opset: Positive
     file: FileName  # the graph in service
@@ -154,7 +154,7 @@ def read_manifest(directory: Path, kind: type[M]) -> M:
 
 
 def write_manifest(directory: Path, manifest: ClientManifest | TrunkManifest) -> None:
-    """The last step of an export: without it the directory is no model."""
+    """Writes the manifest, as the last step of an export: without it the directory is not a model."""
     write_atomically(directory / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 

@@ -25,7 +25,7 @@ from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.parts import message_numbers, split
 from splitee.protocol.topics import Topics
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not respond in time
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without requests after a server that did not reply in time
 MARGIN = 0.02  # seconds set aside for waking up: the exit's prediction is due at the time-out, not after it
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Offload:
 
         `role`: the end of the client id; of two connections with the same id the broker keeps the later one.
 
-        `meter`: counts what is asked and answered.
+        `meter`: counts requests and responses.
         """
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
@@ -120,7 +120,7 @@ class Offload:
         return self._link.connected and not offline and time.monotonic() >= self._silent_until
 
     def _ask(self, features: Array, correlation: bytes, deadline: float) -> bool:
-        """False: the broker does not take the request in time, and it was not sent as a whole."""
+        """Returns False if the broker does not accept the request in time; it was not sent as a whole."""
         manifest = self._manifest
         payload = InferRequest(
             run=manifest.run, cut=manifest.cut, features=encode_tensor(manifest.codec, features)
@@ -143,7 +143,7 @@ class Offload:
         return True
 
     def _answer_in(self, event: Event, correlation: bytes | None) -> Received | None:
-        """The answer to the request of `correlation`, once it is whole. A status of the server is noted."""
+        """The answer to the request of `correlation`, if `event` completes it. Records server statuses."""
         received = self._gate.read(event) if isinstance(event, Message) else None
         if received is None:
             return None
@@ -154,7 +154,7 @@ class Offload:
         return received if is_awaited else None
 
     def _heard(self, status: ServerStatus) -> None:
-        """A server that has started anew may respond to what another one did not."""
+        """Records a status. A restarted server may reply although the one before did not."""
         if self._status is None or status.instance != self._status.instance:
             self._silent_until = 0.0
         self._status = status

@@ -15,7 +15,7 @@ from splitee.inference.uncertainty import Array, softmax
 from splitee.samples.fitting import Pixels
 
 Source = Literal["exit", "trunk", "local-fallback"]
-WINDOW = 100  # images in a row, for the share of them that the trunk is asked about
+WINDOW = 100  # images in a row, of which only a share may be offloaded
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Predictor:
         self.threshold = max(threshold, floors.lowest_threshold)
         self._trunk = trunk
         self._most = round(floors.most_offload * WINDOW)
-        self._asked: deque[bool] = deque(maxlen=WINDOW - 1)  # of the images before
+        self._asked: deque[bool] = deque(maxlen=WINDOW - 1)  # whether the previous images were offloaded
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ class Predictor:
         return "exit" if self._trunk is None or uncertainty <= self.threshold else "local-fallback"
 
     def _is_offloaded(self, uncertainty: float) -> bool:
-        """Whether the trunk is to predict for the next image; of a WINDOW of them, no more than a share."""
+        """Whether the trunk is to predict the next image: of each WINDOW, at most a share."""
         is_offloaded = (
             self._trunk is not None and uncertainty > self.threshold and sum(self._asked) < self._most
         )

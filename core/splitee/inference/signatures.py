@@ -26,7 +26,7 @@ from splitee.protocol.inference import ModelOffer, ReleaseOffer, SoftwareOffer
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-CONTEXTS: Mapping[tuple[type[ReleaseOffer], ReleaseAction], str] = {  # no other message of ours begins so
+CONTEXTS: Mapping[tuple[type[ReleaseOffer], ReleaseAction], str] = {  # no other message begins so
     (ModelOffer, "install"): "splitee release 1",
     (ModelOffer, "roll back"): "splitee release roll back 1",
     (SoftwareOffer, "install"): "splitee software 1",
@@ -101,7 +101,7 @@ class ReleaseKey:
         """Raises ModelError: the offer is not signed, or not by this key for this device."""
         if not offer.signature:
             raise ModelError(
-                "the release is not signed, and this device takes only signed ones: "
+                "the release is not signed, and this device accepts only signed ones: "
                 "`splitee release --signing-key FILE` signs it"
             )
         from cryptography.exceptions import InvalidSignature
@@ -142,7 +142,7 @@ def _statement(offer: ReleaseOffer, fleet: str, device: str) -> bytes:
 
 
 def _content(offer: ReleaseOffer) -> str:
-    """What the bundle must turn out to be: of a model its run, of software its version."""
+    """What the bundle must contain: a model of this run, or software of this version."""
     return (
         offer.version
         if isinstance(offer, SoftwareOffer)

@@ -13,8 +13,8 @@ class Structure(msgspec.Struct, frozen=True):
 
     Attributes:
         exact: digest of all of it.
-        layers: digest of what a graph and its int8 form share: the layers without quantizers, and without
-            what these make superfluous.
+        layers: digest of what a graph and its int8 form have in common: the layers without quantizers, and
+            without what these make superfluous.
         is_int8: the graph has quantizers.
     """
 

@@ -51,7 +51,7 @@ def _parts(size: int) -> int:
 def exit_head(
     feature_shape: tuple[int, ...], num_classes: int, *, seed: int = 0, channel_axis: int = 0
 ) -> ExitHead:
-    """A new exit whose weights the seed alone decides; the global random state is left as it was."""
+    """A new exit whose weights depend on the seed alone; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return ExitHead(feature_shape, num_classes, channel_axis=channel_axis)

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torchvision.ops import Permute
 
 MOVES = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
-PROBE = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes that tell the axes apart
+PROBE = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes that distinguish the axes
 
 
 def channel_axes(values: Mapping[fx.Node, torch.Tensor], network: nn.Module) -> dict[fx.Node, int]:
@@ -38,7 +38,7 @@ def _is_move(node: fx.Node, network: nn.Module) -> bool:
 
 
 def _after_move(node: fx.Node, network: nn.Module, rank: int, axis: int) -> int:
-    """Where a permutation takes the axis: it is tried on a tensor whose sizes are all different."""
+    """Where a permutation moves the axis, found with a tensor whose sizes are all different."""
     probe = torch.empty(PROBE[:rank], device="meta")
     args = fx.node.map_arg(node.args, lambda _: probe)
     if node.op == "call_module":

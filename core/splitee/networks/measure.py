@@ -19,7 +19,7 @@ from splitee.protocol.fields import LARGEST_SIDE
 from splitee.samples.fitting import by
 
 FORMULAS = FlopCounterMode(display=False).flop_registry
-BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
+BATCH = 5  # a size that a network is unlikely to have elsewhere, so that the batch axis is recognisable
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def measure(
 
 
 def _smallest_square(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
-    """The least height and width, alike, that a network on the meta device runs on, found by halving.
+    """The smallest height and width, equal, on which a network on the meta device runs, found by bisection.
 
     None: the input is no image, or the network runs on none up to LARGEST_SIDE.
     """
@@ -101,7 +101,7 @@ def _on_meta(network: nn.Module) -> nn.Module:
 
 
 class _Run(fx.Interpreter):
-    """Keeps what each node gave, how often it had been written by then, and the operations it took."""
+    """Keeps each node's value, its version at that time, and the operations that it needed."""
 
     def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
         super().__init__(network, garbage_collect_values=False, graph=graph)
@@ -120,9 +120,9 @@ class _Run(fx.Interpreter):
 
 
 class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts by the formulas of torch's FlopCounterMode, which looks into every other operation too.
+    """Counts with the formulas of torch's FlopCounterMode, which also examines every other operation.
 
-    That takes most of the time, and those that have no formula hold none that has.
+    That takes most of the time, and operations without a formula contain none that has one.
     """
 
     def __init__(self) -> None:

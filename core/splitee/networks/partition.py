@@ -57,7 +57,7 @@ def partition(name: str, network: nn.Module, num_classes: int, input_shape: tupl
     """The partition of a network; networks of the same structure share one.
 
     Raises:
-        NetworkError: it does not take such an input, gives no logits of `num_classes`, or cannot be cut.
+        NetworkError: it does not accept such an input, gives no logits of `num_classes`, or cannot be cut.
     """
     key = (name, num_classes, input_shape, _structure(network))
     with _lock:
@@ -77,13 +77,13 @@ _kept: dict[Hashable, Partition] = {}
 
 
 def _structure(network: nn.Module) -> Hashable:
-    """Equal for networks of the same modules with the same settings and shapes, whatever their weights."""
+    """A key that is equal for networks of the same modules, settings and shapes, whatever their weights."""
     modules = tuple(
         (path, type(module), _settings(module))
         for path, module in network.named_modules(remove_duplicate=False)
     )
     state = network.state_dict(keep_vars=True)
-    first = {id(tensor): key for key, tensor in reversed(state.items())}  # tells which of them are shared
+    first = {id(tensor): key for key, tensor in reversed(state.items())}  # shows which of them are shared
     return modules, tuple((key, tensor.shape, first[id(tensor)]) for key, tensor in state.items())
 
 
@@ -93,7 +93,7 @@ def _settings(module: nn.Module) -> Hashable:
 
 
 def _fits_every(found: Partition, network: nn.Module) -> bool:
-    """Whether the graphs refer to nothing that tracing has added to this very network, such as constants."""
+    """Whether the graphs refer to nothing that tracing has added to this network alone, such as constants."""
     own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
     nodes = (node for traced in found.traces.values() for node in traced.nodes)
     return all(str(node.target) in own for node in nodes if node.op == "get_attr")

@@ -46,7 +46,7 @@ class SplitNetwork:
     def client_to(self, cuts: Sequence[int]) -> nn.Module:
         """Stages 1..cuts[-1]: samples (B, *input_shape) to a list of the features at each of `cuts`.
 
-        `cuts`: two or more, which ascend.
+        `cuts`: two or more, ascending.
         """
         self.check_cut(cuts[0])
         self.check_cut(cuts[-1])
@@ -55,7 +55,7 @@ class SplitNetwork:
     def trunk(self, cut: int, inner: Sequence[int] = ()) -> nn.Module:
         """Stages cut+1..L: features (B, *stages[cut - 1].feature_shape) to logits (B, num_classes).
 
-        `inner`: deeper cuts, which ascend; with them it gives a list: the features at each, and the logits.
+        `inner`: deeper cuts, ascending; with them it returns a list: the features at each, and the logits.
         """
         self.check_cut(cut)
         return self._range(cut, self.num_layers, "Trunk", inner)
@@ -65,12 +65,12 @@ class SplitNetwork:
         return self._range(index - 1, index, "Stage")
 
     def freeze(self, count: int) -> None:
-        """Stages 1..count are not trained from now on: of parts that are made later, neither.
+        """Stages 1..count are not trained from now on, also in parts that are made later.
 
-        Their parameters need no gradients; in training they compute as in evaluation, if `set_training` is
-        what begins it.
+        Their parameters need no gradients. In training they compute as in evaluation, if `set_training` sets
+        training mode.
 
-        Raises NetworkError: no cut lies behind so many stages.
+        Raises NetworkError: there is no cut after so many stages.
         """
         if not 0 <= count < self.num_layers:
             raise NetworkError(
@@ -124,7 +124,7 @@ class SplitNetwork:
         return [key for stage in self.stages[first - 1 : last] for key in stage.keys]
 
     def _range(self, first: int, last: int, class_name: str, inner: Sequence[int] = ()) -> nn.Module:
-        """Stages first+1..last; with `inner` cuts they give a list: the values there, and the last."""
+        """Stages first+1..last; with `inner` cuts they return a list: the values there, and the last."""
         # The layers are shared: making one more part must not switch the others' mode.
         modes = [(module, module.training) for module in self.module.modules()]
         frozen = min(max(self.frozen, first), last)  # these compute as in evaluation, in both modes
@@ -198,7 +198,7 @@ def build_network(
     description, but no weights. A factory is code of this machine: never build a name of this form that came
     over the wire.
 
-    Raises NetworkError where the name is unknown, the input does not fit, or the network cannot be cut.
+    Raises NetworkError: the name is unknown, the input does not fit, or the network cannot be cut.
     """
     module = make(name, num_classes=num_classes, input_shape=input_shape, stem=stem, seed=seed, device=device)
     return SplitNetwork(name, module, num_classes=num_classes, input_shape=input_shape)
@@ -207,11 +207,11 @@ def build_network(
 def _copy_nodes(
     pieces: Sequence[tuple[fx.Node, tuple[fx.Node, ...]]], inner: Sequence[fx.Node] = ()
 ) -> fx.Graph:
-    """A graph of its own: what crosses comes in, the last node's value goes out.
+    """A new graph: the value that crosses is its input, the last node's value is its output.
 
     Args:
-        pieces: each the node whose value enters it, and its nodes; what leaves one enters the next.
-        inner: nodes whose values go out too, in a list before the last.
+        pieces: each has the node whose value enters it, and its nodes; one's output enters the next.
+        inner: nodes whose values are outputs too, in a list before the last.
     """
     graph = fx.Graph()
     value = graph.placeholder("x")
@@ -226,7 +226,7 @@ def _copy_nodes(
 
 
 def _hide_constants(part: nn.Module, keys: list[str]) -> None:
-    """Keeps tensors that the network's own state_dict leaves out, out of its parts' too."""
+    """Excludes tensors that the network's own state_dict omits, from the state_dicts of its parts too."""
     for name, tensor in list(part.named_buffers()):
         if name not in keys:
             owner, _, field = name.rpartition(".")

@@ -20,20 +20,20 @@ from splitee.networks.zoo import first_line
 
 NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 NORM_FUNCTIONS = (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm)
-# What torchvision's create_feature_extractor takes as one operation.
+# What torchvision's create_feature_extractor treats as one operation.
 LEAVES = [c for c in vars(torchvision.ops).values() if isinstance(c, type) and issubclass(c, nn.Module)]
 NUMBERED = re.compile(r"(.+)_([0-9]+)")
 
 
 class _Tracer(NodePathTracer):  # type: ignore[misc]
-    proxy_buffer_attributes = True  # or what is computed from a buffer alone would become a constant
+    proxy_buffer_attributes = True  # otherwise values computed from buffers alone would become constants
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._latest: dict[str, int] = {}  # number of the latest path NAME (0) or NAME_NUMBER, by NAME
 
     def _get_node_qualname(self, module_qualname: str, node: fx.Node) -> str:
-        """The path that torchvision gives a node, which compares it with those of all other nodes."""
+        """The path that torchvision gives a node, without comparing it with the paths of all others."""
         path = module_qualname
         if node.op != "call_module":
             path = f"{path}.{node}" if path else str(node)
@@ -86,7 +86,7 @@ class Trace:
 def trace(network: nn.Module, name: str) -> dict[bool, Trace]:
     """The traces by `training`; the network's mode does not change.
 
-    Raises NetworkError where the network cannot be traced, or has more than one input or output.
+    Raises NetworkError: the network cannot be traced, or has more than one input or output.
     """
     mode = network.training
     try:

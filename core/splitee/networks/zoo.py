@@ -38,7 +38,7 @@ def make(
 ) -> nn.Module:
     """A freshly initialised network; the global random state is left as it was.
 
-    Raises NetworkError where the name, the stem or the input's shape does not fit.
+    Raises NetworkError: the name, the stem or the input's shape does not fit.
     """
     if stem not in STEMS:
         raise NetworkError(f"unknown stem {stem!r}: choose one of {', '.join(STEMS)}")
@@ -57,8 +57,8 @@ def check_factory(name: str, allowed: str | None, *, whose: str, command: str) -
 
     Args:
         allowed: the factory that the user has named.
-        whose: network `name` is, for the error.
-        command: that takes the user's word for it.
+        whose: whose network `name` is, for the error.
+        command: the one in which the user can confirm it.
 
     Raises:
         NetworkError: `name` is another factory.
@@ -124,9 +124,9 @@ def _mistake(name: str, error: BaseException) -> str:
 
 
 def _place(name: str, error: BaseException) -> str | None:
-    """The file and line of the user's own code that an error comes from, None where it has none in it.
+    """The file and line of the user's own code that caused an error; None: it was not that code.
 
-    That is the innermost line outside Python's and installed packages, the factory's own package aside.
+    That is the innermost line outside Python's and installed packages; the factory's own package counts, too.
     """
     package, colon, _ = name.partition(":")
     if not colon:
@@ -158,16 +158,16 @@ def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Mod
         hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
         raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
     if len(input_shape) != 3 or input_shape[0] != 3:
-        raise NetworkError(f"{name} takes images of 3 channels (3xHxW), not {by(input_shape)}")
+        raise NetworkError(f"{name} needs images with 3 channels (3xHxW), not {by(input_shape)}")
     options = _options(name, input_shape[1], input_shape[2])
     return lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes, **options)
 
 
 def _options(name: str, height: int, width: int) -> dict[str, Any]:
-    """What some constructors must be told: their input's size, and to have one output only."""
+    """Options that some constructors need: the size of their input, and to have only one output."""
     if name.startswith("vit_"):
         if height != width:
-            raise NetworkError(f"{name} takes square images, not {height}x{width}")
+            raise NetworkError(f"{name} needs square images, not {height}x{width}")
         _check_sides(name, height, width, int(name.rpartition("_")[2]))  # its patches
         return {"image_size": height}
     if name.startswith("maxvit"):
@@ -181,7 +181,7 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
 def _check_sides(name: str, height: int, width: int, multiple: int) -> None:
     if height % multiple or width % multiple:
         raise NetworkError(
-            f"{name} takes images whose sides are multiples of {multiple} pixels, not {height}x{width}"
+            f"{name} needs images whose sides are multiples of {multiple} pixels, not {height}x{width}"
         )
 
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device that has no identity yet gets one from its fleet's hub, by a code that people carry."""
+"""How a device without an identity gets one from its fleet's hub, with a code that people carry."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages over a TLS connection: bounded in length, with a deadline that covers all bytes of them."""
+"""Messages over a TLS connection: bounded in length, with a deadline for all their bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Channel:
-    """One connection, which may take `limit` seconds from now on, however many messages it carries."""
+    """One connection. All its messages together may take `limit` seconds from now on."""
 
     def __init__(self, connection: ssl.SSLSocket, limit: float) -> None:
         self._connection = connection
@@ -33,7 +33,7 @@ class Channel:
         self._until = time.monotonic() + limit
 
     def send(self, message: Message) -> None:
-        """Raises OSError: the other side is gone, or does not take it in time."""
+        """Raises OSError: the other side is gone, or does not accept it in time."""
         data = _encoder.encode(message)
         self._connection.settimeout(self._left())
         self._connection.sendall(len(data).to_bytes(LENGTH, "big") + data)
@@ -42,8 +42,8 @@ class Channel:
         """The other side's next message, which is of this kind.
 
         Raises:
-            OSError: it is gone, or not heard of in time.
-            MalformedMessage: what came is no message, or one of another kind.
+            OSError: the other side is gone, or silent for too long.
+            MalformedMessage: what came is not a message, or one of another kind.
         """
         message = self._next()
         if not isinstance(message, kind):
@@ -51,7 +51,7 @@ class Channel:
         return message
 
     def receive_or_refusal(self, kind: type[T]) -> T | Refused:
-        """As `receive`, or the other side's refusal."""
+        """Like `receive`, but the other side may also refuse."""
         message = self._next()
         if not isinstance(message, (kind, Refused)):
             raise MalformedMessage(f"expected {kind.__name__}, got {type(message).__name__}")

@@ -8,7 +8,7 @@ import secrets
 from splitee.errors import ConfigError
 
 ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's base 32: no I, L, O, U
-LENGTH = 16  # characters that are random
+LENGTH = 16  # random characters
 _TYPED_FOR = str.maketrans("ILO", "110", "- ")
 
 
@@ -20,10 +20,10 @@ def new_code() -> str:
 
 
 def read_code(text: str) -> str:
-    """The code's 17 characters, however it was typed: small letters, without marks, O for 0.
+    """The code's 17 characters, however it was typed: in small letters, without hyphens, O for 0.
 
     Raises:
-        ConfigError: it is none, or has a typing error.
+        ConfigError: it is not a code, or has a typing error.
     """
     code = text.upper().translate(_TYPED_FOR)
     if len(code) != LENGTH + 1 or not set(code) <= set(ALPHABET):

@@ -18,8 +18,8 @@ Pem = Annotated[bytes, msgspec.Meta(max_length=8192)]
 Reason = Literal["code", "over", "name", "request", "busy", "failed"]
 """Why the hub sends a device away.
 
-The code is wrong; the invitation has ended meanwhile; the name is taken or none; the request is no
-certificate's; another device is being served; the hub could not write or sign.
+In this order: the code is wrong; the invitation has ended meanwhile; the name is taken or not valid; the
+request is not for a certificate; another device is being served; the hub could not write or sign.
 """
 
 
@@ -28,24 +28,24 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class Greeting(_Message, frozen=True):
-    """Hub: the version that it speaks, and a nonce that makes this connection unlike all others."""
+    """Hub: its version, and a nonce that distinguishes this connection from all others."""
 
     version: int
     nonce: Nonce
 
 
 class Proof(_Message, frozen=True):
-    """Device: proves that it knows the code and sees the hub's own certificate. A wrong proof is a try."""
+    """Device: proves that it knows the code and sees the hub's own certificate. A wrong proof is one try."""
 
     nonce: Nonce
     proof: Digest
 
 
 class Welcome(_Message, frozen=True):
-    """Hub: proves that it knows the code, too. Before the device has checked this, it sends nothing else.
+    """Hub: proves that it knows the code, too. The device sends nothing else before it has checked this.
 
     Attributes:
-        name: what the device is called; empty: what it proposes itself.
+        name: the device's name; empty: the device proposes one.
     """
 
     proof: Digest
@@ -54,19 +54,19 @@ class Welcome(_Message, frozen=True):
 
 
 class Request(_Message, frozen=True):
-    """Device: the name that it goes by, and a certificate signing request (PEM) for the key it has made."""
+    """Device: its name, and a certificate signing request (PEM) for the key that it has made."""
 
     name: Name
     request: Pem
 
 
 class Granted(_Message, frozen=True):
-    """Hub: all that a bundle holds, but for the key. PEM.
+    """Hub: the content of a bundle, without the key. PEM.
 
     Attributes:
         broker: its address.
-        release_key: which releases are signed by; empty in a fleet that has none.
-        software_key: which software is signed by; likewise.
+        release_key: the public key for releases; empty: the fleet has none.
+        software_key: the public key for software; empty: the fleet has none.
     """
 
     certificate: Pem
@@ -77,15 +77,15 @@ class Granted(_Message, frozen=True):
 
 
 class Stored(_Message, frozen=True):
-    """Device: it has written all of it, durably."""
+    """Device: it has written everything durably."""
 
 
 class Confirmed(_Message, frozen=True):
-    """Hub: the invitation is used; a certificate that the device had before is revoked."""
+    """Hub: the invitation is used; a former certificate of the device is revoked."""
 
 
 class Refused(_Message, frozen=True):
-    """Hub: instead of any of its messages, its last one."""
+    """Hub: its last message, instead of any other."""
 
     reason: Reason
 

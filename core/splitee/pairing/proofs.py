@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How both sides show that they know the code, and that nobody stands between them."""
+"""The proofs by which both sides show that they know the code, and that nobody is in between."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def new_nonce() -> bytes:
 
 
 def proof(code: str, side: Side, certificate: bytes, hub_nonce: bytes, device_nonce: bytes) -> bytes:
-    """HMAC-SHA256 by the code over the TLS channel and what is new in it, 32 bytes.
+    """HMAC-SHA256, keyed with the code, over the TLS channel and both nonces, 32 bytes.
 
     The channel is identified by the SHA-256 of the hub's certificate (`tls-server-end-point`, RFC 5929).
-    Somebody who stands in between has to show another certificate, so each side computes another proof, and
-    refuses that of the other.
+    Somebody in between must show another certificate. So the two sides compute different proofs, and each
+    refuses the other's.
 
     Args:
         code: as `read_code` gives it.
-        side: whose proof it is; the proof of one side is not valid for the other.
+        side: whose proof it is; a proof of one side is not valid for the other.
         certificate: of the hub, DER, as this side sees it.
     """
     channel = hashlib.sha256(certificate).digest()

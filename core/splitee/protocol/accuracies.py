@@ -10,9 +10,9 @@ from msgspec import Meta
 
 from splitee.protocol.fields import Count, Fraction
 
-MOST_CLASSES = 256  # whose recall travels
-MOST_CONFUSED = 100  # classes of a fleet's confusion matrix that travels
-MOST_CONFUSED_BY_DEVICE = 20  # and of a device's: a fleet may have thousands of them
+MOST_CLASSES = 256  # whose recalls are sent
+MOST_CONFUSED = 100  # classes of a fleet's confusion matrix that is sent
+MOST_CONFUSED_BY_DEVICE = 20  # and of a device's: a fleet may have thousands of devices
 
 
 class Accuracies(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -55,7 +55,7 @@ class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         threshold: uncertainty up to which the exit predicts.
         images: held-out images on which it was chosen; 0: too few, so it is the run's threshold.
         expected_offload: share of held-out images above the threshold, which are offloaded.
-        expected_accuracy: of adaptive inference on the held-out images.
+        expected_accuracy: accuracy of adaptive inference on the held-out images.
     """
 
     threshold: Fraction

@@ -19,9 +19,9 @@ from splitee.errors import ConfigError, Diverged, MalformedMessage
 from splitee.protocol.encoding import MAX_PACKED
 
 MAX_AXES = 6
-BLOCK = 1 << 15  # values that are worked on at once; 128 KiB as float32
-LARGEST = 65_504.0  # magnitude of a value that travels: the largest that float16 holds
-ROUNDED = 1.0001  # of int8: a channel's greatest value is its least one plus 255 rounded steps
+BLOCK = 1 << 15  # values that are processed at once; 128 KiB as float32
+LARGEST = 65_504.0  # magnitude of a value on the wire: the largest of float16
+ROUNDED = 1.0001  # for int8: a channel's maximum is its minimum plus 255 rounded steps
 
 Array = npt.NDArray[np.float32]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -86,7 +86,7 @@ class Fp32(Codec):
 
 
 class Fp16(Codec):
-    """IEEE half precision, to nearest with ties to even; what exceeds its range is clipped to it."""
+    """IEEE half precision, rounded to nearest with ties to even; values beyond its range are clipped."""
 
     LIMIT = float(np.finfo(np.float16).max)
 
@@ -98,14 +98,14 @@ class Fp16(Codec):
         return _as_half(array).tobytes()
 
     def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
-        # A half's exponent and fraction, shifted by 13, are a float32's but for a factor of 2^112: so even a
-        # NumPy that was not built for the CPU at hand converts many values at once.
+        # Shifted by 13 bits, a half's exponent and fraction are a float32's except for a factor of 2^112. In
+        # this way even a NumPy that was not built for this CPU converts many values at once.
         half = np.frombuffer(data, dtype=np.int16)
         flat = np.empty(half.size, np.float32)
         for start in range(0, half.size, BLOCK):
             block = slice(start, start + BLOCK)
             bits = flat[block].view(np.int32)
-            bits[:] = half[block]  # a sign fills the upper half
+            bits[:] = half[block]  # the sign bit fills the upper half
             bits <<= 13
             bits &= ~0x7000_0000
             flat[block] *= np.float32(2**112)
@@ -136,7 +136,7 @@ class Int8(Codec):
         inverse = np.divide(1, step, out=np.zeros_like(step), where=step >= np.finfo(np.float32).tiny)
         rest = flat.shape[1] // channels
         lows, inverses = np.repeat(low, rest), np.repeat(inverse, rest)
-        shifted = bool(low.any())  # not after a ReLU
+        shifted = bool(low.any())  # False after a ReLU
         levels = np.empty(flat.shape, np.uint8)
         scratch = np.empty(min(flat.size, BLOCK), np.float32)
         for rows, columns in _tiles(flat.shape):
@@ -204,7 +204,7 @@ class Zstd(Codec):
 _PLAIN: dict[str, type[Codec]] = {"fp32": Fp32, "fp16": Fp16, "int8": Int8}
 CODECS = tuple(_PLAIN) + tuple(f"{name}+zstd" for name in _PLAIN)
 DEFAULT = "fp16"
-AUTO = "auto"  # as a run's codec: each device takes the one that suits it
+AUTO = "auto"  # as a run's codec: each device chooses its own
 
 
 @cache
@@ -212,7 +212,7 @@ def codec(name: str) -> Codec:
     """The codec called `name`, one of CODECS.
 
     Raises:
-        MalformedMessage: there is none of that name.
+        MalformedMessage: no codec has that name.
     """
     plain, plus, compression = name.partition("+")
     if name not in CODECS:
@@ -246,7 +246,7 @@ def decode_tensor(
     """The float32 array (B, ...) of an encoded tensor; it may be a read-only view of the message.
 
     Args:
-        expected: the shape without the batch that it must have.
+        expected: the required shape, without the batch.
 
     Raises:
         MalformedMessage: shape, codec and data do not fit each other, or a value is not finite or beyond
@@ -272,7 +272,7 @@ def _channels(shape: tuple[int, ...]) -> int:
 
 
 def _as_half(array: Array) -> npt.NDArray[np.float16]:
-    """`array` as float16, by torch where the process has loaded it: same bits, in a tenth of NumPy's time."""
+    """`array` as float16; torch, if it is loaded, gives the same bits in a tenth of NumPy's time."""
     torch = sys.modules.get("torch")
     if torch is None:
         return array.astype(np.float16)

@@ -17,7 +17,7 @@ from splitee.protocol.labels import decode_entropy, decode_labels, encode_labels
 from splitee.protocol.rounds import Features, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 
-EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
+EVALUATION_BATCH = 64  # held-out samples in a batch
 
 
 def oversized(spec: RunSpec, feature_shape: tuple[int, ...]) -> str:
@@ -63,7 +63,7 @@ class CutBatch:
 
     @classmethod
     def of(cls, message: Features, spec: RunSpec, feature_shape: tuple[int, ...]) -> CutBatch:
-        """The batch of a message, whose features must have `feature_shape` a sample.
+        """The batch of a message, whose features must have `feature_shape` per sample.
 
         Raises:
             MalformedMessage: it does not fit the run or the device's cut.

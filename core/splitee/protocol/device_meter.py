@@ -10,19 +10,19 @@ from splitee.protocol.routes import find
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Direction, Tally, Traffic
 
-TOPICS = 64  # whose routes are remembered
+TOPICS = 64  # whose routes are cached
 
 
 class DeviceMeter:
     """A `Meter` for all links of a device's process.
 
     Attributes:
-        phase: that is under way; it tells batches of training from those of evaluation.
+        phase: the current phase, which decides the purpose of batches.
     """
 
     def __init__(self, topics: Topics) -> None:
         self.phase: Phase = "train"
-        self._find = lru_cache(TOPICS)(partial(find, topics))  # for it is asked of each message
+        self._find = lru_cache(TOPICS)(partial(find, topics))  # it is called for each message
         self._tally = Tally()
 
     def published(self, topic: str, payload: int, headers: int) -> None:

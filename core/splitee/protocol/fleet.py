@@ -52,9 +52,9 @@ class DeviceStatus(JsonMessage, frozen=True):
         predicted: images that this process has classified for its owner.
         offloaded: number of these images that it has offloaded.
         written: bytes that this process has written to its disk; none if its system does not report them.
-        traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
-            measures the link is not counted.
-        upload: throughput of its link in bytes per second, if that is low and the link is busy; else none.
+        traffic: bytes that this process has sent and received, by purpose; none from an earlier release.
+            Measurements of the link are not counted.
+        upload: throughput of its link in bytes per second, if it is low and the link is busy; else none.
         memory: resident memory of this process in bytes; none if its system does not report it.
         memory_limit: limit of its memory in bytes, by its control groups or its machine.
     """
@@ -103,13 +103,13 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         network: network that was measured.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         codec: codec of the features.
         machine: model of the machine, or its CPU.
         cores: cores that training may use.
         threads: threads that torch uses.
         memory: bytes of memory that training may take.
-        upload: bytes a second to the broker.
+        upload: throughput to the broker in bytes per second.
         round_trip: seconds to the broker and back.
         reason: why this cut was chosen.
         cuts: cost of each cut.
@@ -144,12 +144,12 @@ class Profile(JsonMessage, frozen=True):
         next_cut: cut that it requests after the current round; 0: none.
         capability: measurements of a device that was profiled.
         codec: codec of its features, if the run lets devices choose.
-        alone_accuracy: accuracy on its held-out images of the exit that it has trained by itself for as many
-            rounds, before it joined.
+        alone_accuracy: accuracy, on its held-out images, of an exit that it trained alone for as many rounds
+            before it joined.
         pixel_mean: means of its training images' channels, for pixels in 0..1, if the run requests them.
-        pixel_std: their deviations.
-        empty_classes: names of class folders without images: the device can take these classes, too, if the
-            fleet has them, once it is started again.
+        pixel_std: standard deviations of the same pixels.
+        empty_classes: names of class folders without images; if the fleet has these classes, the device can
+            have them too after a restart.
     """
 
     protocol: Count
@@ -213,13 +213,13 @@ class ServerStatus(JsonMessage, frozen=True):
 
 
 class ServerClaim(JsonMessage, frozen=True):
-    """A server that starts asks whether another one serves the fleet.
+    """A starting server's question whether another server serves the fleet.
 
-    A serving server publishes its status at once. Of two that start together the later one ends: the earlier
-    repeats its claim when it receives a later one.
+    A server that does publishes its status at once. If two start together, the later one ends: the earlier
+    one repeats its claim when it receives the later one's.
 
     Attributes:
-        instance: instance of the server that asks.
+        instance: instance of the starting server.
     """
 
     instance: Count
@@ -292,7 +292,7 @@ class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
         images: held-out images that were evaluated.
         weakest_class: class whose recall has the lowest upper end of its 95 % interval.
-        class_recalls: recall of each class that has held-out images, of at most the first 256.
+        class_recalls: recalls of the classes that have held-out images, at most the first 256.
     """
 
     images: Count = 0
@@ -301,12 +301,12 @@ class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RoundSeconds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The server's time of a round in seconds, without other work.
+    """Seconds of a round that the server spent on each task; other work is left out.
 
     Attributes:
-        training: in training steps of the trunk.
-        waiting: in training phases without a batch to train on.
-        statistics: taking BatchNorm's statistics.
+        training: training steps of the trunk.
+        waiting: waiting for a batch in training phases.
+        statistics: computing BatchNorm's statistics.
         evaluation: evaluating the round.
         aggregation: averaging the networks of devices and trunks.
         commit: saving the round durably and announcing it.
@@ -330,10 +330,11 @@ class Metrics(JsonMessage, frozen=True):
         seconds: seconds since the run began.
         batches_trained: batches that the trunk was trained on so far.
         duplicates_dropped: batches that arrived again after they had been taken.
-        devices: figures of each device; on the wire each has a message of its own, so that this one is small
-            in a fleet of any size.
+        devices: figures of each device; on the wire they have messages of their own, so that this one is
+            small in any fleet.
         fleet: figures of the fleet as a whole.
-        time: seconds since the epoch at which it was evaluated, by the server's clock; 0: an earlier release.
+        time: time of the evaluation in seconds since the epoch, by the server's clock; 0: from an earlier
+            release.
         spent: how the time of the round was spent; none from an earlier release.
     """
 

@@ -49,7 +49,7 @@ from splitee.protocol.traffic import Traffic, total
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
-OF_ALL_DEVICES = frozenset((routes.RUN, routes.ROUND, routes.METRICS))  # what they change in its view
+OF_ALL_DEVICES = frozenset((routes.RUN, routes.ROUND, routes.METRICS))  # they change the views of all devices
 
 M = TypeVar("M", bound=JsonMessage)
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
@@ -77,33 +77,33 @@ class DeviceView:
     trunk_accuracy: float | None
     seen: float | None  # seconds since the epoch
     train_samples: int | None = None
-    next_cut: int | None = None  # that it has asked for, and gets when a round is committed
+    next_cut: int | None = None  # requested by the device, from the next commit on
     capability: Capability | None = None  # as its profiler measured it
     adaptive_accuracy: float | None = None
     held_out_samples: int = 0
     weakest_class: ClassRecall | None = None
     released: ReleasedThreshold | None = None
     predicted: int = 0  # images that it has classified
-    offloaded: int = 0  # of these, those that it has asked the server about
-    alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
-    traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
-    upload: float | None = None  # bytes a second of a link that is slow, and busy
-    in_phase: bool = False  # it takes part in what is under way
+    offloaded: int = 0  # of these, the images that it has offloaded
+    alone_accuracy: float | None = None  # of an exit that it trained alone before it joined
+    traffic: Traffic | None = None  # of its current process, by purpose; None: not reported
+    upload: float | None = None  # bytes per second, of a slow and busy link
+    in_phase: bool = False  # it takes part in the current phase
     version: str | None = None  # release of its software
     temperature: float | None = None  # degrees Celsius
-    memory: int | None = None  # bytes that its process takes
-    memory_limit: int | None = None  # bytes that it may take
+    memory: int | None = None  # bytes that its process uses
+    memory_limit: int | None = None  # bytes that it may use
     waiting_since: float | None = None  # seconds since the epoch; the server waits for it
     model: ModelInService | None = None
     serving: Serving | None = None  # while it predicts
     confusion: ConfusionMatrix | None = None  # in the last evaluated round
     history: tuple[DevicePoint, ...] = ()  # of a small fleet's devices
     predicted_state: PredictedState | None = None  # while it predicts; its times are by this machine's clock
-    update: DeviceUpdate | None = None  # what is in service, and on its way, as the server sees it
+    update: DeviceUpdate | None = None  # what is in service and on its way, as the server knows it
 
     @property
     def done(self) -> float:
-        """Rounds behind it, with the part of the present one; 1.5 is half of the second round."""
+        """Completed rounds, plus the completed part of the current one; 1.5 is half of the second round."""
         if self.doing != "training" or not self.steps:
             return float(self.round)
         return max(self.round - 1, 0) + min(self.step / self.steps, 1.0)
@@ -113,8 +113,9 @@ class DeviceView:
 class FleetSnapshot:
     """The fleet at one moment, without dismissed devices.
 
-    `run`, `phase` and `metrics` are of the present run, or None; so is all that follows `malformed`, but for
-    `traffic` and `releases`, which devices tell, and `rollouts`. Times are seconds since the epoch.
+    `run`, `phase` and `metrics` belong to the current run, or are None. The same holds for all fields after
+    `malformed`, except `traffic` and `releases`, which devices report, and `rollouts`. Times are seconds
+    since the epoch.
     """
 
     fleet: str
@@ -124,8 +125,8 @@ class FleetSnapshot:
     committed: int
     metrics: Metrics | None
     devices: tuple[DeviceView, ...]
-    malformed: int  # messages that were no message of their topic
-    opened: float | None = None  # when the phase was, by the server's clock
+    malformed: int  # messages that were rejected
+    opened: float | None = None  # when the phase was opened, by the server's clock
     waiting: tuple[WaitedFor, ...] = ()  # the longest first
     estimate: float | None = None  # when the run probably ends
     network_stages: tuple[NetworkStage, ...] = ()  # in their order: stage 1 is the first
@@ -133,9 +134,9 @@ class FleetSnapshot:
     baselines: Baselines | None = None
     seconds: RoundSeconds | None = None  # of the last evaluated round
     confusion: ConfusionMatrix | None = None  # of the fleet, in the last evaluated round
-    traffic: Traffic | None = None  # of all devices' present processes; None: none says
+    traffic: Traffic | None = None  # of all devices' current processes; None: none reports it
     releases: tuple[ReleaseView, ...] = ()
-    seasons: tuple[Season, ...] = ()  # earlier runs that the present one's weights come from, in their order
+    seasons: tuple[Season, ...] = ()  # earlier runs that the current run's weights come from, in their order
     server_seen: float | None = None  # when the server's status was published
     rollouts: tuple[Rollout, ...] = ()  # the newest first
 
@@ -155,14 +156,14 @@ class FleetView:
     def __init__(self, fleet: str) -> None:
         self._topics = Topics(fleet)
         self._gate = Gate(self._topics, WATCHED, takes_cleared=True, log_first=0)
-        self._of_fleet: dict[Route, JsonMessage | None] = {}  # the last word on a topic that is no device's
+        self._of_fleet: dict[Route, JsonMessage | None] = {}  # the last message on other topics than devices'
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
         self._updates: dict[str, DeviceUpdate] = {}
         self._devices: dict[str, Heard] = {}
         self._server_seen = 0.0
-        self._views: dict[str, DeviceView] = {}  # as they were shown last, where nothing has changed them
+        self._views: dict[str, DeviceView] = {}  # those that are still up to date
         self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
@@ -296,7 +297,7 @@ class FleetView:
         return message if isinstance(message, kind) else None
 
     def _present(self, route: Route, kind: type[M]) -> M | None:
-        """The latest message on a topic, if it belongs to the present run."""
+        """The latest message on a topic, if it belongs to the current run."""
         message, run = self._last(route, kind), self._last(routes.RUN, RunSpec)
         return message if message is not None and run is not None and _run_of(message) == run.run else None
 
@@ -314,7 +315,7 @@ class FleetView:
         return found.confusion if found is not None and is_of_round else None
 
     def _present_metrics(self) -> Metrics | None:
-        """The fleet's figures with those of its devices, as far as they have come."""
+        """The fleet's figures with those of its devices that have arrived."""
         metrics = self._present(routes.METRICS, Metrics)
         if metrics is None:
             return None
@@ -327,7 +328,7 @@ class FleetView:
         return msgspec.structs.replace(metrics, devices=figures)
 
     def _is_in_phase(self, device: str) -> bool:
-        """Whether a device takes part in what is under way."""
+        """Whether a device takes part in the current phase."""
         told, current = self._parts.get(device), self._last(routes.ROUND, RoundOpen)
         if told is None or told.part is None or current is None:
             return False
@@ -410,7 +411,7 @@ def _keep(known: dict[str, M], device: str, message: M | None, most: int = MAX_D
     elif device in known or len(known) < most:
         known[device] = message
     else:
-        raise MalformedMessage(f"words on more than {most} devices in one fleet")
+        raise MalformedMessage(f"messages about more than {most} devices in one fleet")
 
 
 def _traffic(devices: Sequence[DeviceView]) -> Traffic | None:

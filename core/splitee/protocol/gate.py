@@ -19,9 +19,9 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.routes import Route, find
 from splitee.protocol.topics import Topics
 
-EVENTS_AT_ONCE = 256  # that are handled between two batches, at most: a flood does not stop the training
+EVENTS_AT_ONCE = 256  # that are handled between two batches at most, so that a flood cannot stop training
 LOGGED = 10  # rejected messages of one sender that are logged; all are counted
-SENDERS = 100_000  # whose rejected messages are counted one by one
+SENDERS = 100_000  # whose rejected messages are counted separately
 OTHERS = "others"
 EVERY = "+"  # device, in a subscription
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Received:
-    """A message that has been decoded and checked. `message`: None: a topic was cleared."""
+    """A message that has been decoded and checked. `message` is None if a topic was cleared."""
 
     route: Route
-    device: str  # that the topic is of; "" where it is no device's
+    device: str  # of the topic; "" if it is no device's topic
     message: Any
     envelope: Message
 
@@ -76,7 +76,7 @@ class Gate:
 
         Args:
             device: whose topics are read; default: every device's.
-            admit: raises MalformedMessage for a device whose messages are not even to be kept.
+            admit: raises MalformedMessage for a device whose messages must not even be kept.
             on_rejected: called for each rejected message.
             on_part: called for each part of a message that is still incomplete.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.

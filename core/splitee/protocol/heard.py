@@ -12,7 +12,7 @@ from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.inference import ModelOffer, ModelReport, PredictedState, Serving
 from splitee.protocol.model_views import ModelInService
 
-MOST_CUTS = 200  # of a profile whose costs are kept: what a device says of itself is kept for each of many
+MOST_CUTS = 200  # of a profile whose costs are kept: there may be thousands of profiles in memory
 
 
 @dataclass(frozen=True)

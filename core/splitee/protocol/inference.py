@@ -28,11 +28,11 @@ from splitee.protocol.fields import (
     Version,
 )
 
-MOST_LAST = 5  # predictions that a device tells of in its `Serving`
+MOST_LAST = 5  # predictions that a device reports in its `Serving`
 
 
 class InferRequest(PackedMessage, frozen=True):
-    """Features of offloaded images, for which the trunk shall predict.
+    """Features of offloaded images, for predictions by the trunk.
 
     Attributes:
         run: run that the model comes from.
@@ -53,7 +53,7 @@ class InferAnswer(PackedMessage, frozen=True):
         round: round that the trunk comes from.
         logits: logits (B, classes) in fp32.
         error: the reason why there are no logits.
-        together: samples that shared the forward pass.
+        together: number of samples in the same forward pass.
     """
 
     run: Annotated[str, Meta(max_length=100)]
@@ -64,13 +64,13 @@ class InferAnswer(PackedMessage, frozen=True):
 
 
 class ReleaseOffer(JsonMessage, frozen=True):
-    """A release that the device shall fetch and put into service, or roll back.
+    """A release that the device is to download and put into service, or to roll back.
 
     Attributes:
         release: SHA-256 of the bundle.
-        action: roll back: a device that has the release in service shall return to the one before.
+        action: roll back: a device that has the release in service returns to the one before.
         signed_at: milliseconds since the epoch, by the signer's clock.
-        signature: Ed25519, in hexadecimal; "": it is not signed.
+        signature: Ed25519, in hexadecimal; "": none.
     """
 
     release: Digest
@@ -82,8 +82,8 @@ class ReleaseOffer(JsonMessage, frozen=True):
 class ModelOffer(ReleaseOffer, frozen=True, kw_only=True):
     """A model for a device.
 
-    What is signed is the JSON array of "splitee release 1" ("splitee release roll back 1"), the fleet, the
-    device, `run`, `release` and `signed_at`, without spaces.
+    The signature is of a JSON array without spaces: "splitee release 1" (to roll back: "splitee release
+    roll back 1"), the fleet, the device, `run`, `release` and `signed_at`.
 
     Attributes:
         size: bytes of the bundle.
@@ -97,8 +97,8 @@ class ModelOffer(ReleaseOffer, frozen=True, kw_only=True):
 class SoftwareOffer(ReleaseOffer, frozen=True, kw_only=True):
     """Software for a device; it must be signed.
 
-    What is signed is the JSON array of "splitee software 1" ("splitee software roll back 1"), the fleet, the
-    device, `version`, `release` and `signed_at`, without spaces.
+    The signature is of a JSON array without spaces: "splitee software 1" (to roll back: "splitee software
+    roll back 1"), the fleet, the device, `version`, `release` and `signed_at`.
 
     Attributes:
         size: bytes of the bundle.
@@ -156,11 +156,11 @@ class ReleaseReport(JsonMessage, frozen=True):
 
     Attributes:
         release: SHA-256 of the bundle.
-        state: of the release on the device.
+        state: state of the release on the device.
         reason: one line for people.
-        time: seconds since the epoch, by the device's clock; 0: an earlier release of the software.
-        have: bytes of it that the device has, while it downloads them.
-        size: bytes of it, while the device downloads them.
+        time: seconds since the epoch, by the device's clock; 0: from an earlier release of the software.
+        have: bytes that the device has, while it downloads the release.
+        size: bytes of the release, while the device downloads it.
     """
 
     release: Digest
@@ -175,7 +175,7 @@ class ModelReport(ReleaseReport, frozen=True):
     """The progress of a model on its device.
 
     Attributes:
-        run: run that the release comes from, as far as it is known.
+        run: run that the release comes from, if it is known.
         serves: model in service now, whatever the state of this release.
     """
 
@@ -187,8 +187,8 @@ class SoftwareReport(ReleaseReport, frozen=True):
     """The progress of a release of software on its device.
 
     Attributes:
-        release: SHA-256 of the bundle; "": what the device runs came by no release.
-        version: version of the release, as far as it is known.
+        release: SHA-256 of the bundle; "": no release has installed the device's software.
+        version: version of the release, if it is known.
         runs: version that the device runs now, whatever the state of this release.
         machine: the device's machine, such as aarch64; "" if unknown.
         python: the device's Python, such as cp311; "" if unknown.
@@ -209,7 +209,7 @@ class PredictionReport(JsonMessage, frozen=True):
         label: name of the class.
         probability: probability of that class.
         entropy: normalised entropy of the exit's prediction.
-        source: what predicted: the exit, the trunk, or the exit because the server could not be asked.
+        source: the exit, the trunk, or the exit because no prediction of the trunk came (local-fallback).
         milliseconds: from the image to the prediction.
         time: seconds since the epoch, by the device's clock.
     """
@@ -224,12 +224,12 @@ class PredictionReport(JsonMessage, frozen=True):
 
 
 class LastPrediction(msgspec.Struct, frozen=True):
-    """One of the last predictions of a device: neither the image nor its name.
+    """One of the last predictions of a device, without the image and its name.
 
     Attributes:
         label: name of the class.
         probability: probability of that class.
-        source: what predicted, as in a `PredictionReport`.
+        source: as in a `PredictionReport`.
         time: seconds since the epoch, by the device's clock.
     """
 
@@ -247,11 +247,11 @@ class Serving(JsonMessage, frozen=True):
         instance: number of the process; a process that started later has a greater one.
         time: seconds since the epoch, by the device's clock.
         per_minute: images a minute over the last minutes.
-        latency: milliseconds from the image to the prediction, their median over the last minutes.
+        latency: median of the milliseconds from an image to its prediction, over the last minutes.
         offloaded_share: share of these images that were offloaded.
         fallback_share: share of these images that were offloaded without a prediction of the trunk in time.
         last: the last predictions, the newest first.
-        dropped: images since the start of the process that were dropped for newer ones.
+        dropped: images that this process has dropped for newer ones.
     """
 
     state: Literal["online", "offline"]
@@ -269,13 +269,13 @@ class PredictedState(JsonMessage, frozen=True):
     """The class on which several images in a row agree; it changes less often than predictions.
 
     Attributes:
-        label: name of the class, which may be one of images that show none of the others; `unsure`: the
-            images do not agree, or the model is uncertain of them.
-        unsure: whether `label` is no class, but says that there is none.
-        confidence: mean probability of the class in those of the latest images that show it; 0 where there is
-            none (`unsure`).
-        since: seconds since the epoch, by the device's clock: when the state began.
-        time: likewise, when it was said last.
+        label: name of the class, which may be a class of images that show none of the others; `unsure`: the
+            images do not agree, or the model is uncertain.
+        unsure: whether `label` stands for no class.
+        confidence: mean probability of the class over those of the latest images that show it; 0 if there is
+            no class (`unsure`).
+        since: start of the state, in seconds since the epoch by the device's clock.
+        time: time of the latest message, likewise.
     """
 
     label: Annotated[str, Meta(max_length=LONGEST_CLASS_NAME)]

@@ -16,8 +16,8 @@ from splitee.protocol.inference import ServedModel
 class ModelInService:
     """The state of the last release on a device, and the model in service there.
 
-    `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
-    `serves`: the model that is in service now, if there is one; of another release where `state` is no
+    `run`, `round` and `since` belong to the release; a round of 0 and a `since` of None are not known.
+    `serves`: the model in service now, if there is one; it belongs to another release if `state` is not
     "in service".
     """
 
@@ -41,6 +41,6 @@ class ReleaseView:
 
 
 def releases_of(models: Iterable[ModelInService | None]) -> tuple[ReleaseView, ...]:
-    """Of all devices' models, sorted by state, run and round."""
+    """The numbers of devices by the state, run and round of their models, sorted."""
     counts = Counter((model.state, model.run, model.round) for model in models if model is not None)
     return tuple(ReleaseView(*key, devices=count) for key, count in sorted(counts.items()))

@@ -14,7 +14,7 @@ from splitee.protocol.fields import Count, EpochSeconds, Fraction, Name, NonNega
 
 MOST_WAITED_FOR = 100  # devices that are named
 MOST_POINTS = 200  # of a curve; a longer run's is thinned
-MOST_CURVES = 32  # devices that have curves of their own
+MOST_CURVES = 32  # devices of a fleet whose devices have curves of their own
 
 
 class WaitedFor(msgspec.Struct, frozen=True):
@@ -38,10 +38,10 @@ class Timing(JsonMessage, frozen=True):
         attempt: attempt of the opening.
         phase: the phase.
         opened: seconds since the epoch at which the phase was opened, by the server's clock.
-        waiting: devices that have been waited for some seconds, the longest first; 100 of them at most.
-        estimate: seconds since the epoch at which the last round is probably evaluated, as long as the rounds
-            before took (their median), and under `--stop-after` if none to come is better; none before the
-            first.
+        waiting: devices that the run has waited for, for some seconds; the longest first, at most 100.
+        estimate: estimated time at which the last round is evaluated, in seconds since the epoch, by the
+            median duration of the latest rounds; with `--stop-after`, if no later round is better; none
+            before a round has ended.
     """
 
     run: Text
@@ -58,7 +58,7 @@ class NetworkStage(msgspec.Struct, frozen=True):
 
     Attributes:
         name: name of the stage.
-        features: shape of what leaves it, without the batch.
+        features: shape of its output, without the batch.
         parameters: number of its parameters.
     """
 
@@ -68,11 +68,11 @@ class NetworkStage(msgspec.Struct, frozen=True):
 
 
 class NetworkStages(JsonMessage, frozen=True):
-    """The network of a run, as it may be cut.
+    """The stages of a run's network, after which it may be cut.
 
     Attributes:
         run: id of the run.
-        stages: all of them, in their order; behind the last one there is no cut.
+        stages: all stages in their order; there is no cut after the last one.
     """
 
     run: Text
@@ -85,7 +85,7 @@ class HistoryPoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Attributes:
         round: the round.
         time: seconds since the epoch at which it was evaluated; 0: not known.
-        seconds: seconds since the run began, without those in which it stood still.
+        seconds: seconds since the run began, without those in which no server ran.
         exit: accuracy of the exits alone.
         trunk: accuracy of the trunk alone.
         adaptive: accuracy where the exit predicts up to the threshold and the trunk above it.
@@ -104,7 +104,7 @@ class Baselines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         majority: of predicting the most frequent class for each image.
-        alone: of exits that devices have trained by themselves for as many rounds, weighted by their images.
+        alone: of exits that devices trained alone for as many rounds, weighted by their held-out images.
     """
 
     majority: Fraction | None = None
@@ -116,7 +116,7 @@ class History(JsonMessage, frozen=True):
 
     Attributes:
         run: id of the run.
-        points: evaluated rounds in their order, the last one included; of a long run every so many.
+        points: evaluated rounds in their order, up to the last one; of a long run a part of them.
         baselines: accuracies to compare the curves with.
     """
 
@@ -142,7 +142,7 @@ class DevicePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class DeviceHistory(JsonMessage, frozen=True):
-    """A device's accuracy over the rounds, for the first 32 devices of a fleet by name.
+    """A device's accuracy over the rounds, in a fleet of up to 32 devices.
 
     Attributes:
         run: id of the run.
@@ -159,7 +159,7 @@ class FleetConfusion(JsonMessage, frozen=True):
     Attributes:
         run: id of the run.
         round: round that was evaluated.
-        confusion: over the held-out images of all devices; none of many classes.
+        confusion: over the held-out images of all devices; none with many classes.
     """
 
     run: Text

@@ -17,18 +17,18 @@ from splitee.mqtt.port import Port
 from splitee.protocol.encoding import MAX_PACKED, unpack
 
 PART_OVERHEAD = 64  # bytes a part's header takes at most
-MAX_PARTS = 1 << 14  # of one message: 16 KiB each are enough for the largest
+MAX_PARTS = 1 << 14  # of one message; with 16 KiB each, they hold the largest message
 MAX_OPEN = 4  # unfinished messages kept per sender
-MAX_FINISHED = 4096  # messages remembered so that a part that comes twice does not open one anew
+MAX_FINISHED = 4096  # messages that are remembered, so that a repeated part does not open one again
 message_numbers = itertools.count(1)  # for `split`: no two messages of a process share one
-_FIRST = secrets.randbits(61)  # so that no two processes of one sender number their messages alike
+_FIRST = secrets.randbits(61)  # so that no two processes of a sender use the same message numbers
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """One numbered piece; an array on the wire, so it never looks like a message, which is a map.
+    """One numbered piece of a message; on the wire it is an array, while a message is a map.
 
     Attributes:
-        message: number of the message, which its sender uses for no other.
+        message: number of the message; its sender uses it for no other message.
         index: number of the part, from 0.
         count: number of parts.
         size: bytes of the whole message.
@@ -76,10 +76,10 @@ def publish_in_parts(
     most: int = MAX_PACKED,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Publish `payload`, in parts if it would take the link too long as a whole; False: not connected.
+    """Publish `payload`, in parts if it would occupy the link for too long; False: not connected.
 
-    `most`: bytes of a part, where the reader's link may be slower than this one.
-    `meanwhile` is called before each part: over a slow link they take minutes.
+    `most`: bytes of the largest part, in case the reader's link is slower than this one.
+    `meanwhile` is called before each part: on a slow link all parts together may take minutes.
     """
     for part in split(payload, min(most, port.part_size), next(message_numbers)):
         meanwhile()
@@ -89,7 +89,7 @@ def publish_in_parts(
 
 
 class _Open:
-    """A message whose parts are still arriving: the arrays grow only with what has arrived."""
+    """A message whose parts are still arriving: its memory grows only with the data that has arrived."""
 
     def __init__(self, part: Part) -> None:
         self.count = part.count
@@ -113,10 +113,10 @@ class _Open:
 
 
 class Assembler:
-    """Joins the parts of many senders, who hold a bounded number of bytes each and together."""
+    """Joins the parts of many senders; the bytes of each sender, and of all together, are bounded."""
 
     def __init__(self, limit: int = MAX_PACKED, total: int = 4 * MAX_PACKED) -> None:
-        """`limit`, `total`: bytes of unfinished messages that one sender and all of them may hold."""
+        """`limit`, `total`: largest number of bytes in unfinished messages, of one sender and of all."""
         self._limit = limit
         self._total = total
         self._open: dict[str, dict[int, _Open]] = {}  # by sender and message, the oldest first
@@ -128,7 +128,7 @@ class Assembler:
         """The whole message if `payload` completes one or is one by itself; else None.
 
         Args:
-            limit: bytes of one message, where they are fewer than a sender may hold.
+            limit: bytes of the largest message, if fewer than the limit of a sender.
 
         Raises:
             MalformedMessage: the part is broken, or does not fit the others of its message.
@@ -182,7 +182,7 @@ class Assembler:
             del self._finished[next(iter(self._finished))]
 
     def _evict(self, sender: str) -> None:
-        """Drop the oldest of `sender` while it holds too much, then of whoever holds most."""
+        """Drop the oldest messages of `sender` while it exceeds its limits, then of whoever holds most."""
         while len(self._open.get(sender, ())) > MAX_OPEN or self._held[sender] > self._limit:
             self._drop_oldest(sender)
         while self._held_by_all > self._total:

@@ -33,11 +33,11 @@ SHARE = r"^([0-9]{1,7}|(100|[0-9]{1,2}(\.[0-9]{1,3})?)%)\Z"  # a count of device
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
-    """A file of a plan: several devices' releases may have it in common.
+    """A file of a plan; the releases of several devices may share it.
 
     Attributes:
-        sha256: of its bytes.
-        size: bytes.
+        sha256: SHA-256 of its bytes.
+        size: size in bytes.
     """
 
     sha256: Digest
@@ -48,15 +48,15 @@ class PlannedRelease(msgspec.Struct, frozen=True, omit_defaults=True):
     """The release for one device: a bundle, which is `head` followed by a file.
 
     Attributes:
-        device: whose it is.
+        device: the device.
         release: SHA-256 of the bundle.
         file: SHA-256 of the file.
         head: bytes of the bundle before the file.
         run: run that the model comes from.
-        version: of the release, for people; of software it is signed.
-        signed_at: milliseconds since the epoch, by the signer's clock: of the offer.
-        signature: of the offer; "": it is not signed.
-        back_signature: of the offer to roll back, signed a millisecond later.
+        version: version of the release, for people; the signature of software includes it.
+        signed_at: `signed_at` of the offer: milliseconds since the epoch, by the signer's clock.
+        signature: signature of the offer; "": none.
+        back_signature: signature of the offer to roll back, with a `signed_at` one millisecond later.
     """
 
     device: Name
@@ -71,19 +71,19 @@ class PlannedRelease(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RolloutPlan(PackedMessage, frozen=True):
-    """A rollout as it is ordered.
+    """A rollout as an operator orders it.
 
     Attributes:
         rollout: its name.
-        kind: what is released.
-        version: what is released, for people.
-        expires: seconds after which no device is offered it any more.
-        waves: devices up to each wave, as a count or a share of all.
+        kind: kind of release.
+        version: version that is released, for people.
+        expires: seconds after which the release is offered to no device.
+        waves: devices up to and including each wave, as a count or a share of all.
         max_failures: failures above which it stops, as a count or a share of all.
         soak: seconds without a failure between two waves.
-        late_after: seconds for which a device that is online and has not decided may hold the next wave up.
-        files: each once.
-        releases: one a device.
+        late_after: seconds for which a device that is online and has not decided may delay the next wave.
+        files: the files, each once.
+        releases: one per device.
     """
 
     rollout: Name
@@ -101,14 +101,14 @@ class RolloutPlan(PackedMessage, frozen=True):
 
 
 class ReleaseOrder(JsonMessage, frozen=True):
-    """An operator's order. It may come several times: what is done already is not done again.
+    """An operator's order. It may arrive several times, and is carried out once.
 
     Attributes:
-        request: number of the order; its answers carry it.
-        action: what is to be done.
-        rollout: with which rollout.
-        plan: SHA-256 of the `RolloutPlan`, of a release; "": there is none.
-        plan_size: bytes of it.
+        request: number of the order, which the replies repeat.
+        action: what the server is to do.
+        rollout: name of the rollout.
+        plan: SHA-256 of the `RolloutPlan` for the action `release`; "": none.
+        plan_size: bytes of the plan.
     """
 
     request: Count
@@ -123,9 +123,9 @@ class ReleaseUpload(PackedMessage, frozen=True):
 
     Attributes:
         request: number of the order.
-        sha256: of the whole.
+        sha256: SHA-256 of the whole plan or file.
         offset: position of the first byte.
-        data: bytes.
+        data: the bytes.
     """
 
     request: Count
@@ -139,9 +139,9 @@ class ReleaseAnswer(JsonMessage, frozen=True):
 
     Attributes:
         request: number of the order.
-        want: SHA-256 of what the server lacks; "": nothing, the order is carried out or refused.
+        want: SHA-256 of the plan or file that the server needs; "": none, the order is done or refused.
         offset: bytes of it that the server has.
-        code: exit code of the command; 0: it is carried out.
+        code: exit code for the operator's command; 0: the order is carried out.
         message: one line for people.
     """
 

@@ -19,7 +19,7 @@ from splitee.protocol.fields import (
     Version,
 )
 
-MOST_ROLLOUTS = 20  # that the server tells of: all that are open, then the newest
+MOST_ROLLOUTS = 20  # that the server publishes: all that are open, then the newest
 MOST_WAVES = 20
 
 RolloutState = Literal["running", "paused", "stopped", "finished", "rolled back", "expired"]
@@ -33,10 +33,10 @@ class Wave(msgspec.Struct, frozen=True):
 
     Attributes:
         devices: devices of the wave.
-        in_service: those of them on which the release is in service.
-        failed: those on which it failed, or was rolled back by the device itself.
+        in_service: those with the release in service.
+        failed: those on which it failed, or that rolled it back themselves.
         asleep: those that are offline and have not decided, unless they are trying it.
-        late: those that are online and have not decided in the time that the next wave waits for them.
+        late: those that are online and have not decided within the time that the next wave waits for them.
     """
 
     devices: Count
@@ -51,12 +51,12 @@ class Rollout(msgspec.Struct, frozen=True):
 
     Attributes:
         rollout: name of the rollout.
-        kind: what is released.
-        version: what is released, for people.
-        state: of the whole; a rollout that is stopped has more failures than it may.
-        reason: why it is in this state; one line for people.
+        kind: kind of release.
+        version: version that is released, for people.
+        state: state of the whole rollout; stopped: by an operator, or because of too many failures.
+        reason: reason for this state; one line for people.
         created: seconds since the epoch, by the server's clock.
-        expires: seconds since the epoch, from which on no device is offered it any more.
+        expires: seconds since the epoch after which the release is offered to no device.
         max_failures: failures above which it stops.
         wave: number of the wave under way, from 1.
         waves: all of them.
@@ -89,13 +89,13 @@ class Update(msgspec.Struct, frozen=True):
 
     Attributes:
         installed: version in service; "": none, or unknown.
-        latest: version that the server has for the device; that in service where there is no other.
-        state: what has become of `latest` on the device; none: the server has nothing for it.
+        latest: version that the server has for the device; the one in service if there is no other.
+        state: state of `latest` on the device; none: the server has nothing for it.
         have: bytes of it that the device has, while it downloads them.
         size: bytes of it.
         reason: why it failed; one line for people.
-        rollout: that it is part of; "": none.
-        wave: of the rollout, from 1.
+        rollout: rollout that `latest` is part of; "": none.
+        wave: wave of that rollout, from 1.
     """
 
     installed: Version = ""
@@ -109,11 +109,11 @@ class Update(msgspec.Struct, frozen=True):
 
 
 class DeviceUpdate(JsonMessage, frozen=True):
-    """What a device has in service, and what is on its way to it: the server's view, retained.
+    """The versions that a device has in service and that are on their way to it, as the server knows them.
 
     Attributes:
-        model: of its model.
-        software: of the software that it runs.
+        model: its model.
+        software: the software that it runs.
     """
 
     model: Update = Update()
@@ -121,10 +121,10 @@ class DeviceUpdate(JsonMessage, frozen=True):
 
 
 class Install(JsonMessage, frozen=True):
-    """Home Assistant's click: the device shall have the latest now, before its wave.
+    """A click in Home Assistant: the device gets the latest release now, before its wave.
 
     Attributes:
-        kind: of which kind of release.
+        kind: kind of release.
     """
 
     kind: ReleaseKind

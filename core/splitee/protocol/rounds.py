@@ -31,11 +31,11 @@ class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
         cut: stage after which the device is cut.
         steps: batches that it sends in the phase.
         base: committed round that it continues from.
-        samples: images for training, in evaluation held-out ones, from which `steps` follow.
+        samples: images for training (in evaluation held-out ones) by which `steps` is computed.
         weights: it sends its client network before its round-done.
-        next_cut: where it is cut after this round; 0: as before.
-        soft_labels: the round of which the server has soft labels for it; 0: none.
-        fresh: BatchNorm's statistics have been taken anew in what it continues from.
+        next_cut: its cut after this round; 0: unchanged.
+        soft_labels: round of which the server has soft labels for it; 0: none.
+        fresh: BatchNorm's statistics in the network that it continues from have been computed anew.
     """
 
     cut: Positive
@@ -54,10 +54,9 @@ class RoundOpen(JsonMessage, frozen=True):
     Attributes:
         run: id of the run.
         round: number of the round under way, from 1; in all phases but `train` the last committed one.
-        attempt: number of the server process that opened it; a new process begins anew what was not
-            committed.
+        attempt: instance of the server that opened it; a later attempt repeats what was not committed.
         phase: the phase.
-        participants: number of devices that take part in the phase; each is told its own part.
+        participants: number of devices that take part in the phase; each receives its own part.
     """
 
     run: Text
@@ -84,7 +83,7 @@ class Participation(JsonMessage, frozen=True):
         round: number of the round, as in the opening.
         attempt: attempt of the opening.
         phase: the phase.
-        part: what it does; none: it takes no part in the phase any more.
+        part: the device's task; none: it no longer takes part in the phase.
         room: batches that may be unacknowledged at first.
     """
 
@@ -103,7 +102,7 @@ class Commit(JsonMessage, frozen=True):
         run: id of the run.
         round: number of the round.
         attempt: attempt of the opening that is committed.
-        weights_sha256: SHA-256 of all weights of the fleet: the same seed gives the same.
+        weights_sha256: SHA-256 of all weights of the fleet; the same seed gives the same value.
     """
 
     run: Text
@@ -118,16 +117,16 @@ class Assignment(JsonMessage, frozen=True):
     Attributes:
         run: id of the run.
         attempt: attempt of the server process that sends it.
-        instance: instance of the profile that this answers; 0: a server that has started anew, which
-            has seen no profile yet.
+        instance: instance of the profile that this replies to; 0: the server has restarted and received no
+            profile yet.
         cut: stage after which the device is cut from now on.
         committed: the last round that counts for the device; 0: none.
         digest: digest of the client network that the device's next round starts from.
         trained: digest that the device gave in the round-done of its last committed round.
-        held: the server has the client network of `digest`: the device may ask for it.
-        first: digest of the client network that the run began from at this cut: a device that is not `held`
-            may ask for it; None: it is the seed's.
-        fresh: BatchNorm's statistics have been taken anew in the committed networks.
+        held: the server holds the client network of `digest`, and the device may request it.
+        first: digest of the initial client network at this cut, which a device may request if `held` is
+            false; None: the seed gives this network.
+        fresh: BatchNorm's statistics in the committed networks have been computed anew.
     """
 
     run: Text
@@ -152,7 +151,7 @@ class Ack(JsonMessage, frozen=True):
         phase: phase that the batches belong to.
         step: all batches below this one are trained, or evaluated.
         room: batches that may be unacknowledged from now on; 0: an acknowledgement with more room follows.
-        resend: what is unacknowledged may be lost: send it, and round-done, again.
+        resend: unacknowledged messages may be lost; the device sends them, and round-done, again.
     """
 
     run: Text
@@ -170,8 +169,8 @@ class Sync(JsonMessage, frozen=True):
     Attributes:
         run: id of the run.
         instance: instance of the device's process.
-        weights: names of the tensors of its client network that it asks for.
-        soft_labels: first row of the soft labels that it asks for.
+        weights: names of the tensors of its client network that it requests.
+        soft_labels: first row of the soft labels that it requests.
     """
 
     run: Text
@@ -209,20 +208,20 @@ class Features(PackedMessage, frozen=True):
 
 
 class RoundDone(PackedMessage, frozen=True):
-    """The device has done its part: trained a round, or taken statistics.
+    """The device has done its part: trained a round, or computed statistics.
 
     Attributes:
         run: id of the run.
         round: number of the round.
         attempt: attempt of the opening.
-        digest: digest of the client network and its exit after the round; of the statistics.
+        digest: digest of the client network and its exit after the round; or of the statistics.
         batches: batches sent in the round.
-        bytes: bytes of the messages with those batches, each counted once; a server of an earlier release
-            counts by it.
+        bytes: bytes of the messages with those batches, each counted once; only servers of earlier releases
+            use it.
         loss: mean loss of the exit over the round.
         accuracy: share of the round's images that the exit predicted correctly.
         seconds: duration of the round.
-        waited: seconds of these in which it waited for room in the server's window.
+        waited: part of `seconds` in which it waited for room in the server's window.
         phase: phase of the opening.
     """
 
@@ -240,11 +239,11 @@ class RoundDone(PackedMessage, frozen=True):
 
 
 class Weights(PackedMessage, frozen=True):
-    """Tensors of a client network and its exit; in `statistics` the means and variances of BatchNorm alone.
+    """Tensors of a client network and its exit; in `statistics` only the means and variances of BatchNorm.
 
     Attributes:
         run: id of the run.
-        round: round that the weights belong to; 0: the run began from them.
+        round: round that the weights belong to; 0: the initial weights.
         tensors: tensors by name, in fp32; a scalar has the shape (1).
         attempt: attempt of the opening, or of the server process that sends them.
         phase: phase of the opening.
@@ -258,7 +257,7 @@ class Weights(PackedMessage, frozen=True):
 
 
 class SoftLabelRows(PackedMessage, frozen=True):
-    """What the trunk predicted for a device's images, row by row.
+    """The trunk's predictions for a device's images, one row per image.
 
     Attributes:
         run: id of the run.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every route of a fleet: which message travels on which topic, who sends it, and who reads it.
 
-Dispatch, the fleet view, the test of the broker's access list and the fuzzers all go by this one table.
+Dispatch, the fleet view, the test of the broker's access list and the fuzzers all use this table.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ DEVICES = "devices/+/"
 MAX_REQUEST = 64 << 20  # bytes of an InferRequest
 LARGEST_WHOLE = (
     32 << 10
-)  # bytes of a message that comes in no parts: server/status with 300 ids of 64 characters
+)  # bytes of the largest message without parts: server/status with 300 ids of 64 characters
 
 
 @dataclass(frozen=True)
 class Route:
-    """One topic below `splitee/v1/FLEET`, where `+` stands for the device that it is of.
+    """One topic below `splitee/v1/FLEET`; `+` stands for the device.
 
     Args:
-        readers: those whom the broker lets read it; a viewer and Home Assistant only watch.
-        parts: a message may come in numbered parts.
-        limit: bytes of a message, when its parts are joined.
-        purpose: what its bytes are for; of batches and of statistics, `purpose_in` says so.
+        readers: who may read it at the broker; viewers and Home Assistant only watch.
+        parts: a message may travel in numbered parts.
+        limit: bytes of the largest message, after its parts are joined.
+        purpose: purpose of its bytes; for batches and statistics see `purpose_in`.
     """
 
     path: str
@@ -87,7 +87,7 @@ class Route:
 
     @property
     def leaf(self) -> str:
-        """The path below the device, or the whole path of what is no device's."""
+        """The path below the device; of a topic that is no device's, the whole path."""
         return self.path.removeprefix(DEVICES)
 
     @property
@@ -95,7 +95,7 @@ class Route:
         return self.path.startswith(DEVICES)
 
     def purpose_in(self, phase: Phase) -> Purpose:
-        """What bytes of this route are for while `phase` is under way."""
+        """The purpose of this route's bytes during `phase`."""
         if self.message is Features:
             return _OF_BATCHES[phase]
         if self.message is Weights and self.sender == "device" and phase == "statistics":
@@ -103,7 +103,7 @@ class Route:
         return self.purpose
 
     def topic(self, topics: Topics, device: str = "+") -> str:
-        """The topic of a device, or the filter for all; of what is no device's, the one there is."""
+        """The topic of a device, or the filter for all devices; of other routes their only topic."""
         return topics.device(device, self.leaf) if self.of_device else f"{topics.base}/{self.path}"
 
 
@@ -121,7 +121,7 @@ METRICS = Route("metrics", Metrics, "server", ALL, retained=True)
 SEASONS = Route("seasons", Seasons, "server", ("viewer",), retained=True)
 SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
-DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, by the server's identity
+DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, with the server's identity
 DISMISSED = Route("server/dismissed", DismissalAnswer, "server", ("server",))
 RELEASE = Route("server/release", ReleaseOrder, "server", ("server",))  # likewise
 RELEASE_UPLOAD = Route("server/release-upload", ReleaseUpload, "server", ("server",), purpose="models")
@@ -189,7 +189,7 @@ ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), par
 
 @dataclass(frozen=True)
 class ReleaseRoutes:
-    """How one kind of release comes to a device."""
+    """The routes by which one kind of release reaches a device."""
 
     offer: Route
     want: Route
@@ -208,7 +208,7 @@ _BY_PATH = {route.path: route for route in ROUTES if not route.of_device}
 
 @lru_cache(maxsize=1 << 14)  # each message is looked up several times; anyone may write topics
 def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
-    """The route of a topic, and the device that it is of, or ""; None: no topic of this fleet."""
+    """The route of a topic and its device, or "" if it is no device's; None: not a topic of this fleet."""
     of_device = topics.parse_device(topic)
     if of_device is not None:
         device, leaf = of_device

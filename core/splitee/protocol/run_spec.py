@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet trains: the run's specification. Each setting of a run is declared here, and nowhere else.
+"""The specification of a run. Each setting of a run is declared here, and nowhere else.
 
-Flags, variables, settings files, the profiler's key and docs/reference/commands.md are made of these
+Flags, variables, settings files, the profiler's key and docs/reference/commands.md are derived from these
 declarations (`splitee.cli.run_flags`).
 """
 
@@ -40,11 +40,11 @@ from splitee.protocol.fields import (
 
 
 def _setting(help_text: str, *, costs: bool = False, flag: str = "", **bounds: Any) -> Meta:
-    """A field that people set.
+    """A field that users set.
 
     Args:
-        costs: it changes what a device's training step takes.
-        flag: by which people set it; "": the field's name.
+        costs: whether it changes the cost of a device's training step.
+        flag: the flag that sets it; "": named after the field.
     """
     return Meta(extra={"help": help_text, "costs": costs, "flag": flag}, **bounds)
 
@@ -54,20 +54,21 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     Attributes:
         protocol: version of the protocol that the server speaks.
-        precision: what trunks compute in; each device has its own.
+        precision: of the trunks' training; each device has its own.
         run: id of the run.
         mean: subtracted from pixels in 0..1, per channel or one for all.
-        std: divides them then, per channel or one for all.
-        weights: what the run begins from, with the first digits of its SHA-256; empty: the seed's weights.
+        std: then divides them, per channel or one for all.
+        weights: source of the initial weights, with the first digits of their SHA-256; empty: the seed.
         frozen: stages 1..frozen are not trained.
-        exit_cuts: of the run's exits where `exits` is fleet: a device trains its own and those below it.
-        settled: what follows from the fleet, `frozen` of auto, `mean` and `std` of fleet and `exit_cuts`, is
-            decided; it is before the first round.
-        fused: optimizers step in one pass over each weight, on every side. Runs of releases that knew no such
-            step go on without it, for its last bits are others.
-        round_seconds: for so long each device trains in a round, at most one pass over its data; 0: `steps`.
+        exit_cuts: cuts of the run's exits if `exits` is fleet; a device trains its own exit and those at
+            lower cuts.
+        settled: the settings that depend on the fleet are decided (`frozen` of auto, `mean` and `std` of
+            fleet, `exit_cuts`); they are before the first round.
+        fused: the optimizers of devices and trunks pass over each weight once a step. Runs of earlier
+            releases continue without it, because its results differ in the last bits.
+        round_seconds: seconds that each device trains in a round, at most one pass over its data; 0: `steps`.
         window_bytes: bytes of batches that a device may have unacknowledged.
-        class_names: names of the classes, in the order of their labels; empty: the devices are to decide.
+        class_names: names of the classes, in the order of their labels; empty: the devices decide.
     """
 
     protocol: Count
@@ -98,30 +99,30 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     fit: Annotated[
         Fit,
         _setting(
-            "How an image is brought to the shape of --input; crop: its middle; pad: all of it, between grey "
-            "margins; stretch: all of it, stretched."
+            "How an image is fitted to the shape of --input; crop: its middle; pad: the whole image, between "
+            "grey margins; stretch: the whole image, stretched."
         ),
     ] = "crop"
     weights: Text = ""
     freeze: Annotated[
         Annotated[int, Meta(ge=0, le=10_000)] | Literal["auto"],
         _setting(
-            "Number of stages that nobody trains, counted from the first; auto: by how many images there are."
+            "Number of stages, counted from the first, that are not trained; auto: by the number of images."
         ),
     ] = 0
     frozen: Count = 0
     normalize: Annotated[
         Text,
         _setting(
-            "Mean and standard deviation by which images are normalised; weights: those that the weights "
-            "were trained with; fleet: those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
+            "Mean and standard deviation for normalising images; weights: those that the weights were "
+            "trained with; fleet: those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
         ),
     ] = ""
     exits: Annotated[
         Exits,
         _setting(
-            "Exits that a device trains; own: that at its cut; fleet: one at every cut of the fleet that its "
-            "network holds, which learn from the best of them (with --client-averaging layerwise).",
+            "Exits that a device trains; own: the one at its cut; fleet: one at every cut of the fleet that "
+            "its network contains; all learn from the best one (with --client-averaging layerwise).",
             costs=True,
         ),
     ] = "own"
@@ -134,40 +135,40 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     sample: Annotated[
         Sample,
         _setting(
-            "Devices that train a round, of those that are there: all, a number, or a share in percent."
+            "Devices that train in a round: all that can take part, a number of them, or a share in percent."
         ),
     ] = "all"
     sample_by: Annotated[
         SampleBy,
         _setting(
-            "Which ones (with --sample); waiting: those that have waited longest, drawn by lot among equals; "
-            "uniform: drawn by lot."
+            "How the devices of --sample are chosen; waiting: those that have waited longest, at random "
+            "among equals; uniform: at random."
         ),
     ] = "waiting"
     evaluated_by: Annotated[
         EvaluatedBy,
         _setting(
-            "Devices on whose held-out images a round is evaluated; sample: those of the round (with "
-            "--sample), after the last round all; all: all after each round."
+            "Devices on whose held-out images a round is evaluated; sample: the devices of the round (with "
+            "--sample), after the last round all; all: all devices after each round."
         ),
     ] = "sample"
-    strategy: Annotated[Name, _setting("Strategy by which the devices' batches train the trunk.")] = (
+    strategy: Annotated[Name, _setting("Strategy of training the trunk on the devices' batches.")] = (
         "sequential"
     )
     order: Annotated[
         Order,
         _setting(
-            "Order of the devices' batches in the trunk's training; step: each device's in turn; device: all "
-            "of one device first."
+            "Order of the devices' batches in the trunk's training; step: one batch of each device in turn; "
+            "device: all batches of one device, then those of the next."
         ),
     ] = "step"
-    seed: Annotated[Count, _setting("Seed of all random choices: the same one gives the same weights.")] = 0
+    seed: Annotated[Count, _setting("Seed of all random choices: the same seed gives the same weights.")] = 0
     batch_size: Annotated[int, _setting("Images in a batch.", costs=True, ge=2, le=4096)] = 32
     steps: Annotated[
         Count,
         _setting(
             "Batches that a device trains in a round; 0: one pass over its data; time:SECONDS: as many as it "
-            "makes in that time, at most one pass."
+            "trains in that time, at most one pass."
         ),
     ] = 0
     round_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
@@ -181,17 +182,19 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     schedule: Annotated[LearningSchedule, _setting("Course of the learning rate over the run.")] = "cosine"
     warm_up: Annotated[Fraction, _setting("Share of the run in which the learning rate rises.")] = 0.02
     momentum: Annotated[
-        float, _setting("Momentum of the optimizer; of adamw its first decay rate.", ge=0, le=0.9999)
+        float, _setting("Momentum of the optimizer; with adamw its first decay rate.", ge=0, le=0.9999)
     ] = 0.9
     weight_decay: Annotated[float, _setting("Weight decay of the optimizer.", ge=0)] = 5e-4
-    # The largest of honest steps: 24 with resnet18, 108 with mobilenet_v2 at the demo's learning rate.
+    # Largest norms of honest steps: 24 with resnet18, 108 with mobilenet_v2 at the demo's learning rate.
     clip_gradient: Annotated[
         NonNegative,
-        _setting("Largest norm of the gradient of a trunk's step, to which it is scaled down; 0: no limit."),
+        _setting("Norm to which a larger gradient of a trunk's step is scaled down; 0: no limit."),
     ] = 200.0
     codec: Annotated[
         RunCodec,
-        _setting("Codec of the features on the wire; auto: by each device's CPU and link.", costs=True),
+        _setting(
+            "Codec of the features on the wire; auto: chosen by each device for its CPU and link.", costs=True
+        ),
     ] = "fp16"
     precision: Annotated[
         Precision,
@@ -208,15 +211,16 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     client_averaging: Annotated[
         ClientAveraging,
         _setting(
-            "Averaging of the client networks after each round, for which they travel both ways; same-cut: "
-            "with those of the same cut; layerwise: with all that hold a layer, trunks included."
+            "Averaging of the client networks after each round, for which they are sent in both directions; "
+            "same-cut: over devices with the same cut; layerwise: each layer over all that hold it, trunks "
+            "included."
         ),
     ] = "layerwise"
     server_momentum: Annotated[
         float,
         _setting(
-            "Share of what a commit has changed in averaged networks that the next one changes once more "
-            "(with --client-averaging layerwise).",
+            "Share of the previous commit's change of the averaged networks that each commit repeats (with "
+            "--client-averaging layerwise).",
             ge=0,
             le=0.9,
         ),
@@ -228,30 +232,30 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     trunk_momentum: Annotated[
         TrunkMomentum,
         _setting(
-            "Momentum of the devices' trunks after a round; dropped: it starts anew, as the devices' own "
-            "does at an average, and is neither held nor saved."
+            "Momentum of the devices' trunks after a round; dropped: it is reset, like the devices' own "
+            "after averaging, and is neither kept in memory nor saved."
         ),
     ] = "kept"
     weighting: Annotated[
         Weighting,
         _setting(
-            "Weight of a device in averages; samples: the images that its batches trained with; uniform: 1."
+            "Weight of a device in averages; samples: number of its images that were trained on; uniform: 1."
         ),
     ] = "samples"
     average: Annotated[
         Average,
         _setting(
             "Average of each weight over the devices that hold it; trimmed leaves out a fifth of the values "
-            "at each end, at least one; in trimmed and median all devices count the same."
+            "at each end, at least one; with trimmed and median all devices have the same weight."
         ),
     ] = "mean"
     largest_share: Annotated[
         float,
-        _setting("Largest share of a mean's weight that one device may have; of n at least 1/n.", gt=0, le=1),
+        _setting("Largest share of one device in a mean; with n devices at least 1/n.", gt=0, le=1),
     ] = 1.0
     clip_updates: Annotated[
         NonNegative,
-        _setting("Multiple of the devices' median update to which longer ones are shortened; 0: none is."),
+        _setting("Multiple of the devices' median update to which longer ones are shortened; 0: no limit."),
     ] = 0.0
     largest_loss: Annotated[
         NonNegative,
@@ -263,32 +267,32 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     augmentation: Annotated[
         Augmentation,
         _setting(
-            "Augmentation of training images, on the device; photo: parts of them, flipped, recoloured."
+            "Augmentation of training images, on the device; photo: parts of images, flipped and recoloured."
         ),
     ] = "none"
     balanced_loss: Annotated[
         bool,
-        _setting("Let losses allow for each device's own mix of classes: for devices that have unlike ones."),
+        _setting("Correct losses for each device's own mix of classes: for devices with different mixes."),
     ] = False
     soft_labels: Annotated[
         NonNegative,
         _setting(
-            "Weight of the trunk's predictions, of the round before, in what exits learn from: for long runs "
-            "on few images; 0: none are sent."
+            "Weight of the trunk's predictions of the previous round in the exits' loss: for long runs on "
+            "few images; 0: none are sent."
         ),
     ] = 0.0
     deep_supervision: Annotated[
         NonNegative,
         _setting(
-            "Weight of the fleet's exits at deeper cuts in what a trunk learns (with --exits fleet); 0: it "
-            "learns from the labels at its end alone."
+            "Weight of the fleet's exits at deeper cuts in a trunk's loss (with --exits fleet); 0: only the "
+            "loss at its end."
         ),
     ] = 0.0
     statistics_batches: Annotated[
         Annotated[int, Meta(ge=0, le=1024)],
         _setting(
-            "Number of batches that each device sends so that BatchNorm's statistics are taken anew for what "
-            "is committed (with --client-averaging layerwise); 0: they stay as training left them."
+            "Number of batches that each device sends after a commit, so that BatchNorm's statistics are "
+            "computed anew (with --client-averaging layerwise); 0: those from training are kept."
         ),
     ] = 0
     release: Annotated[
@@ -297,7 +301,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     @property
     def awaits_fleet(self) -> bool:
-        """Whether a setting is still to follow from the devices that join."""
+        """Whether a setting that depends on the fleet is not decided yet."""
         follows = self.freeze == "auto" or self.normalize == "fleet" or self.shares_exits
         return follows and not self.settled
 
@@ -308,10 +312,10 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     @property
     def takes_statistics(self) -> bool:
-        """Whether BatchNorm's statistics are taken anew after each commit: where networks are averaged."""
+        """Whether BatchNorm's statistics are computed anew after each commit, which needs averages."""
         return self.statistics_batches > 0 and self.client_averaging == "layerwise"
 
     @property
     def shares_exits(self) -> bool:
-        """Whether devices train the exits of shallower ones, too: where they are averaged with them."""
+        """Whether devices also train the exits of shallower devices, which needs averages."""
         return self.exits == "fleet" and self.client_averaging == "layerwise"

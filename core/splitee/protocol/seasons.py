@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runs that a fleet's weights come from, one after the other: what each began with, and reached."""
+"""The runs that a fleet's weights come from, in their order, with their images and accuracies."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fields import Count, EpochSeconds, Name
 from splitee.protocol.fleet import Metrics
 
-MOST_SEASONS = 20  # that travel, the latest ones
-MOST_CLASSES = 12  # of a season whose recalls travel; where there are more, none do
-LARGEST = 16 << 10  # bytes of the message; where it would be larger, the earliest seasons say less
+MOST_SEASONS = 20  # in a message, the latest ones
+MOST_CLASSES = 12  # of a season whose recalls are sent; if there are more, none are
+LARGEST = 16 << 10  # bytes of the message; if it would be larger, the earliest seasons omit their recalls
 
 
 class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
-    """One run as its last committed round left it; accuracies are of the fleet.
+    """One run after its last committed round; accuracies are of the fleet.
 
     Attributes:
         run: id of the run.
@@ -27,8 +27,8 @@ class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
         ended: when the last of them was evaluated, in seconds since the epoch; 0: not known.
         devices: number of devices.
         train_images: images for training, of all devices.
-        held_out_images: images that the accuracies rest on.
-        class_recalls: of the classes, where they are few.
+        held_out_images: images for the accuracies.
+        class_recalls: recalls of the classes, if these are few.
     """
 
     run: Name
@@ -41,11 +41,11 @@ class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Seasons(JsonMessage, frozen=True):
-    """The earlier runs that the present one's weights come from.
+    """The earlier runs that the current run's weights come from.
 
     Attributes:
-        run: id of the present run.
-        seasons: the earlier ones, in their order.
+        run: id of the current run.
+        seasons: the earlier runs, in their order.
     """
 
     run: Name
@@ -53,7 +53,7 @@ class Seasons(JsonMessage, frozen=True):
 
 
 def season_of(metrics: Metrics, ended: float = 0.0) -> Season:
-    """A run as it was after a round. `metrics`: of that round, with those of the devices."""
+    """A run after a round. `metrics`: of that round, with those of the devices."""
     fleet = metrics.fleet
     return Season(
         run=metrics.run,

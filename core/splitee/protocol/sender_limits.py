@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many messages a device may send: more than any has to, and few enough that others are heard."""
+"""Limits on the number of messages of a device: above what a device needs, and low enough to serve others."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from splitee.token_buckets import TokenBuckets
 
 RATE = 1000.0  # messages a second; a device sends a batch for each that the server has trained
 BURST = 1000  # messages at once
-CLICKS = "+/install"  # all of Home Assistant's have one bucket, and no device is blamed for them
+CLICKS = "+/install"  # Home Assistant's clicks share one bucket, and count against no device
 
 
 class SenderLimits:
-    """A token bucket for each device. It is asked on the link's thread, before a message takes any memory."""
+    """A token bucket for each device, checked on the link's thread before a message takes any memory."""
 
     def __init__(
         self, topics: Topics, *, rate: float = RATE, burst: int = BURST, clock: Clock = time.monotonic

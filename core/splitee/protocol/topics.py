@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each message travels: `splitee/v1/FLEET/...`, one place for every topic name."""
+"""The names of all topics: `splitee/v1/FLEET/...`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def check_name(value: str, what: str) -> str:
     """
     if not NAME.fullmatch(value):
         raise ConfigError(
-            f"{what} {value!r}: expected 1 to 64 letters, digits, '_', '.' or '-', not first a mark"
+            f"{what} {value!r}: expected 1 to 64 letters, digits, '_', '.' or '-', first a letter or digit"
         )
     return value
 
@@ -68,7 +68,7 @@ class Topics:
         return f"{self.base}/server/claim"
 
     def check(self, token: str) -> str:
-        """Below it `splitee broker check` works; no message of a fleet travels there."""
+        """The topic below which `splitee broker check` works; no message of a fleet travels there."""
         return f"{self.base}/check/{token}"
 
     def device(self, device: str, leaf: str) -> str:
@@ -76,7 +76,7 @@ class Topics:
         return f"{self.base}/devices/{device}/{leaf}"
 
     def trigger(self, device: str) -> str:
-        """A message on it, whatever it says, makes a device take images: see `--on-topic own`."""
+        """Any message on this topic makes a device take images: see `--on-topic own`."""
         return self.device(device, "inbox/trigger")
 
     def all_devices(self, leaf: str) -> str:
@@ -84,7 +84,7 @@ class Topics:
         return self.device("+", leaf)
 
     def discovery(self, prefix: str, device: str) -> str:
-        """Where Home Assistant, whose discovery prefix is `prefix`, looks for what a device shows."""
+        """The topic of a device's discovery message for Home Assistant, with its discovery prefix."""
         return f"{prefix}/device/splitee_{discovery_name(self.fleet)}/{discovery_name(device)}/config"
 
     def parse_device(self, topic: str) -> tuple[str, str] | None:

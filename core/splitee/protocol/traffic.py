@@ -20,18 +20,18 @@ HEADERS = "headers"
 
 
 class ByPurpose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Bytes in one direction, by what they are for: of payloads, and in `headers` what MQTT adds to them.
+    """Bytes in one direction by purpose: of payloads, and in `headers` what MQTT adds to them.
 
     Attributes:
         training: features and labels that the trunk is trained on.
-        evaluation: those of held-out images, with what the exit predicts.
-        statistics: those that BatchNorm's statistics are taken of, and up the statistics themselves.
+        evaluation: features and labels of held-out images, with the exit's predictions.
+        statistics: features and labels for BatchNorm's statistics; from the device also the statistics.
         client_networks: weights of client networks and exits.
-        soft_labels: what the trunk has predicted, for exits to learn from.
+        soft_labels: the trunk's predictions from which exits learn.
         models: released models.
         offload: requests for the trunk's predictions, and the responses.
         protocol: all else: status, profile, acknowledgements, rounds, commits.
-        headers: what the messages take beside their payloads: MQTT's fixed header, topic and properties.
+        headers: bytes of the messages beside their payloads: MQTT's fixed header, topic and properties.
     """
 
     training: Count = 0
@@ -55,7 +55,7 @@ class ByPurpose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What one device, or several, have sent and received.
+    """Bytes that one or several devices have sent and received.
 
     Attributes:
         up: bytes from the device.
@@ -74,12 +74,12 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.up.payload + self.down.payload
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
-        """All figures, those that are 0 too."""
+        """All figures, including those that are 0."""
         return {"up": asdict(self.up), "down": asdict(self.down)}
 
 
 def total(moved: Sequence[Traffic]) -> Traffic:
-    """The sum, in one pass: there may be thousands. No figure is above LARGEST_COUNT."""
+    """The sum, in one pass over possibly thousands; no figure exceeds LARGEST_COUNT."""
     up, down = (
         ByPurpose(
             **{
@@ -93,10 +93,10 @@ def total(moved: Sequence[Traffic]) -> Traffic:
 
 
 class Tally:
-    """Counts what travels; from any thread."""
+    """Counts bytes; may be used from any thread."""
 
     def __init__(self, earlier: Traffic | None = None) -> None:
-        """`earlier`: what has travelled before."""
+        """`earlier`: traffic to begin with."""
         self._lock = threading.Lock()
         self._counts: Counter[tuple[Direction, str]] = Counter()
         if earlier is not None:
@@ -111,7 +111,7 @@ class Tally:
             self._counts[direction, HEADERS] += headers
 
     def traffic(self) -> Traffic:
-        """What has travelled so far."""
+        """The traffic so far."""
         with self._lock:
             counts = dict(self._counts)
         up, down = (

@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]  # channels, height, width
 Size = tuple[int, int]  # width, height
 T = TypeVar("T")
 
-PHOTOGRAPHS: Shape = (3, 96, 96)  # the input that is taken for photographs where nothing else is said
+PHOTOGRAPHS: Shape = (3, 96, 96)  # the default input for photographs
 ORIENTATION = 0x0112  # in EXIF
 TURNED = range(5, 9)  # its values for an image that lies on its side
 GREY = 127  # of the margins that `pad` leaves
@@ -62,9 +62,9 @@ class Preparation:
 
     Attributes:
         shape: of what comes out; 1 channel (grey) or 3 (RGB).
-        fit: how the image is brought to it. `crop` keeps the middle, `pad` the whole between grey margins,
-            `stretch` the whole without its aspect.
-        region: that is cut out of the upright image first; None: all of it.
+        fit: how the image is fitted to it. `crop` keeps the middle, `pad` the whole between grey margins,
+            `stretch` the whole without its aspect ratio.
+        region: the part that is cut out of the upright image first; None: all of it.
     """
 
     shape: Shape
@@ -116,7 +116,7 @@ class Preparation:
 
 
 def from_array(array: Pixels, make: Callable[[Image.Image], T]) -> T:
-    """What `make` makes of a decoded image, uint8 (H, W) or (H, W, C) with C in 1..4. Raises DataError."""
+    """The result of `make` for a decoded image, uint8 (H, W) or (H, W, C), C in 1..4. Raises DataError."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     layout_known = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {2, 3, 4})
@@ -135,9 +135,9 @@ def upright_size(image: Image.Image) -> Size:
 
 
 def _reduce(image: Image.Image, preparation: Preparation) -> int:
-    """Lets a JPEG be decoded at 1/2 to 1/8 of its size, where at least twice the wanted size is left.
+    """Lets a JPEG be decoded at 1/2 to 1/8 of its size, if that leaves at least twice the wanted size.
 
-    Returns 2 to 8; 1: it is decoded as it is.
+    Returns the divisor, 2 to 8; 1: it is decoded at its full size.
     """
     region = preparation.region
     kept = min(image.size if region is None else (region.width, region.height))
@@ -164,7 +164,7 @@ def _cut_out(image: Image.Image, upright: Size, region: Region | None, reduced: 
 
 
 def _scaled(image: Image.Image, preparation: Preparation) -> Image.Image:
-    """What fills the network's input, or for `pad` one of its two sides."""
+    """The image, scaled to fill the network's input, or for `pad` one of its two sides."""
     _, height, width = preparation.shape
     if preparation.fit == "crop":
         return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
@@ -182,5 +182,5 @@ def _with_margins(image: Image.Image, size: Size) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Without the copy that Pillow makes of an image that has the mode."""
+    """Converts to a mode, without the copy that Pillow makes if the image has it already."""
     return image if image.mode == mode else image.convert(mode)

@@ -59,11 +59,10 @@ def is_image(path: Path) -> bool:
 
 
 def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: str | None = None) -> T:
-    """What `make` makes of an image's file or encoded bytes: a `Preparation` its pixels, uint8 (C, H, W).
+    """The result of `make` for an image's file or encoded bytes. For a `Preparation`: uint8 (C, H, W).
 
-    Of an animation it is the first frame. Raises UnreadableImage for what is missing, no regular file,
-    truncated, no image, larger than MAX_PIXELS, or not fit for `make`; it is called `name` there, or by its
-    path.
+    Of an animation it uses the first frame. Raises UnreadableImage: it is missing, no regular file,
+    truncated, no image, larger than MAX_PIXELS, or not fit for `make`. The error has `name`, or the path.
     """
     name = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
     try:
@@ -117,7 +116,7 @@ def _per_channel(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _opened(name: str, source: Path | bytes) -> BinaryIO:
-    """What the image is read from: no FIFO, which would wait for a writer, and no device."""
+    """Opens the image for reading, but neither a FIFO, which would wait for a writer, nor a device."""
     if isinstance(source, bytes):
         return io.BytesIO(source)
     _check_regular(name, source.stat())
@@ -148,7 +147,7 @@ def _read_header(name: str, file: BinaryIO) -> Image.Image:
 
 
 def _is_heic(file: BinaryIO) -> bool:
-    """By the brands at the head of the file; AVIF has the same container, and others."""
+    """Decides by the brands at the head of the file, because AVIF and others use the same container."""
     head = file.read(64)
     file.seek(0)
     end = min(int.from_bytes(head[:4], "big"), len(head))

@@ -18,7 +18,7 @@ from splitee.errors import ConfigError, ModelError
 from splitee.samples.fitting import Pixels, Region
 
 # In a device's state and in its model directory; they are never sent.
-SAMPLES = "samples.npz"  # exported models are tried on them
+SAMPLES = "samples.npz"  # exported models are tested on them
 REGION = "region.json"
 RELEASES = "releases"  # the folder of a store of models that holds each model's directory
 MAX_BYTES = 32 << 20  # of each kind of images
@@ -51,7 +51,7 @@ class Samples:
 
     @classmethod
     def load(cls, file: IO[bytes], name: str) -> Samples:
-        """From an open file. Raises ModelError: it holds other things."""
+        """From an open file. Raises ModelError: it has other content."""
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 samples = cls(arrays["held_out"], arrays["labels"], arrays["training"])
@@ -84,7 +84,7 @@ def keep_region(directory: Path, region: Region | None) -> None:
 def kept_region(directory: Path) -> Region | None:
     """The region of images that the device of a state or model directory uses; None: all.
 
-    Of a release in a device's store of models, it is the store's. Raises ModelError: the note is damaged.
+    For a release in a device's store of models, it is the store's. Raises ModelError: the file is damaged.
     """
     place = directory.resolve()
     path = (place.parent.parent if place.parent.name == RELEASES else place) / REGION

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The software itself on its way to devices."""
+"""The software itself, in signed files for devices."""

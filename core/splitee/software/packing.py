@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a file of software for devices: lists wheels, signs the list, and puts them behind it."""
+"""Makes a file of software for devices: a signed list of wheels, followed by the wheels."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, SoftwareManif
 
 
 def describe(wheels: Sequence[Path], index: str = "") -> SoftwareManifest:
-    """What a file of these wheels says of itself. `index`: where devices fetch them; "": from the file.
+    """The manifest of a file with these wheels. `index`: where devices fetch them; "": from the file.
 
-    Raises ConfigError: one is no wheel, splitee's own is not among them, or they are for different machines.
+    Raises ConfigError: one is not a wheel, splitee's own is missing, or they are for different machines.
     """
     if len(wheels) > MOST_WHEELS:
         raise ConfigError(f"expected at most {MOST_WHEELS} wheels, got {len(wheels)}")
@@ -97,7 +97,7 @@ def _machine(wheel: Wheel) -> str:
 
 
 def _only(what: str, found: Iterable[str]) -> str:
-    """The one that all wheels can be installed for."""
+    """The one value that all wheels fit."""
     others = sorted(set(found) - {ANY})
     if len(others) > 1:
         raise ConfigError(f"expected wheels for one {what}, got {' and '.join(others)}: pack a file for each")

@@ -12,7 +12,7 @@ VersionKey = tuple[tuple[int, ...], int, int]
 
 
 def version_key(version: str) -> VersionKey | None:
-    """What versions are ordered by, as PEP 440 does; None: it is not of the form 1.2.3 or 1.2.3rc1."""
+    """A key that orders versions as PEP 440 does; None: it is not of the form 1.2.3 or 1.2.3rc1."""
     match = _FORM.fullmatch(version)
     if match is None:
         return None
@@ -23,6 +23,6 @@ def version_key(version: str) -> VersionKey | None:
 
 
 def is_newer(version: str, than: str) -> bool:
-    """Whether it is newer; what is no version is older than every one."""
+    """Whether `version` is newer. A text that is not a version is older than every version."""
     mine, other = version_key(version), version_key(than)
     return mine is not None and (other is None or mine > other)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Software as it travels to a device: wheels and a signed list of them, in one file.
+"""Software as it is sent to a device: wheels and a signed list of them, in one file.
 
 The file is a line, `splitee software 1 SIGNATURE LENGTH`, then a manifest of LENGTH bytes (JSON), then the
-wheels, one after the other in the manifest's order; none where devices fetch them from an index. A device
-interprets nothing behind the first line before it has checked the signature.
+wheels, one after the other in the manifest's order, or none if devices fetch them from an index. A device
+interprets nothing after the first line before it has checked the signature.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class Wheel(msgspec.Struct, frozen=True):
 
 
 class SoftwareManifest(msgspec.Struct, frozen=True):
-    """What is signed.
+    """The signed part of a file.
 
     Attributes:
         version: of splitee.
-        python: that all wheels can be installed for, such as cp311; any: each that splitee runs on.
-        machine: likewise, such as aarch64; any: each.
-        unpacked: bytes that the wheels take once they are installed.
-        wheels: what is to be installed, beside what the device has.
+        python: the Python that all wheels fit, such as cp311; any: every one on which splitee runs.
+        machine: likewise, such as aarch64; any: every one.
+        unpacked: bytes of the installed wheels.
+        wheels: those to be installed, beside what the device has.
         index: address of the package index that has the wheels; "": they are in the file.
     """
 
@@ -98,7 +98,7 @@ class SoftwareManifest(msgspec.Struct, frozen=True):
         return sum(wheel.size for wheel in self.wheels)
 
     def check_machine(self, machine: str, python: str) -> None:
-        """Raises SoftwareError: it is for others than this `machine` (aarch64) and this `python` (cp311)."""
+        """Raises SoftwareError: it is not for this `machine` (aarch64) and this `python` (cp311)."""
         if self.machine not in (ANY, machine) or self.python not in (ANY, python):
             raise SoftwareError(
                 f"splitee {self.version} is for {self.machine} and Python {self.python}, this device is "
@@ -108,10 +108,10 @@ class SoftwareManifest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Wheelhouse:
-    """A file of software whose signature is the fleet's.
+    """A file of software that the fleet has signed.
 
     Attributes:
-        manifest: what it brings.
+        manifest: the signed part of the file.
         digest: SHA-256 of the manifest, hexadecimal.
     """
 
@@ -122,10 +122,10 @@ class Wheelhouse:
 
     @classmethod
     def read(cls, file: BinaryIO, key: ReleaseKey) -> Wheelhouse:
-        """`file` stays open, as `extract` reads on.
+        """Reads the signed part of `file`, which must stay open for `extract`.
 
         Raises:
-            SoftwareError: it is no such file, damaged, or not signed by `key`.
+            SoftwareError: it is not such a file, damaged, or not signed by `key`.
             OSError: it cannot be read.
         """
         signature, data, start = _signed_part(file)
@@ -141,7 +141,7 @@ class Wheelhouse:
         return digest.hexdigest()
 
     def extract(self, folder: Path) -> list[Path]:
-        """Writes the wheels into `folder`, each checked; the paths in the manifest's order.
+        """Writes the wheels into `folder`, and checks each; returns their paths in the manifest's order.
 
         Raises:
             SoftwareError: one is damaged.
@@ -159,7 +159,7 @@ class Wheelhouse:
 
 
 def unverified_manifest(file: BinaryIO) -> SoftwareManifest:
-    """What a file says of itself, whoever has signed it: for those who send it, and install nothing.
+    """The manifest of a file, whoever has signed it: for those who send the file and install nothing.
 
     Raises:
         SoftwareError: it is no such file, or damaged.
@@ -196,7 +196,7 @@ def _manifest(file: BinaryIO, data: bytes, start: int) -> SoftwareManifest:
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> str:
-    """Copies `size` bytes, or what there is; their SHA-256, hexadecimal."""
+    """Copies `size` bytes, or as many as there are; returns their SHA-256, hexadecimal."""
     digest = hashlib.sha256()
     while size > 0 and (piece := source.read(min(size, PIECE))):
         target.write(piece)

@@ -12,19 +12,19 @@ from torch import Tensor
 from splitee.protocol.run_spec import RunSpec
 
 SHIFT = 8  # an image is shifted by at most an eighth of its height and width
-SCALE = (0.35, 1.0)  # of an image's area, that a crop for photographs shows
+SCALE = (0.35, 1.0)  # share of an image's area that a crop for photographs shows
 RATIO = (3 / 4, 4 / 3)  # of its width to its height
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
-JITTER = 0.25  # by how much of itself brightness, contrast and saturation change at most
+JITTER = 0.25  # largest relative change of brightness, contrast and saturation
 
 
 def augment(pictures: Tensor, spec: RunSpec) -> Tensor:
     """Apply the run's `augmentation` to normalised images (B, C, H, W).
 
-    `flip` exchanges left and right in half of them; `flip-crop` also shifts them, and what a shift brings in
-    is zero; `photo` shows a part of each at full size, exchanges left and right in half of them, and changes
-    brightness, contrast and saturation. Draws from torch's global generator, which trainers seed for every
-    batch.
+    `flip` exchanges left and right in half of them. `flip-crop` also shifts them; pixels that a shift brings
+    in are zero. `photo` shows a part of each at full size, exchanges left and right in half of them, and
+    changes brightness, contrast and saturation. It draws from torch's global generator, which trainers seed
+    for every batch.
 
     torchvision's `v2` transforms process one image at a time, which takes half as long as a small device's
     training step; here a batch is processed at once.
@@ -54,10 +54,10 @@ def _shift(pictures: Tensor) -> Tensor:
 
 
 def _resized_crops(pictures: Tensor) -> Tensor:
-    """A part of each picture at full size, left and right exchanged in half of them; bilinear.
+    """A part of each image at full size, with left and right exchanged in half of them; bilinear.
 
     Parts are drawn as torchvision's RandomResizedCrop draws them (Szegedy et al., 2015), but one that is too
-    wide or too high is cut to the picture instead of being drawn again.
+    wide or too high is cut to the image instead of being drawn again.
     """
     count, _, height, width = pictures.shape
     area = torch.empty(count).uniform_(*SCALE)
@@ -79,10 +79,10 @@ def _resized_crops(pictures: Tensor) -> Tensor:
 
 
 def _jitter(pictures: Tensor, spec: RunSpec) -> Tensor:
-    """Other brightness, contrast and saturation, as torchvision's ColorJitter changes them in this order.
+    """Changes brightness, contrast and saturation, as torchvision's ColorJitter does in this order.
 
-    Each of the three is linear in the colours, so all of them are one matrix and offset for a picture; what
-    leaves 0..1 is cut off at the end.
+    Each of the three is linear in the colours, so together they are one matrix and one offset per image. At
+    the end, values outside 0..1 are clipped.
     """
     count, channels = pictures.shape[:2]
     brightness, contrast, saturation = (

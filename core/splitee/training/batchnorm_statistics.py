@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """BatchNorm's running mean and variance, computed again over a few batches with constant weights.
 
-The running values of training lag behind the weights, and no device has seen those of an average (precise
-statistics: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3).
+The running values of training lag behind the weights, and no device has seen those of averaged weights
+(precise statistics: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
 
-SEEN = 2  # times as many batches as it sends pass through a device's own part
+SEEN = 2  # a device's own part sees this many times the batches that it sends
 MEAN, VARIANCE = "running_mean", "running_var"  # last parts of a tensor's name
 
 
@@ -41,7 +41,7 @@ class FreshStatistics:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """A context whose forward passes count for layers in training mode; the module does not change."""
+        """A context whose forward passes count for layers in training mode; the module is not changed."""
         layers = {
             name: layer
             for name, layer in self._module.named_modules()
@@ -71,11 +71,11 @@ class FreshStatistics:
         return {"sums": dict(self._sums), "batches": self._batches}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self._sums, self._batches = dict(state["sums"]), state["batches"]
 
     def means(self) -> dict[str, Tensor]:
-        """By tensors' names in the module; empty before the first batch."""
+        """Means by the tensors' names in the module; empty before the first batch."""
         return {name: total / self._batches for name, total in self._sums.items()}
 
     def _add(self, layers: Mapping[str, nn.Module]) -> None:
@@ -97,7 +97,7 @@ def pooled(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpooled(averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Averages of what `pooled` gave as means and variances, those between the devices' means included."""
+    """Averages of results of `pooled` as means and variances; these include the devices' different means."""
     return {
         name: (tensor - averages[_mean_of(name)] ** 2).clamp(min=0) if name.endswith(VARIANCE) else tensor
         for name, tensor in averages.items()

@@ -2,8 +2,9 @@
 """A server's committed rounds on disk: one file per state, and one beside it for later changes.
 
 Tensors that are equal, as all trunks are after an average, are written once, and share memory when they are
-read: a commit of a thousand devices is little more than one network. BatchNorm's statistics are taken anew
-after a commit, and change a few tensors of it. Flash memory wears by what is written.
+read. So a commit of a thousand devices is little more than one network. BatchNorm's statistics are computed
+again after a commit, and change a few of its tensors. Only these are written, because writing wears flash
+memory.
 """
 
 from __future__ import annotations
@@ -26,19 +27,19 @@ class CommitFiles:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
-        self._number = 0  # the round that `_base` and `_written` are of
+        self._number = 0  # the round of `_base` and `_written`
         self._base = ""  # SHA-256 of its whole state, as it was written
         self._written: dict[Path, _Written | None] = {}  # None: a plain value
 
     def save(self, number: int, state: Mapping[str, Any], *, changes_follow: bool = True) -> None:
-        """The state after round `number`, durable when this returns.
+        """Save the state after round `number` durably.
 
-        Of the round that this object has saved last, and whose changes were to follow, only what has changed
-        is written: plain values, and tensors that are other ones, or that were written to. In between no
-        optimizer may step, for torch does not count what a fused step writes.
+        If this object has saved the same round last, with `changes_follow`, only what has changed is written:
+        plain values, and tensors that are new or were written to. In between no optimizer may step, because
+        torch does not count the writes of a fused step.
 
         Args:
-            changes_follow: it is likely to be saved once more. Until then its tensors are kept.
+            changes_follow: it is likely to be saved again. Until then its tensors are kept in memory.
         """
         state = share_equal(state)
         values = dict(leaves(state))
@@ -60,11 +61,11 @@ class CommitFiles:
     def load(self, number: int) -> dict[str, Any] | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn.
 
-        Tensors may share memory: who changes one in place copies it first. Those of optimizers are their own.
-        Changes that are torn, or of another writing of the round, are as if they had not been made.
+        Tensors may share memory: copy one before you change it in place. Those of optimizers are not shared.
+        Changes that are torn, or belong to another version of the round, are ignored.
 
         Raises:
-            StateError: the file is whole, and holds something else.
+            StateError: the file is whole, but has other content.
         """
         data = self._directory.load_round(number)
         if data is None:
@@ -79,11 +80,11 @@ class CommitFiles:
 
 
 class _Written:
-    """A tensor as it was written; that it is kept keeps its memory from being another tensor's."""
+    """A tensor as it was written. It is kept, so that its memory cannot become another tensor's."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
-        self._version = tensor._version  # torch counts what is written in place
+        self._version = tensor._version  # torch counts writes in place
 
     def is_still(self, tensor: Tensor) -> bool:
         """Whether another tensor is the same one, unchanged since."""
@@ -91,14 +92,14 @@ class _Written:
 
 
 def _differs(path: Path, value: Any, written: _Written | None) -> bool:
-    """Of running statistics torch does not count what BatchNorm writes."""
+    """Whether a value must be written. Torch does not count BatchNorm's writes to running statistics."""
     if written is None or not isinstance(value, Tensor):
         return True
     return is_statistic(str(path[-1])) or not written.is_still(value)
 
 
 def _select(state: Mapping[Any, Any], wanted: set[Path], path: Path = ()) -> dict[Any, Any]:
-    """The values of `state` at the paths `wanted`, nested as there."""
+    """The values of `state` at the paths `wanted`, nested as in `state`."""
     found: dict[Any, Any] = {}
     for key, value in state.items():
         here = (*path, key)

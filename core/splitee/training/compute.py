@@ -15,10 +15,10 @@ PASSES = 3  # of a training step: forward, gradient to the weights, gradient to 
 
 
 def step_macs(network: SplitNetwork, cut: int | None = None, exits: Sequence[int] = ()) -> int:
-    """Of a sample in a training step.
+    """MACs per sample of a training step.
 
-    A step counts as PASSES forward passes, in frozen stages as one; the optimizer, and what the first layer
-    saves because nobody asks for the gradient to the images, are left out.
+    A step counts as PASSES forward passes, in frozen stages as one. The optimizer is left out. The first
+    layer counts in full, although it needs no gradient to the images.
 
     Args:
         cut: stages 1..cut are trained; None: the whole network.
@@ -33,12 +33,12 @@ def step_macs(network: SplitNetwork, cut: int | None = None, exits: Sequence[int
 def round_macs(
     network: SplitNetwork, spec: RunSpec, samples: int, cut: int | None = None, exits: Sequence[int] = ()
 ) -> int:
-    """Of a round of training steps on so many images, without a fleet; `cut`, `exits`: as in `step_macs`."""
+    """MACs of a round of training steps on so many images, without a fleet; see `step_macs`."""
     return step_macs(network, cut, exits) * steps_a_round(spec, samples) * min(spec.batch_size, samples)
 
 
 def fleet_round_macs(network: SplitNetwork, spec: RunSpec, samples: int, cut: int) -> int:
-    """Of a device's round in the fleet: with every exit that the run has it train, and for statistics.
+    """MACs of a device's round in the fleet, with every exit that it trains in the run, and statistics.
 
     For BatchNorm's statistics batches pass forward only. Evaluation is left out, here as in `round_macs`.
     """

@@ -13,7 +13,7 @@ from splitee.training.seeds import seed_for
 
 
 def steps_a_round(spec: RunSpec, samples: int) -> int:
-    """Batches a device trains in a round: what the run asks for, or one pass without the incomplete batch."""
+    """Batches that a device trains in a round: as the run sets it, or one pass of whole batches."""
     return spec.steps or max(1, samples // spec.batch_size)
 
 
@@ -28,7 +28,7 @@ def epoch_batches(
     """The indices of each batch of a round, in an order that (seed, device, round) fixes.
 
     Args:
-        steps: batches, where they are not as many as `steps_a_round` says.
+        steps: number of batches, if it is not that of `steps_a_round`.
     """
     generator = np.random.default_rng(seed_for(spec.seed, device, round_number))
     size = min(spec.batch_size, samples)

@@ -56,7 +56,7 @@ def course(history: Iterable[Metrics], committed: int) -> Course:
     later rounds have learnt longer. The error is that of Wilson's interval.
 
     Args:
-        history: figures of rounds in any number; of a round that was evaluated twice, the last ones count.
+        history: figures of rounds in any number; if a round was evaluated twice, the last ones count.
     """
     rounds = {metrics.round: metrics for metrics in history if metrics.round <= committed}
     best, highest, least, without_better = None, -1.0, 0.0, 0

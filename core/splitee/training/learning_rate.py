@@ -12,18 +12,18 @@ from splitee.protocol.run_spec import RunSpec
 FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
 
 
-FIRST_RATE = 0.1  # of it, in the first batch of the warm-up
+FIRST_RATE = 0.1  # of the learning rate, in the first batch of the warm-up
 
 
 def learning_rate(
     spec: RunSpec, round_number: int, step: int, steps: int, *, highest: float | None = None
 ) -> float:
-    """Linear warm-up, then half a cosine over the run (Loshchilov & Hutter 2017, arXiv 1608.03983), or level.
+    """Linear warm-up, then a half cosine (Loshchilov & Hutter 2017, arXiv 1608.03983), or constant.
 
     Args:
         round_number: from 1.
         step: from 0, of `steps` in this round.
-        highest: the run's learning rate, if it is not given.
+        highest: the highest rate; None: the run's learning rate.
     """
     progress = (round_number - 1 + step / max(steps, 1)) / spec.rounds
     rate = spec.learning_rate if highest is None else highest

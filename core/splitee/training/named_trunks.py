@@ -27,7 +27,7 @@ class NamedTrunks:
 
     @property
     def cuts(self) -> dict[str, int]:
-        """By device."""
+        """The cuts by device."""
         return {device: self.trunks[name].cut for device, name in self.trunk_of.items()}
 
     def state(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class NamedTrunks:
 
     @classmethod
     def read(cls, committed: Mapping[str, Any]) -> NamedTrunks:
-        """Of a commit, by the names of its fields. Raises KeyError or TypeError: it is none."""
+        """Reads the trunks of a commit, from its fields. Raises KeyError or TypeError: it is not a commit."""
         if not committed.get("trunks"):
             return _of_strategy(committed["strategy"])
         trunks = {name: NamedTrunk(**trunk) for name, trunk in committed["trunks"].items()}
@@ -47,7 +47,7 @@ class NamedTrunks:
 
 
 def _of_strategy(state: Mapping[str, Any]) -> NamedTrunks:
-    """Of a commit that names no trunks: its strategy kept one `trunk` for all cuts, or `trunks` by device."""
+    """The trunks of a commit without names: its strategy has one `trunk`, or `trunks` by device."""
     cuts: dict[str, int] = state["cuts"]
     if "trunk" in state:
         shared = {f"cut-{cut}": NamedTrunk(cut, state["trunk"]) for cut in cuts.values()}

@@ -14,11 +14,11 @@ MISSING_SHARE = 1e-3
 
 
 def class_offsets(spec: RunSpec, labels: npt.NDArray[np.int64]) -> Tensor:
-    """What a device's loss adds to its logits: (num_classes,), zeros where the run does not ask for it.
+    """Offsets that a device's loss adds to its logits: (num_classes,), zeros without `balanced_loss`.
 
-    The logarithm of the shares that the classes have in its `labels`: then the logits need not learn how
-    often a class is met here (balanced softmax, Ren et al. 2020, arXiv 2007.10740), and average better with
-    those of other devices. MISSING_SHARE keeps it finite for classes that the device does not have.
+    They are the logarithms of the classes' shares in its `labels`. Then the logits need not learn how
+    frequent a class is here (balanced softmax, Ren et al. 2020, arXiv 2007.10740), and average better with
+    those of other devices. MISSING_SHARE keeps them finite for classes that the device does not have.
     """
     if not spec.balanced_loss:
         return torch.zeros(spec.num_classes)
@@ -26,5 +26,5 @@ def class_offsets(spec: RunSpec, labels: npt.NDArray[np.int64]) -> Tensor:
 
 
 def log_shares(counts: npt.NDArray[np.int64]) -> Tensor:
-    """The logarithms of the shares of classes that were met so often: (num_classes,)."""
+    """The logarithms of the shares of classes with these counts: (num_classes,)."""
     return torch.from_numpy(np.log(counts / counts.sum() + MISSING_SHARE)).float()

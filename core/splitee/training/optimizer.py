@@ -15,8 +15,8 @@ from splitee.protocol.run_spec import RunSpec
 def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; parameters that a batch does not reach are left as they are.
 
-    Frozen ones are left out, and have no state. A run with `fused` passes over each weight once a step; the
-    last bits are other than without.
+    Frozen parameters are left out, and have no state. With `fused`, a step passes over each weight once; the
+    last bits differ from those without it.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     fused = True if spec.fused else None  # None: as torch chooses, which is the same on every CPU
@@ -42,7 +42,7 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.o
 
 
 def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
-    """As `zero_grad`, which notes for torch's profiler that it does so: that takes ten times as long."""
+    """Like `zero_grad`, which also records itself for torch's profiler and so takes ten times as long."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
@@ -51,7 +51,7 @@ def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
 def _begin_momentum(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
     """Give weights that are trained for the first time the momentum zero.
 
-    The fused step takes all weights with momentum or all without. In a trunk that devices enter at several
+    The fused step treats all weights as having momentum, or none. In a trunk that devices enter at several
     cuts, the deeper stages may have been trained before the others, and a moved stage's momentum is dropped.
     """
     if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):

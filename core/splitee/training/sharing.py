@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 OPTIMIZER = {"state", "param_groups"}  # the fields of an optimizer's state
-LOOK = 16  # elements by which most tensors are told apart
+LOOK = 16  # elements that distinguish most tensors
 
 Memory = tuple[Any, ...]
 Path = tuple[Any, ...]  # keys that lead to a value in nested mappings
 
 
 def memory_of(tensor: Tensor) -> Memory:
-    """The same for tensors that are the same values in the same memory."""
+    """A key that is equal for tensors with the same values in the same memory."""
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def leaves(state: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """What nested `state` holds, by path."""
+    """The values in nested `state`, by path."""
     for key, value in state.items():
         if isinstance(value, Mapping):
             yield from leaves(value, (*path, key))
@@ -36,7 +36,7 @@ def leaves(state: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, An
 def share_equal(state: Mapping[Any, Any]) -> dict[Any, Any]:
     """Nested `state` where tensors of one name that are equal, bit for bit, are one and the same tensor.
 
-    The states of optimizers are left as they are: who loads one goes on to change its tensors in place.
+    The states of optimizers are left as they are, because a loaded one has its tensors changed in place.
     """
     return _Sharing().of(state)
 
@@ -56,7 +56,7 @@ class _Sharing:
         return found
 
     def _one(self, name: Any, tensor: Tensor) -> Tensor:
-        """The first tensor that was equal to this one."""
+        """The first tensor that is equal to this one."""
         memory = memory_of(tensor)
         if memory not in self._known:
             look = _bits(tensor.detach().reshape(-1)[:LOOK]).cpu().numpy().tobytes()
@@ -74,5 +74,5 @@ def equal_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """To be compared: -0.0 is another value than 0.0 here, and what is not a number equals itself."""
+    """The bits, for a comparison in which -0.0 differs from 0.0, and NaN equals itself."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)

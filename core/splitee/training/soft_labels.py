@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Soft labels: the trunk's predictions for a device's batches, from which its exit learns a round later.
 
-That is distillation of the trunk into the exit (Hinton et al. 2015, arXiv 1503.02531) without a gradient that
-comes back: probabilities, two bytes each, for the device's own images.
+This distils the trunk into the exit (Hinton et al. 2015, arXiv 1503.02531) without sending a gradient back:
+only probabilities, two bytes each, for the device's own images.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def rows_a_round(spec: RunSpec, samples: int) -> int:
 
 
 def rows_together(labels: SoftLabels) -> int:
-    """As many rows as fit one message."""
+    """The number of rows that fit one message."""
     return max(1, MESSAGE // (2 * labels.probabilities.shape[1]))
 
 
 def pack_rows(run: str, attempt: int, labels: SoftLabels, first: int) -> Iterator[bytes]:
-    """The message with as many rows from `first` on as fit one; none past the end."""
+    """A message with as many rows from `first` on as fit; nothing past the end."""
     rows = labels.probabilities[first : first + rows_together(labels)]
     if len(rows):
         encoded = encode_tensor(CODEC, rows.float().numpy())
@@ -58,13 +58,13 @@ class SoftLabelsAssembler:
     """A device's soft labels while their messages come in."""
 
     def __init__(self, run: str, attempt: int, number: int, rows: int, classes: int) -> None:
-        """`number`: the round that they are of."""
+        """`number`: the round of the soft labels."""
         self.run = run
         self._key = run, attempt, number
         self._rows = rows
         self._classes = classes
         self._came: list[Tensor] = []
-        self.next_row = 0  # to ask for
+        self.next_row = 0  # to be requested next
 
     @property
     def is_whole(self) -> bool:
@@ -74,7 +74,7 @@ class SoftLabelsAssembler:
         """Rows that were not requested, or have already arrived, change nothing.
 
         Raises:
-            MalformedMessage: they are no probabilities, or more than this device's images.
+            MalformedMessage: they are not probabilities, or more than this device's images.
         """
         if (message.run, message.attempt, message.round, message.first) != (*self._key, self.next_row):
             return

@@ -16,7 +16,7 @@ from splitee.durable import Writable
 from splitee.errors import StateError
 from splitee.training.sharing import Memory, leaves, memory_of
 
-COUNTER = "num_batches_tracked"  # of BatchNorm: each holder's own, not averaged, without use in answering
+COUNTER = "num_batches_tracked"  # of BatchNorm: not shared, not averaged, and not used in inference
 
 
 def weights_digest(weights: Mapping[str, Tensor]) -> str:
@@ -69,7 +69,7 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
-    """A writer of the bytes of `pack_state`, which are never all in memory."""
+    """A function that writes the bytes of `pack_state` without having them all in memory."""
 
     def write(file: Writable) -> None:
         checked = get_crc32_options()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def tensor_of(array: npt.NDArray[Any]) -> Tensor:
-    """The array's own memory as a tensor; a copy of an array that is read-only.
+    """The array's own memory as a tensor; a copy if the array is read-only.
 
     The features of an fp32 message are a view of its bytes, and a network's first layer may write in place.
     """

@@ -29,7 +29,7 @@ CODEC = "fp32"  # exact to the bit
 
 
 def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDict:
-    """What a device with this cut trains, new by the run's seed.
+    """What a device with this cut trains, newly initialised with the run's seed.
 
     `client`: stages 1..cut of `network`, whose layers it shares; `exit`: the device's own; `exits`: those at
     shallower cuts, by cut, if the run has such.
@@ -44,7 +44,7 @@ def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDic
 def exit_cuts(spec: RunSpec, cut: int) -> list[int]:
     """The cuts at which a device with this cut trains an exit, in ascending order; its own is the last.
 
-    None of them lies in stages that are frozen, of which features may come out of a cache.
+    None of them lies in frozen stages, whose features may come from a cache.
     """
     return [*(at for at in sorted(set(spec.exit_cuts)) if spec.frozen < at < cut), cut]
 
@@ -57,14 +57,14 @@ def deeper_cuts(spec: RunSpec, cut: int) -> list[int]:
 
 
 def exits_by_cut(weights: Mapping[str, Tensor], cut: int) -> dict[str, Tensor]:
-    """A device's exits, its own too, under names that tell their cuts and are the same on every device."""
+    """A device's exits, including its own, under names with their cuts, the same on every device."""
     return {
         exit_name(name, cut): tensor for name, tensor in weights.items() if name.startswith((EXIT, EXITS))
     }
 
 
 def exit_name(name: str, cut: int) -> str:
-    """The name among all exits of a tensor that a device with this cut has in one."""
+    """The name that a tensor of an exit has among all exits, on a device with this cut."""
     return f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name
 
 
@@ -93,7 +93,7 @@ def check_messages(tensors: Mapping[str, Tensor]) -> None:
 
 
 def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in their order, as many together as MESSAGE bytes hold.
+    """Names in order, grouped so that the tensors of each group fit in MESSAGE bytes.
 
     Raises:
         ConfigError: a tensor is larger than a message may be.
@@ -121,11 +121,11 @@ class WeightsAssembler:
     def __init__(
         self, like: Mapping[str, Tensor], known: Mapping[str, Tensor] = MappingProxyType({})
     ) -> None:
-        """An assembler to which nothing has come.
+        """An empty assembler.
 
         Args:
-            like: tensors of the names, shapes and types that are expected.
-            known: those of them that both ends have, and that do not travel: of frozen stages.
+            like: tensors with the expected names, shapes and types.
+            known: those of them that both ends have, and that are not sent: of frozen stages.
         """
         self._like = like
         self._known = known
@@ -139,17 +139,17 @@ class WeightsAssembler:
         """Take in all tensors of a message, or none.
 
         Raises:
-            MalformedMessage: one is none of this network's.
+            MalformedMessage: one does not belong to this network.
         """
         decoded = {name: self._decode(name, encoded) for name, encoded in message.tensors.items()}
         self.tensors.update(decoded)
 
     def next_names(self) -> list[str]:
-        """What to ask for next: as much of what is missing as fits a message."""
+        """What to request next: as many missing tensors as fit a message."""
         return next(in_messages({name: self._like[name].nbytes for name in self.missing}), [])
 
     def check(self, digest: str) -> None:
-        """Raises MalformedMessage, and starts anew: what came is not what was announced."""
+        """Raises MalformedMessage, and starts again: the tensors do not have the announced digest."""
         if not self.missing and (found := weights_digest(self.tensors)) != digest:
             self.tensors = dict(self._known)
             raise MalformedMessage(f"Weights: their SHA-256 is {found[:12]}, expected {digest[:12]}")
@@ -172,7 +172,7 @@ class WeightsAssembler:
 
 
 def _largest(name: str) -> float:
-    """Magnitude of a tensor's values on the wire: of weights and means; of variances; of counted batches."""
+    """Largest magnitude of values on the wire: of weights and means; of variances; of counted batches."""
     if name.endswith(VARIANCE):
         return LARGEST**2
     return float(1 << 24) if name.endswith(COUNTER) else LARGEST
@@ -192,6 +192,6 @@ def _is_beyond(name: str, tensor: Tensor) -> bool:
 
 
 def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Those of `names` that there are, no more than fit a message."""
+    """Those of `names` that exist, as many as fit a message."""
     there = {name: tensors[name].nbytes for name in names if name in tensors}
     return {name: tensors[name] for name in next(in_messages(there), [])}

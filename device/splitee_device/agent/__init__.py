@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device in a run: what it hears, what it says, and the rounds that it trains."""
+"""A device in a run: the messages it receives and sends, and the rounds that it trains."""

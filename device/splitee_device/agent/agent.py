@@ -59,8 +59,8 @@ class Agent:
 
         Args:
             trainer_at: makes the trainer of a run for a cut, with the weights that the run's seed gives.
-            lowest_cut: the device is never cut below it, whoever asks.
-            alone_accuracy: of the exit that the device has trained by itself; None: it has trained none.
+            lowest_cut: the lowest cut that the device accepts or asks for.
+            alone_accuracy: of the exit that the device trained by itself; None: it trained none.
         """
         self._session = session
         self._heard = session.heard
@@ -74,14 +74,14 @@ class Agent:
         self._clock = clock
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
-        self._stale = 0  # the committed round that it holds but for its statistics; 0: none
-        self._batches = 0  # that this process has sent in rounds that are over
+        self._stale = 0  # the committed round that it holds except for its statistics; 0: none
+        self._batches = 0  # sent by this process in rounds that are over
 
     def take_part(self, images: DeviceImages) -> None:
         """Join the run and train until it is finished.
 
         Raises:
-            Rejected: the server does not take this device.
+            Rejected: the server refuses this device.
             IdInUse: another process has taken this id.
         """
         session, data = self._session, images.data
@@ -139,11 +139,11 @@ class Agent:
         return opened
 
     def _may_be_cut_at(self, cut: int) -> bool:
-        """Whether the server may cut this device there: it is, was or asked to be, and its owner allows."""
+        """Whether this device accepts a cut: it has it, had it or asked for it, and its owner allows it."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
     def _settle(self) -> None:
-        """Go on with the settings that the server has settled, once it has."""
+        """Adopt the settings that the server has settled, when it has done so."""
         if self._spec.awaits_fleet:
             self._spec = settled(self._session, self._spec)
             self._replace_trainer(self._cut)
@@ -157,25 +157,25 @@ class Agent:
         self._cut = cut
         self._trainer = self._trainer_at(self._spec, cut)
         if self._spec.release or self._spec.client_averaging != "none" or self._spec.weights:
-            check_messages(self._trainer.weights())  # now, not when the training is over
+            check_messages(self._trainer.weights())  # fail now, not when the training is over
         self._first = FirstState(self._trainer, self._spec)
         self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
         self._position, self._stale = None, 0
 
     def _restore(self, phase: PhaseUnderWay) -> None:
-        """Bring the trainer to the committed round, and the cut, that a phase continues from."""
+        """Bring the trainer to the committed round, and to the cut, that a phase continues from."""
         heard, opened, mine = self._heard, phase.opened, phase.mine
         if (mine.base, mine.cut) == (self._position, self._cut):
             return
         self._session.wait(
-            lambda: heard.assignment_for(opened, mine) is not None, "the server's word on this device"
+            lambda: heard.assignment_for(opened, mine) is not None, "this device's assignment from the server"
         )
         assignment = heard.assignment_for(opened, mine)
         assert assignment is not None
         self._follow(assignment)
 
     def _follow(self, assignment: Assignment) -> None:
-        """Take the cut and the weights that the server's last commit gives this device."""
+        """Adopt the cut and the weights that the server's last commit assigns to this device."""
         number, digest, store = assignment.committed, assignment.digest, self._store
         moves = assignment.cut != self._cut
         if moves:
@@ -183,7 +183,7 @@ class Agent:
         self._position = None
         if not assignment.held:
             store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
-        elif self._averages and self._trainer.digest() == digest:  # its own, of which there is no other
+        elif self._averages and self._trainer.digest() == digest:  # it has these weights already
             self._save_held(assignment)
         elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):
             requests, known = self._session.requests, self._known(assignment)
@@ -200,7 +200,7 @@ class Agent:
         return self._spec.client_averaging != "none"
 
     def _save_held(self, assignment: Assignment) -> None:
-        """Save the network that the server holds; not where the round's statistics are still to come."""
+        """Save the network that the server holds, unless the round's statistics are still to come."""
         if self._averages:
             self._trainer.forget_momentum()
         if assignment.fresh or not self._spec.takes_statistics:
@@ -208,11 +208,11 @@ class Agent:
             self._store.commit(assignment.committed)
 
     def _lacks_statistics(self, assignment: Assignment) -> bool:
-        """Whether the trainer has the assigned network but for its statistics."""
+        """Whether the trainer has the assigned network except for its statistics."""
         return assignment.fresh and self._stale == assignment.committed
 
     def _known(self, assignment: Assignment) -> dict[str, Tensor]:
-        """Those tensors of the assigned network that the trainer has, and that need not travel."""
+        """The tensors of the assigned network that the trainer has, and that need not be sent."""
         if self._lacks_statistics(assignment):
             weights = self._trainer.weights()
             return {name: tensor for name, tensor in weights.items() if not is_statistic(name)} | (
@@ -221,7 +221,7 @@ class Agent:
         return self._trainer.frozen_weights() if self._knows_frozen else {}
 
     def _first_state(self, assignment: Assignment) -> dict[str, Any]:
-        """What this device begins the run from; what had to be fetched is kept, as round 0."""
+        """The state in which this device begins the run. Fetched weights are saved as round 0."""
         was_known = self._first.is_known
         state = self._first.get(self._session, self._trainer, assignment)
         if not was_known:
@@ -229,13 +229,13 @@ class Agent:
         return state
 
     def _move(self, cut: int) -> None:
-        """Be cut elsewhere, with the weights that the run's seed gives."""
+        """Change to another cut, with the weights that the run's seed gives."""
         log.info("cut at %d from now on, before at %d", cut, self._cut)
         self._replace_trainer(cut)
         self._session.presence.change_profile(cut=cut, next_cut=0)
 
     def _finish(self) -> None:
-        """After the last commit this device may have got other weights."""
+        """Adopt the network of the last commit, which may have given this device other weights."""
         told = self._heard.assignment
         if told is None or told.run != self._spec.run or not told.held or self._position == told.committed:
             return
@@ -244,12 +244,12 @@ class Agent:
                 self._follow(told)
         except ServerGone:
             log.warning(
-                "the run is over, and its server is gone: this device does not get the network of round %d",
+                "the run is over and its server is gone: this device does not get the network of round %d",
                 told.committed,
             )
 
     def _train(self, phase: PhaseUnderWay) -> None:
-        """Train a round, save it durably where no other has it, and wait for its commit."""
+        """Train a round, save it durably unless the server will hold it, and wait for its commit."""
         trainer, number = self._trainer, phase.opened.round
         steps = self._steps(phase, trainer.samples)
         log.info("round %d: training %d batches", number, steps)
@@ -260,7 +260,7 @@ class Agent:
             self._send(phase, step, batch)
             self._say("training", number, step + 1, steps, trainer.loss, batches=step + 1)
             self._session.drain()
-        if not (self._averages and phase.mine.weights):  # else the server will have what comes of them
+        if not (self._averages and phase.mine.weights):  # otherwise the server holds the result
             self._store.save(self._spec, self._cut, number, trainer)
         self._batches += steps
         digest = trainer.digest()
@@ -271,7 +271,7 @@ class Agent:
         self._reconsider(number)
 
     def _round_done(self, phase: PhaseUnderWay, digest: str, seconds: float) -> RoundDone:
-        """This device has done its part of a phase."""
+        """The message that this device has done its part of a phase."""
         opened, trainer = phase.opened, self._trainer
         return RoundDone(
             run=opened.run,
@@ -288,7 +288,7 @@ class Agent:
         )
 
     def _send(self, phase: PhaseUnderWay, step: int, batch: CutBatch) -> None:
-        """Publish a batch, once there is room for it in the server's window."""
+        """Publish a batch when there is room for it in the server's window."""
         outbox, started = phase.outbox, self._clock()
         self._session.wait(lambda: not outbox.full, "room in the server's window")
         phase.waited += self._clock() - started
@@ -296,7 +296,7 @@ class Agent:
             outbox.add(step, batch.message(self._spec, phase.opened, phase.kind, step).encode())
 
     def _await_commit(self, phase: PhaseUnderWay, digest: str) -> None:
-        """Wait until the round counts. Raises Superseded: it counts without this device."""
+        """Wait for the commit of the round. Raises Superseded: it was committed without this device."""
         opened, number = phase.opened, phase.opened.round
         heard = self._heard
         self._session.wait(
@@ -306,11 +306,11 @@ class Agent:
             raise Superseded
         self._store.commit(number)
         if not phase.mine.weights:
-            self._position = number  # else the server may have given it other weights
+            self._position = number  # otherwise the server may have assigned other weights
         log.info("round %d: committed, exit loss %.4f", number, self._trainer.loss)
 
     def _take_statistics(self, phase: PhaseUnderWay) -> None:
-        """Send training batches as the committed networks see them, and what BatchNorm finds in them."""
+        """Send training batches through the committed network, and the BatchNorm statistics found in them."""
         opened, trainer, number = phase.opened, self._trainer, phase.opened.round
         started = self._clock()
         self._position, self._stale = None, number  # the server gives it other statistics
@@ -324,11 +324,11 @@ class Agent:
         phase.finish(self._round_done(phase, weights_digest(found), self._clock() - started), weights)
         self._session.wait(
             lambda: self._heard.round is not None and phase_key(self._heard.round) != phase_key(opened),
-            "the others' statistics",
+            "the statistics of the other devices",
         )
 
     def _steps(self, phase: PhaseUnderWay, samples: int) -> int:
-        """Batches of a phase: as many as the server expects, if this device has other images by now."""
+        """Batches of a phase: as many as the server expects, even if this device has other images by now."""
         mine = phase.mine
         if mine.samples != samples:
             log.warning(
@@ -338,7 +338,7 @@ class Agent:
         return mine.steps
 
     def _soft_labels(self, phase: PhaseUnderWay) -> SoftLabels | None:
-        """What the trunk predicted for this device's images of an earlier round, where the server has it."""
+        """What the trunk predicted for this device's images in an earlier round, if the server has it."""
         mine, opened = phase.mine, phase.opened
         if not mine.soft_labels or mine.samples != self._trainer.samples:
             return None
@@ -348,13 +348,13 @@ class Agent:
         )
 
     def _packed_weights(self, opened: RoundOpen, mine: Participant) -> Iterator[bytes]:
-        """The client network as messages, where the server has asked for it."""
+        """The client network as messages, if the server has asked for it."""
         if not mine.weights:
             return iter(())
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 
     def _reconsider(self, number: int) -> None:
-        """Ask for another cut, where the rounds so far call for one."""
+        """Ask for another cut if the measurements of the rounds so far suggest one."""
         wish = self._monitor.end_round(number, self._cut)
         if wish is not None and wish.cut >= self._lowest_cut:
             self._store.ask(self._spec, self._cut, wish.cut)
@@ -363,7 +363,7 @@ class Agent:
             self._session.presence.change_profile(next_cut=wish.cut, capability=self._capability)
 
     def _evaluate(self, phase: PhaseUnderWay, images: DeviceImages) -> None:
-        """Send the held-out batches, with what the exit predicts for them; then look for new images."""
+        """Send the held-out batches with the exit's predictions; then look for new images."""
         trainer, changed = self._trainer, False
         steps = self._steps(phase, trainer.held_out)
         for step, batch in enumerate(trainer.evaluate(steps)):
@@ -379,7 +379,7 @@ class Agent:
             self._replace_trainer(self._cut)
 
     def _look_for_images(self, images: DeviceImages) -> bool:
-        """Take up what has changed in the folders, and tell the server of it; whether anything has."""
+        """Adopt changes in the image folders and report them to the server. Returns whether there are any."""
         if not images.look_again():
             return False
         self._store.save_division()
@@ -398,5 +398,5 @@ class Agent:
         *,
         batches: int = 0,
     ) -> None:
-        """`batches`: of the round under way."""
+        """`batches`: of the current round."""
         self._session.presence.say(doing, number, step, steps, loss, batches=self._batches + batches)

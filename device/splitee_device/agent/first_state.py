@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device begins a run from: settings that the server settles, and weights that it sends."""
+"""The state in which a device begins a run: settings and weights that the server may decide."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTLED = ("frozen", "mean", "std", "exit_cuts", "settled")  # fields of RunSpec
 
 
 def settled(session: Session, spec: RunSpec) -> RunSpec:
-    """Wait for what the server settles by the fleet before the first round."""
+    """Wait for the settings that the server derives from the fleet before the first round."""
     heard = session.heard
     session.wait(
         lambda: heard.spec is not None and not heard.spec.awaits_fleet, "the server to settle the run"
@@ -30,19 +30,19 @@ def settled(session: Session, spec: RunSpec) -> RunSpec:
 
 
 class FirstState:
-    """The state of a trainer before the first round, kept for as long as the run takes.
+    """The state of a trainer before the first round, kept for the whole run.
 
     Attributes:
-        is_known: it is here; else the server sends its weights.
+        is_known: the state is here; otherwise the server sends its weights.
     """
 
     def __init__(self, trainer: ClientTrainer, spec: RunSpec) -> None:
-        """`trainer`: with the weights that the run's seed gives."""
+        """`trainer` has the weights that the run's seed gives."""
         self._state = copy.deepcopy(trainer.state())
         self.is_known = not spec.weights
 
     def get(self, session: Session, trainer: ClientTrainer, assignment: Assignment) -> dict[str, Any]:
-        """The state; `trainer` gets its weights, where they must be fetched first."""
+        """The state. If its weights must be fetched first, `trainer` gets them."""
         if not self.is_known and assignment.first is not None:
             log.info("fetching the weights that the run begins from")
             trainer.adopt(session.requests.fetch_first_weights(trainer.weights(), assignment))

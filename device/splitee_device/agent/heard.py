@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device has heard from its fleet: the latest message of each kind, and what follows from them."""
+"""What a device has received from its fleet: the latest message of each kind, and what follows from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PhaseKey = tuple[str, int, int, str]
 
 
 def phase_key(opened: RoundOpen | Participation) -> PhaseKey:
-    """What tells one opening of one phase from every other."""
+    """What distinguishes one opening of one phase from every other."""
     return opened.run, opened.attempt, opened.round, opened.phase
 
 
@@ -23,12 +23,12 @@ class Outcome(Enum):
     """What became of a round that a device has trained."""
 
     PENDING = auto()
-    COMMITTED = auto()  # with this device's weights in it
-    COMMITTED_WITHOUT = auto()  # the round counts, and this device's part in it does not
+    COMMITTED = auto()  # with this device's weights
+    COMMITTED_WITHOUT = auto()  # without this device's weights
 
 
 class Heard:
-    """A fold of the server's messages, for one process of one device."""
+    """The state that the server's messages describe, for one process of one device."""
 
     def __init__(self, instance: int, now: float) -> None:
         self._instance = instance
@@ -38,13 +38,13 @@ class Heard:
         self.assignment: Assignment | None = None
         self.ack: Ack | None = None
         self.server: ServerStatus | None = None
-        self.last_word = now  # when the server was last heard
-        self.last_answer = now  # when it last spoke to this device, or opened a phase
+        self.last_word = now  # when the server last sent a sign of life
+        self.last_answer = now  # when it last sent this device a message, or opened a phase
 
     def add(
         self, message: RunSpec | RoundOpen | Participation | Assignment | Ack | ServerStatus, now: float
     ) -> None:
-        """Take in a message. What may be retained from long ago is no sign of a living server."""
+        """Record a message. One that may have been retained long ago is no sign that the server lives."""
         match message:
             case RunSpec():
                 self.spec = message
@@ -81,11 +81,11 @@ class Heard:
 
     @property
     def is_alone(self) -> bool:
-        """Whether no server is there, as far as one is known."""
+        """Whether no server is online, as far as this device knows."""
         return self.server is None or self.server.state == "offline"
 
     def whom_it_waits_for(self) -> str:
-        """Why nothing comes, as far as the server has said so; else ""."""
+        """Why nothing comes, as far as the server has said why; otherwise ""."""
         if self.server is None or self.is_alone:
             return "the server is offline"
         if self.server.waiting_for:
@@ -93,10 +93,10 @@ class Heard:
         return ""
 
     def next_phase(self, run: str, done: PhaseKey | None) -> RoundOpen | None:
-        """The phase that is open, where this device takes part in it, or the end of the run.
+        """The open phase, if this device takes part in it, or the end of the run; otherwise None.
 
         Args:
-            done: the phase that this device has completed, which it does not take part in again.
+            done: the phase that this device has completed, and does not take part in again.
         """
         current = self.round
         if current is None or current.run != run or phase_key(current) == done:
@@ -105,7 +105,7 @@ class Heard:
         return current if takes_part else None
 
     def part_in(self, opened: RoundOpen) -> Participation | None:
-        """What this device does in a phase, as far as it has been told; None: it takes no part."""
+        """What this device does in a phase, as far as it knows; None: it takes no part."""
         told = self.participation
         is_of_it = told is not None and phase_key(told) == phase_key(opened) and told.part is not None
         return told if is_of_it else None
@@ -116,7 +116,7 @@ class Heard:
         return told is not None and phase_key(told) == phase_key(opened) and told.part is None
 
     def assignment_for(self, opened: RoundOpen, mine: Participant) -> Assignment | None:
-        """The server's word on the commit that `mine` in `opened` continues from, once it has come."""
+        """The server's assignment of the commit that `mine` in `opened` continues from, once it has come."""
         found = self.assignment
         continued = opened.attempt, mine.base, mine.fresh
         if found is not None and (found.attempt, found.committed, found.fresh) == continued:
@@ -126,9 +126,9 @@ class Heard:
     def outcome(self, opened: RoundOpen, digest: str) -> Outcome:
         """What became of the round `opened`, which this device has trained to weights of `digest`.
 
-        The device's own assignment says it; who was dropped before the commit may get none, and learns it
-        from being dropped, or from what a later phase has it continue from. Only words of the same attempt
-        matter: a server that lost its last round commits it once more.
+        Normally the device's own assignment tells it. A device that was dropped before the commit may get no
+        assignment. It learns the outcome from being dropped, or from the round that a later phase continues
+        from. Only messages of the same attempt count: a server that lost its last round commits it again.
         """
         told = self.assignment
         if told is not None and (told.run, told.attempt) == (opened.run, opened.attempt):
@@ -141,7 +141,7 @@ class Heard:
         return Outcome.PENDING
 
     def _continues_from_before(self, opened: RoundOpen) -> bool:
-        """Whether a phase behind the training `opened` has this device continue from an earlier round."""
+        """Whether a phase after the training `opened` has this device continue from an earlier round."""
         told = self.participation
         if told is None or told.part is None or phase_key(told) == phase_key(opened):
             return False

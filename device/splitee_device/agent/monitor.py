@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent needs of whoever watches its rounds; the profiler's drift monitor is the real one."""
+"""The monitor of rounds that the agent needs; the profiler's drift monitor implements it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CutWish:
-    """The cut that the device would rather have, and why."""
+    """The cut that the device would prefer, and why."""
 
     cut: int
     reason: str
 
 
 class RoundMonitor(Protocol):
-    """Watches what the rounds of one device take."""
+    """Measures what the rounds of one device cost."""
 
     def steps(self, batches: Iterator[T]) -> Iterator[T]:
-        """Hands on the batches of a training round as they come."""
+        """Passes on the batches of a training round as they come."""
 
     def end_round(self, number: int, cut: int) -> CutWish | None:
-        """The round whose `steps` were handed on counts; the wish for another cut, where it calls for one."""
+        """The round whose `steps` were passed on is committed. Returns the wish for another cut, if any."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The window: batches that were published and that the server has not acknowledged yet."""
+"""The window: batches that were published and not yet acknowledged by the server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Outbox:
         room: int,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
-        """`room`: batches that may be unacknowledged, until an acknowledgement says how many.
+        """`room`: batches that may be unacknowledged, until an acknowledgement gives another number.
 
         `meanwhile` is called before each part of a batch that is published in parts.
         """
@@ -53,7 +53,7 @@ class Outbox:
         return bool(self._waiting) and self._waiting_bytes >= self._spec.window_bytes
 
     def needs(self, step: int) -> bool:
-        """False when the server already has this batch, from before this process started."""
+        """False if the server already has this batch, from before this process started."""
         return step >= self._acknowledged
 
     def add(self, step: int, payload: bytes) -> None:
@@ -64,7 +64,7 @@ class Outbox:
         self._publish(payload)
 
     def acknowledge(self, ack: Ack) -> None:
-        """Make room, and send again what the server may have lost; one of another phase changes nothing."""
+        """Make room, and resend what the server may have lost. Ignores acknowledgements of other phases."""
         opened = self._opened
         mine = opened.run, opened.round, opened.attempt, self._phase
         if (ack.run, ack.round, ack.attempt, ack.phase) != mine:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The phase of a round that a device is in: what it sends in it, and whether it still counts."""
+"""The phase of a round that a device is in: what it sends, and whether the phase still counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee_device.agent.outbox import Outbox
 
 
 class Superseded(Unwinding):
-    """The server has opened another round, or this one anew; what was under way no longer counts."""
+    """The server has opened another round, or this one again; work under way no longer counts."""
 
 
 class PhaseUnderWay:
@@ -37,8 +37,8 @@ class PhaseUnderWay:
     ) -> None:
         """`mine`: what the device does in it. `room`: batches that may be unacknowledged at first.
 
-        `last_ack`: that the device has heard, which may tell how much of this phase the server has.
-        `meanwhile` is called while it publishes: over a slow link that takes minutes.
+        `last_ack`: the latest that the device received; it may show how much of this phase the server has.
+        `meanwhile` is called during publishing, which takes minutes over a slow link.
         """
         self._port = port
         self._meanwhile = meanwhile
@@ -49,29 +49,29 @@ class PhaseUnderWay:
         self.opened = opened
         self.kind = opened.batches
         self.mine = mine
-        self.waited = 0.0  # seconds, for room in the server's window
+        self.waited = 0.0  # seconds spent waiting for room in the server's window
         features = routes.FEATURES.topic(topics, device)
         self.outbox = Outbox(port, features, spec, opened, self.kind, room, meanwhile)
         if last_ack is not None:
             self.outbox.acknowledge(last_ack)
 
     def on_ack(self, ack: Ack) -> None:
-        """Make room for more batches, and say again what the server may have lost."""
+        """Make room for more batches, and resend what the server may have lost."""
         self.outbox.acknowledge(ack)
         if ack.resend:
             self.say_done()
 
     def finish(self, done: RoundDone, weights: Callable[[], Iterable[bytes]]) -> None:
-        """Say round-done; from here on it is said again whenever the server may have missed it.
+        """Publish round-done, and publish it again from now on whenever the server may have missed it.
 
         Args:
-            weights: makes the messages with the client network, where the server has asked for it.
+            weights: makes the messages with the client network, if the server has asked for it.
         """
         self._done, self._weights = done, weights
         self.say_done()
 
     def say_done(self) -> None:
-        """Publish round-done behind the weights that belong to it; nothing before the round is trained."""
+        """Publish the weights and then round-done; before the round is trained, publish nothing."""
         if self._done is None:
             return
         for payload in self._weights():
@@ -79,10 +79,11 @@ class PhaseUnderWay:
         publish_in_parts(self._port, self._done_topic, self._done.encode())
 
     def is_superseded(self, heard: Heard) -> bool:
-        """Whether what the server has opened since ends this phase.
+        """Whether later messages of the server end this phase.
 
-        Before round-done any other phase does, and so does this one without the device. After round-done
-        only a new attempt does: the server goes on to the next phase, and the commit is still to be heard.
+        Before round-done, any other phase ends it, and so does this one if it drops the device. After
+        round-done only a new attempt does: the server goes on to the next phase, and the commit is still to
+        come.
         """
         current = heard.round
         if current is None:

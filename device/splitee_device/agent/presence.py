@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device says of itself: its status, its profile, its last will, its status in systemd."""
+"""What a device reports about itself: its status, profile and last will, and its status in systemd."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class DevicePort(Port, Protocol):
-    """A port that also tells how its connection does."""
+    """A port that also reports the state of its connection."""
 
     @property
     def alive(self) -> bool:
@@ -49,14 +49,14 @@ class DevicePort(Port, Protocol):
 
     @property
     def busy(self) -> float:
-        """Seconds so far in which something was on its way to the broker."""
+        """Seconds so far in which something was being sent to the broker."""
 
     @property
     def address(self) -> BrokerAddress: ...
 
 
 def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
-    """The last will and the farewell: what stays behind of a device that is gone."""
+    """The last will and the farewell: the status that remains of a device that is gone."""
     status = DeviceStatus(state="offline", instance=instance)
     return routes.STATUS.topic(topics, device), status.encode()
 
@@ -78,10 +78,10 @@ class Presence:
         memory: Callable[[], int | None] = resident,
         memory_limit: Callable[[], int | None] = memory_limit,
     ) -> None:
-        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius.
+        """`rejected`: the number of rejected messages so far. `thermometer`: degrees Celsius.
 
         `traffic`: what this process has sent and received; `written`: bytes that it has written to its disk.
-        `memory`: bytes that it takes; `memory_limit`: that it may take, asked for once.
+        `memory`: bytes that it uses; `memory_limit`: bytes that it may use, read once.
         """
         self._port = port
         self._device = device
@@ -99,7 +99,7 @@ class Presence:
         self._status_due, self._status_every = 0.0, STATUS_EVERY
         self._said_at, self._busy = clock(), 0.0
         self._has_met_twin = False
-        self._is_seen = False  # the broker has handed out this process's own status
+        self._is_seen = False  # the broker has delivered this process's own status
         self.profile: Profile | None = None
 
     def say(
@@ -114,13 +114,14 @@ class Presence:
         predicted: int = 0,
         offloaded: int = 0,
     ) -> None:
-        """Publish the status now and then, see `share`; in a small fleet at once when the device does
-        something else.
+        """Set the status, and publish it if it is due (see `share`).
+
+        In a small fleet it is also published at once when the device begins to do something else.
 
         Args:
             number: of the round.
-            batches: that this process has published.
-            predicted, offloaded: images that it has classified, and of these, asked the server about.
+            batches: published by this process.
+            predicted, offloaded: images that it has classified, and those of them that it sent to the server.
         """
         is_due = self._clock() >= self._status_due
         changed = (doing, number) != (self._status.doing, self._status.round)
@@ -142,16 +143,16 @@ class Presence:
             self.publish_status()
 
     def share(self, devices: int) -> None:
-        """So many devices say their status: each once a second where they are few, and more seldom else."""
+        """Share the rate of statuses among `devices`: one a second each for few devices, less for many."""
         self._status_every = max(STATUS_EVERY, devices / STATUSES)
 
     def say_again(self) -> None:
-        """Publish the status while the device does nothing but send."""
+        """Publish the status, if it is due, while the device only sends."""
         if self._clock() >= self._status_due:
             self.publish_status()
 
     def introduce(self, profile: Profile) -> None:
-        """Publish the profile, which asks to join."""
+        """Publish the profile, which is the request to join."""
         self.profile = profile
         self.publish_profile()
 
@@ -161,7 +162,7 @@ class Presence:
         self.introduce(replace(self.profile, **changed))
 
     def publish_status(self) -> None:
-        """Say to the fleet and to systemd what the device does, and what it takes: memory, bytes, writes."""
+        """Report what the device does, its memory, traffic and disk writes, to the fleet and to systemd."""
         degrees, traffic = self._thermometer().value, self._traffic()
         status = replace(
             self._status,
@@ -179,27 +180,27 @@ class Presence:
         self.tell_systemd()
 
     def _slow_speed(self) -> float | None:
-        """The link's, where it is slow, and has carried something most of the time since this was asked."""
+        """The link's speed if it is slow and was busy most of the time since the last call; else None."""
         now, busy, speed = self._clock(), self._port.busy, self._port.speed
         is_busy = 2 * (busy - self._busy) > now - self._said_at
         self._said_at, self._busy = now, busy
         return speed if is_busy and speed is not None and speed < SLOW else None
 
     def tell_systemd(self) -> None:
-        """What `systemctl status` shows."""
+        """Set what `systemctl status` shows."""
         lost = "" if self._port.connected else f"; no connection to the broker {self._port.address}"
         notify(f"STATUS={_in_words(self._said)}{lost}")
 
     def publish_profile(self) -> None:
-        """Publish the profile as it is; nothing before there is one."""
+        """Publish the current profile, if there is one."""
         if self.profile is not None:
             self._port.publish(self._profile_topic, self.profile.encode(), retain=True)
 
     def on_own_status(self, status: DeviceStatus) -> None:
-        """What the broker retains as this device's status has changed.
+        """Handle a change of the status that the broker retains for this device.
 
         Raises:
-            IdInUse: a process that started later speaks as this device.
+            IdInUse: a process that started later uses this device's id.
         """
         if status.instance == self._instance:
             self._is_seen = True
@@ -209,12 +210,12 @@ class Presence:
             self.publish_status()
 
     def _meet_twin(self, *, later: bool) -> None:
-        """Another process speaks as this device: the one that started earlier ends."""
-        advice = "give each machine an id, and where there are certificates one, of its own"
+        """Another process uses this device's id: the one that started earlier ends."""
+        advice = "give each machine an id of its own, and a certificate of its own if there are certificates"
         if later:
             raise IdInUse(
                 f"another process has started with the id {self._device!r}, and this one ends: if the other "
-                f"is a copy of this machine's card, {advice}"
+                f"is on a copy of this machine's card, {advice}"
             )
         if not self._has_met_twin:
             log.warning(
@@ -226,11 +227,11 @@ class Presence:
         self._has_met_twin = True
 
     def check_identity(self) -> None:
-        """Raises BrokerRefused: the broker takes nothing from this client as this device."""
+        """Raises BrokerRefused: the broker accepts nothing from this client under this device's id."""
         if self._port.refused and not self._is_seen:
             raise BrokerRefused(
                 f"broker {self._port.address} lets this client in, but not as {self._device!r}: "
-                "is its certificate or account another device's?"
+                "does its certificate or account belong to another device?"
             )
 
 

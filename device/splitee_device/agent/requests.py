@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device asks its server for: a fresh acknowledgement, its weights, its soft labels."""
+"""What a device requests from its server: an acknowledgement, its weights, its soft labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from splitee.protocol.topics import Topics
 from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler
 from splitee.training.weights import WeightsAssembler
 
-SYNC_AFTER = 15.0  # seconds without a word from the server before the device asks, or asks again
+SYNC_AFTER = 15.0  # seconds without a message from the server before the device requests, or requests again
 
 Wait = Callable[[Callable[[], bool], str], None]
-"""`Session.wait`: handle events until a condition holds; the text says what is waited for."""
+"""`Session.wait`: handle events until a condition holds; the text names what is awaited."""
 
 
 class Requests:
-    """Asks for one message after another, each again until it has come."""
+    """Requests one message after another, and repeats each request until the message has come."""
 
     def __init__(
         self, port: Port, topics: Topics, device: str, instance: int, clock: Clock, wait: Wait
@@ -34,18 +34,18 @@ class Requests:
         self._clock = clock
         self._wait = wait
         self._weights: WeightsAssembler | None = None  # of the client network that is being fetched
-        self._digest = ""  # that it must have
-        self._round = 0  # that its messages name
-        self._awaited: set[str] = set()  # its tensors that were asked for and have not come
-        self._soft_labels: SoftLabelsAssembler | None = None  # that are being fetched
-        self._arrived = float("-inf")  # when a part of an answer has come
+        self._digest = ""  # that the network must have
+        self._round = 0  # the round in its messages
+        self._awaited: set[str] = set()  # requested tensors that have not come
+        self._soft_labels: SoftLabelsAssembler | None = None  # those being fetched
+        self._arrived = float("-inf")  # when a part of a reply last came
 
     def note_arriving(self) -> None:
-        """Part of an answer has come."""
+        """A part of a reply has come."""
         self._arrived = self._clock()
 
     def sync(self, run: str) -> None:
-        """Tell the server that its last word may have been lost."""
+        """Tell the server that its last message may have been lost."""
         self._publish(Sync(run=run, instance=self._instance))
 
     def fetch_weights(
@@ -54,18 +54,18 @@ class Requests:
         assignment: Assignment,
         known: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> dict[str, Tensor]:
-        """The client network that the server holds for this device, a message at a time.
+        """Fetch the client network that the server holds for this device, one message at a time.
 
         Args:
-            like: tensors of the names, shapes and types that it has.
+            like: tensors with the names, shapes and types of the network.
             assignment: its digest is that of the weights.
-            known: those that this device has and that do not travel.
+            known: tensors that this device has and that are not sent.
         """
         assert assignment.digest is not None
         return self._fetch(WeightsAssembler(like, known), assignment, assignment.digest, assignment.committed)
 
     def fetch_first_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
-        """The client network that the run began from, which `assignment` offers, a message at a time."""
+        """Fetch the client network that the run began from, offered by `assignment`, message by message."""
         assert assignment.first is not None
         return self._fetch(WeightsAssembler(like), assignment, assignment.first, 0)
 
@@ -87,7 +87,7 @@ class Requests:
         return assembler.tensors
 
     def fetch_soft_labels(self, assembler: SoftLabelsAssembler) -> SoftLabels:
-        """The soft labels that the server holds for this device, a message at a time."""
+        """Fetch the soft labels that the server holds for this device, one message at a time."""
         self._soft_labels = assembler
         try:
             while not assembler.is_whole:
@@ -102,14 +102,14 @@ class Requests:
         return assembler.labels()
 
     def on_weights(self, message: Weights, assignment: Assignment | None) -> None:
-        """Take in tensors of the network that is being fetched; others change nothing.
+        """Take in tensors of the network that is being fetched; ignore others.
 
         Args:
-            assignment: the server's latest; its attempt changes when the server starts anew.
+            assignment: the server's latest; its attempt changes when the server restarts.
 
         Raises:
-            MalformedMessage: they are not of this network; or all are here and are not what was announced,
-                and then all are asked for anew.
+            MalformedMessage: the tensors do not belong to this network, or all are here and do not have the
+                announced digest; then all are requested again.
         """
         if self._weights is None or assignment is None:
             return
@@ -121,12 +121,12 @@ class Requests:
         self._weights.check(self._digest)
 
     def on_soft_labels(self, message: SoftLabelRows) -> None:
-        """Take in the rows that were asked for. Raises MalformedMessage: they cannot be this device's."""
+        """Take in the requested rows. Raises MalformedMessage: they cannot be this device's."""
         if self._soft_labels is not None:
             self._soft_labels.add(message)
 
     def _ask(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
-        """Ask for something until it has come, but not while it comes: that would make a slow link slower."""
+        """Request until the reply has come, but not while it comes: that would make a slow link slower."""
         last = self._arrived = float("-inf")
 
         def settled() -> bool:

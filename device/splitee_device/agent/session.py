@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device follows its fleet: every event is handled here, on one thread."""
+"""A device's conversation with its fleet. Every event is handled here, on one thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from splitee_device.agent.requests import SYNC_AFTER, Requests
 
 log = logging.getLogger(__name__)
 
-SYNC_SELDOM = 60.0  # seconds between two requests at last, while a wait goes on
+SYNC_SELDOM = 60.0  # the longest interval between two requests during a wait
 SPREAD = 3.0  # seconds over which the first requests of many devices are spread, by their ids
 
 READ = (
@@ -54,14 +54,14 @@ READ = (
     routes.ERROR,
     routes.STATUS,
 )
-FATAL: dict[int, type[SpliteeError]] = {  # what the server's word ends a device with; else Rejected
+FATAL: dict[int, type[SpliteeError]] = {  # errors for the codes of fatal reports; otherwise Rejected
     VersionMismatch.exit_code: VersionMismatch,
     Dismissed.exit_code: Dismissed,
 }
 
 
 class RunChanged(Unwinding):
-    """The fleet's server has opened another run, or goes on with this one to another number of rounds.
+    """The fleet's server has opened another run, or changed the number of rounds of this one.
 
     Attributes:
         goes_on: it is the same run.
@@ -74,16 +74,16 @@ class RunChanged(Unwinding):
 
 
 class ServerGone(Unwinding):
-    """The run is finished, and its server is no longer there to give what is asked of it."""
+    """The run is finished, and the server that should send something is gone."""
 
 
 class Session:
     """One device's conversation with its fleet.
 
     Attributes:
-        heard: what the fleet has said.
-        presence: what the device says of itself.
-        requests: what the device asks the server for.
+        heard: what the fleet has sent.
+        presence: what the device reports about itself.
+        requests: what the device requests from the server.
         meter: counts what the device sends and receives.
     """
 
@@ -98,7 +98,7 @@ class Session:
         stop: Callable[[], bool] = lambda: False,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`patience`: seconds without a word from the server before giving up; None: never."""
+        """`patience`: seconds without a message from the server before giving up; None: never."""
         self.device = device
         self.instance = instance
         self._port = port
@@ -111,7 +111,7 @@ class Session:
         self._overflowed = -SYNC_AFTER  # when messages to this device were last lost here
         self._log_reports = FirstFew()
         self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SPREAD / 1000
-        self._guarded = ""  # the run of which assignments are checked
+        self._guarded = ""  # the run whose assignments are checked
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(instance, clock())
         self._gate = Gate(topics, READ, device=device, on_part=lambda _route, _device: self._on_part())
@@ -145,7 +145,7 @@ class Session:
         return self.heard.spec
 
     def guard_cuts(self, run: str, may_be_cut_at: Callable[[int], bool]) -> None:
-        """From here on, an assignment of `run` to a cut where this device may not be is not heard."""
+        """From now on, ignore assignments of `run` to a cut that this device does not accept."""
         self._guarded, self._may_be_cut_at = run, may_be_cut_at
         told = self.heard.assignment
         if told is not None and not self._is_allowed(told):
@@ -153,10 +153,10 @@ class Session:
             self.heard.assignment = None
 
     def join(self, profile: Profile) -> None:
-        """Ask to take part, and wait for the server's word; a run that is over needs none.
+        """Ask to take part, and wait for the server's reply; a run that is over needs none.
 
         Raises:
-            Rejected, Dismissed: the server does not take this device.
+            Rejected, Dismissed: the server refuses this device.
         """
         self.presence.introduce(profile)
         self.wait(
@@ -165,13 +165,13 @@ class Session:
 
     @contextmanager
     def phase(self, spec: RunSpec, opened: RoundOpen) -> Iterator[PhaseUnderWay]:
-        """The phase `opened` is under way: acks go to it, and once it no longer counts, Superseded is raised.
+        """Enter the phase `opened`: it receives acks, and Superseded is raised once it no longer counts.
 
         Args:
-            spec: the run's settings, as the device has made them its own.
+            spec: the run's settings, as this device has adapted them.
 
         Raises:
-            Superseded: this device takes no part in it any more.
+            Superseded: this device no longer takes part in it.
         """
         told = self.heard.part_in(opened)
         if told is None or told.part is None:
@@ -196,10 +196,10 @@ class Session:
 
     @contextmanager
     def needing_server(self) -> Iterator[None]:
-        """What only the server can give is asked for; who trains waits for one that is away.
+        """Within it the device requests what only the server has. During training it waits for the server.
 
         Raises:
-            ServerGone: the run is finished, and the server does not come back.
+            ServerGone: the run is finished, and the server is gone.
         """
         self._needs_server = True
         try:
@@ -209,14 +209,14 @@ class Session:
             self._needs_server = False
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        """Handle events until `condition`; says now and then what is waited for.
+        """Handle events until `condition` holds; log now and then what is awaited.
 
-        What the server has told this device, or this device the server, may have been lost: so it asks after
-        SYNC_AFTER without an answer, then ever more seldom. That the server lives is no answer; and time in
-        which a slow link still carries what this device has said does not count.
+        A message to or from the server may have been lost. The device therefore sends a request after
+        SYNC_AFTER without a reply, and then at growing intervals. The server's heartbeat is no reply. Time in
+        which a slow link still carries the device's own messages does not count.
 
         Raises:
-            Stalled: the server has said nothing for as long as the patience allows; and what `pump` raises.
+            Stalled: the server has sent nothing for as long as the patience allows; and what `pump` raises.
         """
         started = self._clock()
         reminder, pause = Reminder(), self._sync_after
@@ -237,11 +237,11 @@ class Session:
                 raise Stalled(f"waited {self._patience:.0f} s for {what}: is this fleet's server running?")
 
     def _idle(self) -> float:
-        """Seconds, from some time on, in which nothing of this device was on its way to the broker."""
+        """Seconds, from some time on, in which nothing from this device was being sent to the broker."""
         return self._clock() - self._port.busy
 
     def drain(self) -> None:
-        """Handle what has come, without waiting; no more than EVENTS_AT_ONCE, however much more comes."""
+        """Handle what has come, without waiting: at most EVENTS_AT_ONCE events, even if more come."""
         for _ in range(EVENTS_AT_ONCE):
             if not self.pump(0):
                 return
@@ -250,7 +250,7 @@ class Session:
         """Handle what has come since the run was over.
 
         Raises:
-            RunChanged: the run goes on; or there is another one, and the device is to `stay` for it.
+            RunChanged: the run goes on, or there is another run and the device is to `stay` for it.
         """
         try:
             self.drain()
@@ -262,8 +262,8 @@ class Session:
         """Handle one event; False when none came within `timeout` seconds.
 
         Raises:
-            Superseded: what is under way no longer counts.
-            ServerGone: as `needing_server` says.
+            Superseded: the phase under way no longer counts.
+            ServerGone: see `needing_server`.
             RunChanged, Stopped, IdInUse, Rejected, Dismissed, VersionMismatch, BrokerRefused: as their names
                 say.
         """
@@ -278,7 +278,7 @@ class Session:
             log.warning("connection lost (%s); reconnecting", event.reason)
             self.presence.tell_systemd()
         elif isinstance(event, Overflow):
-            if self._clock() - self._overflowed >= SYNC_AFTER:  # a flood is no reason to flood the server
+            if self._clock() - self._overflowed >= SYNC_AFTER:  # do not pass a flood on to the server
                 self._overflowed = self._clock()
                 self._sync()
         elif isinstance(event, Message):
@@ -296,7 +296,7 @@ class Session:
             raise ServerGone
 
     def _while_sending(self) -> None:
-        """What does not wait for a slow link: the watchdog, a signal to stop, the status."""
+        """What must not wait for a slow link: the watchdog, a signal to stop, the status."""
         if self._port.alive:
             feed_watchdog()
         if self._stop():
@@ -304,13 +304,13 @@ class Session:
         self.presence.say_again()
 
     def _why_nothing_comes(self) -> str:
-        """For people; what the server has said last is of no interest where nothing can come from it."""
+        """A hint for the log. Without a connection, the last status of the server is of no interest."""
         if not self._port.connected:
             return f"there is no connection to the broker {self._port.address}"
         return self.heard.whom_it_waits_for()
 
     def _on_part(self) -> None:
-        """The server's answer is on its way; what it says meanwhile comes behind it."""
+        """A part of a reply has come. Other messages wait behind it, so it counts as a sign of life."""
         self.requests.note_arriving()
         self.heard.last_word = self._clock()
 
@@ -328,7 +328,7 @@ class Session:
         if spec.protocol != PROTOCOL:
             raise VersionMismatch(
                 f"the server speaks protocol {spec.protocol}, this device {PROTOCOL}: "
-                "install one release on both"
+                "install the same release on both"
             )
         before = self.heard.spec
         self._hear(spec)
@@ -336,7 +336,7 @@ class Session:
             raise RunChanged(before, spec)
 
     def _on_assignment(self, assignment: Assignment) -> None:
-        """Raises MalformedMessage: it is to a cut that this device's owner has not allowed."""
+        """Raises MalformedMessage: its cut is one that this device does not accept."""
         if not self._is_allowed(assignment):
             raise MalformedMessage(self._refusal(assignment), "foreign")
         self._hear(assignment)
@@ -347,7 +347,7 @@ class Session:
     def _refusal(self, assignment: Assignment) -> str:
         return (
             f"the server cuts this device at {assignment.cut}, which it has not asked for or its owner does "
-            f"not allow: start it with --cut {assignment.cut} if that is meant"
+            f"not allow: start it with --cut {assignment.cut} to allow it"
         )
 
     def _on_ack(self, ack: Ack) -> None:
@@ -370,7 +370,7 @@ class Session:
         self._sync()
 
     def _sync(self) -> None:
-        """Tell the server that its last word may have been lost, and join again where it has not answered."""
+        """Tell the server that its last message may have been lost; join again if it has not replied."""
         if self.heard.spec is None or self.presence.profile is None:
             return
         self.requests.sync(self.heard.spec.run)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the images that a device classifies come from, and when they are taken. Free of torch."""
+"""The sources of the images that a device classifies, and when images are taken. Without torch."""

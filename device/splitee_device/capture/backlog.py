@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that have come and wait to be classified: as many as there is room for, the newest."""
+"""A bounded queue of images that wait to be classified."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 CLOSING = 5.0  # seconds that a source may take to end
-MOMENT = 0.2  # seconds between two looks at whether to stop
-ROOM_BYTES = 64 << 20  # of encoded images that wait, however many may: memory is what a small board lacks
+MOMENT = 0.2  # seconds between two checks of the stop event
+ROOM_BYTES = 64 << 20  # of encoded images that wait, whatever their number: small boards lack memory
 
 
 class NewImage(NamedTuple):
@@ -22,22 +22,22 @@ class NewImage(NamedTuple):
 
 
 class Source(Protocol):
-    """What images come from."""
+    """A source of images."""
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
-        """Each image as it comes, waiting in between, until `stop` is set or there will be none any more.
+        """Yields each image as it comes, until `stop` is set or no more can come.
 
-        May be called again when it has ended. Raises DataError: there will be none, for what reason.
+        May be called again after it has ended. Raises DataError: no more can come, and why.
         """
 
 
 class Backlog:
-    """Takes images from a source on a thread of its own, and keeps them in their order until they are wanted.
+    """Takes images from a source on its own thread, and keeps them in order until they are wanted.
 
-    Where there is no room for a new one, the oldest are dropped, or the source waits. One alone has room.
+    If there is no room for a new image, the oldest are dropped, or the source waits. One image always fits.
 
     Attributes:
-        dropped: images so far.
+        dropped: number of images dropped so far.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class Backlog:
     ) -> None:
         """Args:
         room: images that may wait.
-        drops: the oldest makes room for a new one, as of a camera: what is classified late shows what was.
-        room_bytes: of encoded images that may wait; files are not held.
+        drops: the oldest images make room for new ones, as for a camera, whose old images are outdated.
+        room_bytes: of encoded images that may wait; files do not count.
         """
         self._source = source
         self._waiting: deque[NewImage] = deque()
@@ -62,34 +62,34 @@ class Backlog:
         self.dropped = 0
 
     def open(self, wake: Callable[[], None]) -> None:
-        """Begin to collect; what waits from before still does.
+        """Starts collecting; images that wait from before stay.
 
-        `wake` is called, on the thread that collects, when there is something for who waited in vain.
+        `wake` is called on the collecting thread when an image comes and none was waiting, and at the end.
         """
         self._stop, self._wake = threading.Event(), wake
         self._thread = threading.Thread(target=self._collect, args=(self._stop,), name="images", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Collect no more; what waits stays."""
+        """Stops collecting; images that wait stay."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(CLOSING)
 
     @property
     def waiting(self) -> int:
-        """Images."""
+        """Number of waiting images."""
         return len(self._waiting)
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing left, and will be nothing any more."""
+        """Whether no image is left, and none will come."""
         if self._thread is None or self._thread.is_alive():
             return False
-        return not (self._waiting or self._failure)  # looked at last: a thread that lives may still put one
+        return not (self._waiting or self._failure)  # checked last: a living thread may still add one
 
     def take(self, most: int) -> list[NewImage]:
-        """The images that have waited longest, in their order. Raises what has ended the source."""
+        """The images that have waited longest, in order. Raises the error that ended the source."""
         with self._changed:
             taken = [self._pop() for _ in range(min(most, len(self._waiting)))]
             self._changed.notify()
@@ -105,7 +105,7 @@ class Backlog:
                 self._put(image, stop)
                 if stop.is_set():
                     return
-        except BaseException as error:  # whoever takes the images is told
+        except BaseException as error:  # raised again for the caller of `take`
             self._failure = error
         finally:
             close = getattr(images, "close", None)
@@ -114,7 +114,7 @@ class Backlog:
             self._wake()
 
     def _put(self, image: NewImage, stop: threading.Event) -> None:
-        """What has come is kept, even where `stop` ends the wait for room."""
+        """Keeps an image that has come, even if `stop` ends the wait for room."""
         size = _bytes_of(image)
         with self._changed:
             while self._is_full(size) and not self._drops and not stop.is_set():
@@ -129,7 +129,7 @@ class Backlog:
             self._wake()
 
     def _is_full(self, size: int) -> bool:
-        """Whether an image of `size` bytes has to wait until another one is gone."""
+        """Whether an image of `size` bytes must wait until another one is removed."""
         return bool(self._waiting) and (
             len(self._waiting) >= self._room or self._bytes + size > self._room_bytes
         )

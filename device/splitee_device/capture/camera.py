@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera, through the program that the system has for it: one process, which delivers motion JPEG."""
+"""The camera, through the system's own program for it: one process, which delivers motion JPEG."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from splitee_device.capture.mjpeg import LARGEST, Splitter
 from splitee_device.capture.pace import Pace
 from splitee_device.capture.pipe import pieces
 
-SILENCE = 20.0  # seconds without an image after which the program is taken to hang
+SILENCE = 20.0  # seconds without an image after which the program is considered hung
 SETTLING = 1.0  # seconds after the first image in which exposure and white balance settle
-SLOWEST, FASTEST = 5.0, 30.0  # images a second that are asked of a camera
+SLOWEST, FASTEST = 5.0, 30.0  # images a second that are requested from a camera
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a program that has ended is started again
-ENDING = 2.0  # seconds that it has to end in
+ENDING = 2.0  # seconds in which it must end
 NAME = "camera"
 # Raspberry Pi OS's own, its older name, and any V4L2 webcam: to their standard output.
 _PI = (
@@ -47,12 +47,12 @@ log = logging.getLogger(__name__)
 
 
 class Camera:
-    """Its images, as `pace` has them. A program that ends or hangs is started again, ever more seldom."""
+    """The camera's images at `pace`. A program that ends or hangs is restarted, at growing intervals."""
 
     def __init__(self, pace: Pace, rate: float = FASTEST, *, silence: float = SILENCE) -> None:
         """Args:
             rate: images a second.
-            silence: seconds without an image after which the program is taken to hang.
+            silence: seconds without an image after which the program is considered hung.
 
         Raises DataError: there is no program for the camera.
         """
@@ -62,7 +62,7 @@ class Camera:
         self._log_failed = FirstFew()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
-        """Until `stop` is set."""
+        """Yields images until `stop` is set."""
         pauses = delays(FIRST_PAUSE, LONGEST_PAUSE, lambda _least, most: most)
         while not stop.is_set():
             try:
@@ -78,7 +78,7 @@ class Camera:
 
 
 def rate_for(every: float) -> float:
-    """Images a second to ask of a camera of which one in `every` seconds is wanted."""
+    """Images a second to request from a camera of which one in `every` seconds is wanted."""
     return FASTEST if not every else min(max(1 / every, SLOWEST), FASTEST)
 
 
@@ -99,7 +99,7 @@ def stream(command: tuple[str, ...], stop: threading.Event, silence: float = SIL
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C is for us, who end it
+            start_new_session=True,  # Ctrl-C is for this process, which ends the program
         )
     except OSError as error:
         raise DataError(f"{command[0]} does not start ({error.strerror}): check the camera") from None
@@ -127,7 +127,7 @@ def _images(
                 settled = settled or now + SETTLING
                 if now >= settled:
                     yield from images
-                now = heard = time.monotonic()  # whoever takes the images may have no room for a while
+                now = heard = time.monotonic()  # the consumer of the images may have no room for a while
         if now - heard > silence:
             what = f"nothing that is an image of up to {LARGEST >> 20} MiB" if splitter.broken else "no image"
             raise DataError(f"{program} delivers {what} for {silence:.0f} s: check the camera")
@@ -136,7 +136,7 @@ def _images(
 
 
 def _reason(process: subprocess.Popen[bytes], words: bytes) -> str:
-    """The last line that it wrote, or its status."""
+    """The last line that the program wrote, or its exit status."""
     lines = [line for line in re.split(r"[\r\n]+", words.decode(errors="replace")) if line.strip()]
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(ENDING)
@@ -144,7 +144,7 @@ def _reason(process: subprocess.Popen[bytes], words: bytes) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The program and what it has started, even where that ignores SIGTERM or outlives the program."""
+    """Ends the program and its descendants, even if some ignore SIGTERM or outlive it."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, ending)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image differs from the last one that was classified, told before any model runs."""
+"""Whether an image differs from the last classified one, decided before any model runs."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from PIL import Image
 
 from splitee.samples.fitting import Pixels
 
-CELLS = 32  # a side, of the grid that images are compared by
+CELLS = 32  # a side, of the grid by which images are compared
 
 
 class ChangeFilter:
-    """Lets an image pass whose difference from the last that has passed is above a share of the full scale.
+    """Passes an image if its difference from the last passed one exceeds a share of the full scale.
 
     The difference is the mean over a grid of CELLS x CELLS of |g - g'| / 255, where g is a cell's mean grey:
     frame differencing (R. C. Gonzalez and R. E. Woods, Digital Image Processing, 4th ed., 10.6) with a mean
-    in place of a mask. A cell's mean has less noise than a pixel, by the root of the number of its values.
+    instead of a mask. A cell's mean has less noise than a pixel, by the root of the number of its values.
     """
 
     def __init__(self, share: float) -> None:
@@ -26,7 +26,7 @@ class ChangeFilter:
         self._last: npt.NDArray[np.float32] | None = None
 
     def passes(self, pixels: Pixels) -> bool:
-        """Whether `pixels`, uint8 (C, H, W), differ; the first ones do."""
+        """Whether `pixels`, uint8 (C, H, W), differ; the first image always passes."""
         cells = grid(pixels)
         if self._last is not None and float(np.abs(cells - self._last).mean()) / 255 <= self._share:
             return False

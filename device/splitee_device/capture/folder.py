@@ -22,32 +22,32 @@ from splitee_device.capture.backlog import NewImage
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-SETTLED = 0.2  # seconds for which a file that is whole has not changed
-GATHER, STEP = 0.1, 0.05  # seconds: changes are told together, when there was none for a step, or at last
-LOOK = 1.0  # seconds between two looks at whether the folder is still there, and at one without events
-# Seconds between two looks at all of its files: of a flood, events may be lost. And for which a file that was
-# taken is looked at again where no events tell that it goes on growing.
+SETTLED = 0.2  # seconds without a change after which a file is considered complete
+GATHER, STEP = 0.1, 0.05  # seconds: changes are reported together, after a step without any or at last
+LOOK = 1.0  # seconds between two checks of the folder's existence, and of its files if there are no events
+# Seconds between two scans of all files, because events may be lost in a flood. Also the seconds during which
+# a file that was taken is checked again for growth if no events report it.
 LOOK_AT_ALL = 60.0
 DELETED = 3  # of watchfiles.Change
 
 log = logging.getLogger(__name__)
 
-Version = tuple[int, int]  # of a file's content: its size in bytes, and when it was written last
+Version = tuple[int, int]  # of a file: its size in bytes, and the time of its last modification
 
 
 class Folder:
     """The images that come into a folder.
 
-    A file is taken when it has not changed for SETTLED: it may still be being written. If it changes after
-    that, as a copy does that the network had stalled, it is taken again. What bears an image's name and is no
-    regular file is never opened. A folder that disappears, as a drive that is taken out, is waited for; what
-    it held before is not new.
+    A file is taken when it has not changed for SETTLED, because it may still be written until then. If it
+    changes later, as a copy does that a slow network interrupted, it is taken again. A file that has an
+    image's name but is not a regular file is never opened. If the folder disappears, as on a removed drive,
+    it is waited for; the images that it had before are not new.
 
-    The system tells what changes (inotify), and nothing is looked at before. Where it does not, as on network
-    drives, all names are looked at every so many seconds.
+    The system reports changes (inotify), and no file is examined before. If it does not, as on network
+    drives, all names are scanned at a fixed interval.
 
     Attributes:
-        skipped: those that are there and are no regular files.
+        skipped: files that are there and are not regular files.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class Folder:
         clock: Clock = time.monotonic,
     ) -> None:
         """Args:
-            existing: images that are there at the start are new, too.
-            poll: seconds between two looks at all names; None: the system tells what changes.
+            existing: whether images that are there at the start are new, too.
+            poll: seconds between two scans of all names; None: the system reports changes.
 
         Raises DataError: there is no such folder.
         """
@@ -70,19 +70,19 @@ class Folder:
         self._poll = poll
         self._clock = clock
         self._events: RustNotify | None = None
-        self._identity: tuple[int, int] | None = None  # of the folder that the events are of
+        self._identity: tuple[int, int] | None = None  # of the folder whose events are received
         self._is_away = False
         self._touched: set[str] = set()  # names since the last look
-        self._settling: dict[str, tuple[Version, float]] = {}  # and since when it is that
-        self._young: dict[str, float] = {}  # when they were taken, of the last ones
-        self._all_due = 0.0  # when all names are looked at again
-        self._ready: deque[str] = deque()  # that are to be told of
+        self._settling: dict[str, tuple[Version, float]] = {}  # version, and since when it has been so
+        self._young: dict[str, float] = {}  # when the latest files were taken
+        self._all_due = 0.0  # when all names are scanned again
+        self._ready: deque[str] = deque()  # to be yielded
         self.skipped: set[Path] = set()
         self._log_skips = FirstFew()
         self._done = {} if existing else self._at_start()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
-        """Those whose files are whole, as they come, until `stop` is set."""
+        """Yields images whose files are complete, as they come, until `stop` is set."""
         try:
             while not stop.is_set():
                 self._ready.extend(self.new())
@@ -94,7 +94,7 @@ class Folder:
             self._forget_events()
 
     def new(self) -> list[str]:
-        """Names of the images whose files are whole since the last call; none while the folder is away."""
+        """Names of the images whose files are newly complete; none while the folder is missing."""
         self._check_identity()
         if self._clock() >= self._all_due:
             names = self._names()
@@ -108,16 +108,17 @@ class Folder:
         return ready
 
     def _at_start(self) -> dict[str, Version | None]:
-        """The images that are not new. Where no events tell of changes, their versions are not asked for."""
+        """The images that are not new. Without events, their versions are not read."""
         names = self._names() or set()
-        if self._poll is not None:  # on a network drive that takes a round trip each
+        if self._poll is not None:  # on a network drive each would take a round trip
             return dict.fromkeys(names)
         return {name: version for name in names if (version := self._version(name)) is not None}
 
     def _look_at_all(self, names: set[str]) -> None:
-        """What is gone may come again under its name; what was taken lately may have gone on growing.
+        """Forgets removed files, whose names may come again; checks recent files again, which may have grown.
 
-        And what is known at all may have changed before there were events, or while they were lost.
+        At the first scan with events it checks all known files: they may have changed before, or events were
+        lost.
         """
         is_first = self._events is not None and not self._all_due
         self._done = {name: version for name, version in self._done.items() if name in names}
@@ -130,7 +131,7 @@ class Folder:
         self._all_due = now + (LOOK_AT_ALL if self._events is not None else 0)
 
     def _whole(self, names: Iterable[str]) -> Iterator[str]:
-        """Those of `names` that have settled, in a version that was not taken yet; from here on it is."""
+        """Yields the `names` that have settled in a version that was not taken yet, and marks it as taken."""
         now = self._clock()
         for name in names:
             version = self._version(name)
@@ -146,7 +147,7 @@ class Folder:
                 yield name
 
     def _version(self, name: str) -> Version | None:
-        """Of a regular file; None: it is none, empty, or gone."""
+        """The version of a regular file; None: it is not one, or empty, or gone."""
         path = self._path / name
         try:
             status = path.stat()
@@ -161,7 +162,7 @@ class Folder:
         return None
 
     def _names(self) -> set[str] | None:
-        """Of the images in the folder; None: it cannot be read."""
+        """Names of the images in the folder; None: it cannot be read."""
         try:
             with os.scandir(self._path) as entries:
                 names = {entry.name for entry in entries if _is_image(entry.name)}
@@ -177,7 +178,7 @@ class Folder:
         return names
 
     def _check_identity(self) -> None:
-        """Events are of a folder, not of a path: another one may be there now, or none."""
+        """Events belong to a folder, not to a path: another folder may be there now, or none."""
         try:
             status = self._path.stat()
             identity = status.st_dev, status.st_ino
@@ -190,7 +191,7 @@ class Folder:
                 self._events = self._listen()
 
     def _listen(self) -> RustNotify | None:
-        """What tells of changes; None: the system does not."""
+        """A source of change events; None: the system has none."""
         from watchfiles._rust_notify import RustNotify  # documented for use without watchfiles' own loop
 
         try:
@@ -198,7 +199,7 @@ class Folder:
         except (OSError, RuntimeError) as error:
             if self._path.is_dir():
                 log.warning(
-                    "--watch %s: the system tells of no changes (%s); looking every %.0f s",
+                    "--watch %s: the system reports no changes (%s); scanning every %.0f s",
                     self._path,
                     str(error).partition("\n")[0],
                     LOOK,
@@ -211,23 +212,23 @@ class Folder:
         self._events, self._identity, self._all_due = None, None, 0.0
 
     def _wait(self, stop: threading.Event) -> None:
-        """Until something may be new."""
+        """Waits until something may be new."""
         pause = SETTLED if self._settling else (self._poll or LOOK)
         if self._events is None:
             stop.wait(pause)
             return
         try:
             changes = self._events.watch(int(1000 * GATHER), int(1000 * STEP), int(1000 * pause), stop)
-        except RuntimeError as error:  # of a name that is no UTF-8, and whatever comes after it
-            log.debug("--watch %s: events are lost (%s)", self._path, error)
-            self._forget_events()  # all is looked at instead
+        except RuntimeError as error:  # for a name that is not UTF-8, and for all later ones
+            log.debug("--watch %s: events were lost (%s)", self._path, error)
+            self._forget_events()  # all files are scanned instead
             stop.wait(LOOK)
             return
         if not isinstance(changes, str):  # there were some
             self._note(changes)
 
     def _note(self, changes: Iterable[tuple[int, str]]) -> None:
-        """What the system has told."""
+        """Records the changes that the system has reported."""
         for change, path in changes:
             name = Path(path).name
             if _is_image(name):
@@ -238,5 +239,5 @@ class Folder:
 
 
 def _is_image(name: str) -> bool:
-    """By its name alone; without a `Path`, of which there may be many thousand at once."""
+    """Whether a name is an image's. It makes no `Path`, because there may be thousands of names."""
     return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES and not name.startswith(".")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion JPEG, images one behind the other without anything between them, cut into its images."""
+"""Splits motion JPEG, images one after the other with nothing in between, into its images."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
 
 
 class Splitter:
-    """Takes a stream in pieces, and gives its images.
+    """Takes a stream in pieces, and returns its images.
 
-    An image is followed marker by marker, so that the thumbnail in its EXIF data does not end it. What does
-    not follow the standard, or is larger than LARGEST, is passed over up to where an image begins next.
+    An image is followed marker by marker, so that the thumbnail in its EXIF data does not end it. Data that
+    does not follow the standard, or exceeds LARGEST, is skipped up to the next beginning of an image.
 
     Attributes:
-        broken: times that something was passed over: an image, or as much as one without any.
+        broken: number of skips: of a broken image, or of LARGEST bytes without one.
     """
 
     def __init__(self, largest: int = LARGEST) -> None:
         self._largest = largest
         self._held = bytearray()
-        self._place = 0  # up to where the image that is held has been followed; 0: none has begun
+        self._place = 0  # end of the part of the current image that has been followed; 0: no image has begun
         self._is_scan = False
         self._skipped = 0  # bytes between images since the last one
         self.broken = 0
 
     @property
     def held(self) -> int:
-        """Bytes that wait for what completes them."""
+        """Bytes that wait for the rest of their image."""
         return len(self._held)
 
     def feed(self, piece: bytes) -> list[bytes]:
@@ -52,7 +52,7 @@ class Splitter:
         return images
 
     def _begin(self) -> bool:
-        """Drops what is before an image; False: none has begun."""
+        """Drops bytes before an image; returns whether one has begun."""
         found = self._held.find(START)
         skipped = found if found >= 0 else max(len(self._held) - len(START) + 1, 0)
         del self._held[:skipped]
@@ -68,7 +68,7 @@ class Splitter:
         self._place, self._is_scan = 0, False
 
     def _follow(self) -> int | None:
-        """Where the image ends; None: not in what is here so far; 0: it does not follow the standard."""
+        """The end of the image; None: it has not come yet; 0: the image does not follow the standard."""
         held = self._held
         while True:
             if self._is_scan:
@@ -82,7 +82,7 @@ class Splitter:
             if held[self._place] != 0xFF:
                 return 0
             marker = held[self._place + 1]
-            if marker == 0xFF:  # a marker may be filled up in front
+            if marker == 0xFF:  # a marker may be preceded by fill bytes
                 self._place += 1
                 continue
             if marker == END:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags that say where a device's images come from, and when they are taken."""
+"""The flags for the source of a device's images, and for when images are taken."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from splitee_device.capture.pace import Pace
 from splitee_device.capture.standard_input import StandardInput
 from splitee_device.capture.trigger import Trigger
 
-ROOM = 16  # images of a stream that wait, unless --backlog says how many: half a second of a fast camera
+ROOM = 16  # images of a stream that wait, unless --backlog is given: half a second of a fast camera
 OWN = "own"  # of --on-topic: the device's inbox/trigger
 LONGEST_TOPIC, LONGEST_PAYLOAD = 200, 200  # characters
 
 
 @dataclass(frozen=True)
 class Capture:
-    """What a device classifies: opened once, and taken from while it predicts.
+    """The source of the images that a device classifies, opened once.
 
     Attributes:
-        images: that wait.
-        trigger: what makes it take them; None: nothing has to.
+        images: waiting to be classified.
+        trigger: what causes images to be taken; None: nothing needs to.
         change: lets only images pass that differ from the last; None: all pass.
     """
 
@@ -43,11 +43,11 @@ class Capture:
 
 @dataclass(frozen=True)
 class CaptureOptions:
-    """Where images come from, as `splitee infer --help` says it."""
+    """The source of images, as described in `splitee infer --help`."""
 
     watch: Path | None = None
     existing: bool = False
-    watch_poll: float | None = None  # seconds; None: the system tells what changes
+    watch_poll: float | None = None  # seconds; None: the system reports changes
     camera: bool = False
     stdin: bool = False
     every: float = 0.0  # seconds
@@ -63,7 +63,7 @@ class CaptureOptions:
         return self.watch is not None or self.camera or self.stdin
 
     def open(self, topics: Topics, device: str) -> Capture | None:
-        """None: there are no images to classify. Raises DataError: there is no such folder, or no camera."""
+        """None: there is no source. Raises DataError: there is no such folder, or no camera program."""
         change = None if self.on_change is None else ChangeFilter(self.on_change)
         if self.watch is not None:
             folder = Folder(self.watch, existing=self.existing, poll=self.watch_poll)
@@ -108,15 +108,15 @@ CAPTURE_SETTINGS = (
     setting(
         "--existing",
         is_flag=True,
-        help="Classify also the images that lie in the folder of --watch at each start.",
+        help="Also classify images that are in the --watch folder at each start.",
     ),
     setting(
         "--watch-poll",
         type=number(0.2, 3600),
         metavar="SECONDS",
-        help="Look into the folder of --watch every so many seconds: for network drives, of which the system "
-        "does not tell what changes.",
-        show_default="the system tells",
+        help="Scan the --watch folder every so many seconds: for network drives, where the system does not "
+        "report changes.",
+        show_default="the system reports changes",
     ),
     setting("--camera", is_flag=True, help="Classify the images of this device's camera."),
     setting(
@@ -129,7 +129,7 @@ CAPTURE_SETTINGS = (
         type=number(0),
         default=10.0,
         metavar="SECONDS",
-        help="Time between two images of --camera or --stdin, in seconds; 0: each one is classified.",
+        help="Time between two images of --camera or --stdin, in seconds; 0: all are classified.",
     ),
     setting(
         "--on-topic",
@@ -142,7 +142,7 @@ CAPTURE_SETTINGS = (
     setting(
         "--on-payload",
         metavar="TEXT",
-        help="What a message on --on-topic must say to count.",
+        help="Text that a message on --on-topic must have to count.",
         show_default="anything",
     ),
     setting(
@@ -150,7 +150,7 @@ CAPTURE_SETTINGS = (
         type=number(0, 86400),
         default=5.0,
         metavar="SECONDS",
-        help="How long images are classified after a message on --on-topic, in seconds; 0: one image is.",
+        help="How long images are classified after a message on --on-topic, in seconds; 0: one image.",
     ),
     setting(
         "--on-change",
@@ -164,8 +164,8 @@ CAPTURE_SETTINGS = (
         "--backlog",
         type=whole(0, 100_000),
         metavar="COUNT",
-        help="Largest number of images that wait; when more come, the oldest are dropped. 0: none is, the "
-        "folder or stream waits.",
+        help="Largest number of images that wait; if more come, the oldest are dropped. 0: none is dropped, "
+        "the folder or stream waits.",
         show_default=f"{ROOM}; 0 for --watch",
     ),
 )
@@ -184,7 +184,7 @@ def capture_options(
     on_change: float | None,
     backlog: int | None,
 ) -> CaptureOptions:
-    """What the flags give. Raises ConfigError: they do not fit together."""
+    """The options that the flags give. Raises ConfigError: they do not fit together."""
     given = [
         flag
         for flag, is_given in (("--watch FOLDER", watch), ("--camera", camera), ("--stdin", stdin))
@@ -193,7 +193,7 @@ def capture_options(
     if len(given) > 1:
         raise ConfigError(f"give one of --watch FOLDER, --camera and --stdin, not {' and '.join(given)}")
     if existing and watch is None:
-        raise ConfigError("--existing is of --watch FOLDER: give both, or none")
+        raise ConfigError("--existing needs --watch FOLDER: give both, or neither")
     require("--watch", watch is not None, "--watch-poll")
     require("--camera or --stdin", camera or stdin, "--every", "--on-topic")
     require("--on-topic", on_topic is not None, "--on-payload", "--on-topic-for")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images of a stream are taken: one in so many seconds, or those after a trigger."""
+"""Which images of a stream are taken: one in an interval, or those after a trigger."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from splitee.clock import Clock
 
 
 class Pace:
-    """Asked by the thread that reads the stream, and told by another one of triggers."""
+    """Used by two threads: one reads the stream and calls `takes`, the other calls `trigger`."""
 
     def __init__(self, every: float, window: float | None = None, *, clock: Clock = time.monotonic) -> None:
         """Args:
         every: seconds between two images; 0: all are taken.
-        window: seconds after a trigger in which images are taken; 0: one is; None: there is no trigger.
+        window: seconds after a trigger in which images are taken; 0: one image; None: there is no trigger.
         """
         self._every = every
         self._window = window
         self._clock = clock
         self._lock = threading.Lock()
         self._due = clock()
-        self._until = clock()  # the trigger's window
-        self._is_owed = False  # the first image after a trigger
+        self._until = clock()  # end of the trigger's window
+        self._is_owed = False  # the first image after a trigger is still to be taken
 
     def trigger(self) -> None:
-        """The next image is taken, and others until the window is over; within a window, it lasts longer."""
+        """Opens a window that begins with the next image; a trigger within a window extends it."""
         assert self._window is not None
         with self._lock:
             now = self._clock()
@@ -42,6 +42,6 @@ class Pace:
             if not is_open or now < self._due:
                 return False
             self._is_owed = False
-            # From when it was due: with 30 images a second, SECONDS of 0.1 give 10 a second, not 7.5.
+            # Counted from when it was due: at 30 images a second, SECONDS of 0.1 give 10 a second, not 7.5.
             self._due = max(self._due + self._every, now)
             return True

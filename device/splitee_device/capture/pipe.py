@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes through a pipe while somebody may want to stop: no read waits longer than for a moment."""
+"""Reads from pipes so that a stop is noticed: no read waits longer than a moment."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOMENT = 0.2  # seconds
 
 
 def pieces(files: tuple[int, ...], stop: threading.Event) -> Iterator[tuple[int, bytes]]:
-    """What comes from each of `files`; (file, b"") at its end; (-1, b"") after a MOMENT without anything.
+    """Yields what comes from each of `files`; (file, b"") at its end; (-1, b"") after a MOMENT of nothing.
 
-    Ends when all files have, or `stop` is set.
+    Ends when all files have ended, or `stop` is set.
     """
     poll, left = select.poll(), set(files)
     for file in files:
@@ -27,7 +27,7 @@ def pieces(files: tuple[int, ...], stop: threading.Event) -> Iterator[tuple[int,
         for file, _ in ready:
             try:
                 piece = os.read(file, PIECE)
-            except OSError:  # of a terminal that is gone, or a descriptor that nobody has opened
+            except OSError:  # of a terminal that is gone, or a descriptor that is not open
                 piece = b""
             if not piece:
                 poll.unregister(file)

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class StandardInput:
-    """Its images, as `pace` has them, until it ends. They are called by their numbers."""
+    """The stream's images at `pace`, until it ends. Their names are their numbers."""
 
     def __init__(self, pace: Pace) -> None:
         self._pace = pace
@@ -29,7 +29,7 @@ class StandardInput:
         self._is_said = False
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
-        """Until it ends, or `stop` is set. Raises DataError: it has ended, and there was no image in it."""
+        """Yields until the end, or until `stop` is set. Raises DataError: it ended without any image."""
         for file, piece in pieces((STANDARD_INPUT,), stop):
             for image in self._splitter.feed(piece):
                 self._number += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A message that makes a device take images, such as that of a motion sensor."""
+"""A message that causes a device to take images, such as one from a motion sensor."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee_device.capture.pace import Pace
 
-FLOOD = 10  # triggers in a second from which on it is said
+FLOOD = 10  # triggers in a second from which on a warning is logged
 SECOND = 1.0
 
 log = logging.getLogger(__name__)
 
 
 class Trigger:
-    """Passes on to a pace what comes on a topic. Triggers before an image is there count as one.
+    """Passes messages on a topic to a pace. Triggers before the next image count as one.
 
     Attributes:
-        count: of triggers so far.
+        count: number of triggers so far.
     """
 
     def __init__(self, topic: str, payload: str | None, pace: Pace, *, clock: Clock = time.monotonic) -> None:
-        """`payload`: that a message must have; None: any will do, unread."""
+        """`payload`: that a message must have; None: any message counts."""
         self.topic = topic
         self.count = 0
         self._payload = None if payload is None else payload.encode()
@@ -35,7 +35,7 @@ class Trigger:
         self._log_flood = RateLimiter()
 
     def take(self, message: Message) -> bool:
-        """Whether the message is of the topic. One that the broker has kept says what was once."""
+        """Whether the message is on the topic. Retained ones do not trigger: they describe the past."""
         if message.topic != self.topic:
             return False
         if not message.retained and self._payload in {None, message.payload}:

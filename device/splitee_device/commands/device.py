@@ -74,8 +74,8 @@ log = logging.getLogger(__name__)
         "--precision",
         type=click.Choice(get_args(WantedPrecision)),
         default="fp32",
-        help="Precision that this device computes in; auto: bf16 where the CPU has it and it is measured to "
-        "be faster.",
+        help="Precision that this device computes in; auto: bf16 if the CPU has it and it is measured to be "
+        "faster.",
     ),
 )
 @link_options
@@ -99,7 +99,7 @@ log = logging.getLogger(__name__)
         type=number(0, 1, above=True, below=True),
         default=0.1,
         metavar="SHARE",
-        help="Share of the images that is held out, where the data has no test set.",
+        help="Share of the images that is held out, if the data has no test set.",
     ),
     setting("--shard", metavar="K/N", help="Train on part K of N of the data.", show_default="all of it"),
     setting(
@@ -114,7 +114,7 @@ log = logging.getLogger(__name__)
         type=whole(0, 64),
         default=1,
         metavar="COUNT",
-        help="Number of threads that decode images a batch ahead, where they do not fit in memory; 0: none.",
+        help="Number of threads that decode images a batch ahead, if they do not fit in memory; 0: none.",
     ),
 )
 @section(
@@ -131,7 +131,7 @@ log = logging.getLogger(__name__)
         "--lowest-cut",
         type=whole(1),
         metavar="CUT",
-        help="Lowest cut that may be requested: the deeper the cut, the less of an image features show.",
+        help="Lowest cut that this device accepts: features at deeper cuts show less of an image.",
         show_default="--cut, or 1 for auto",
     ),
     setting(
@@ -142,13 +142,13 @@ log = logging.getLogger(__name__)
         type=whole(1),
         default=ROUNDS,
         metavar="ROUNDS",
-        help="Number of rounds in a row that must differ from what was measured, before it is reported.",
+        help="Number of consecutive rounds that must differ from the measurement before that is reported.",
     ),
     setting(
         "--prefer",
         type=click.Choice(PREFERENCES),
         default="fastest",
-        help="Which of the cuts that fit --cut auto takes.",
+        help="Which of the possible cuts --cut auto takes.",
     ),
     setting(
         "--budget",
@@ -161,15 +161,15 @@ log = logging.getLogger(__name__)
         "--memory",
         type=whole(1),
         metavar="MIB",
-        help="Memory that training may take, in MiB, a quarter of it for images.",
-        show_default="what the system leaves it",
+        help="Memory that training may use, in MiB, a quarter of it for images.",
+        show_default="what is available",
     ),
     setting(
         "--cache",
         type=whole(0, 1 << 20),
         default=512,
         metavar="MIB",
-        help="Room for features in --state, in MiB, where all of this device's stages are frozen; 0: none.",
+        help="Space for features in --state, in MiB, if all of this device's stages are frozen; 0: none.",
     ),
     setting(
         "--network",
@@ -180,7 +180,7 @@ log = logging.getLogger(__name__)
     setting(
         "--baseline",
         is_flag=True,
-        help="Before it joins, train alone for as many rounds, and tell the server that accuracy.",
+        help="Before joining, train alone for the same number of rounds, and report that accuracy.",
     ),
 )
 @serving_options
@@ -196,7 +196,7 @@ def device(
     patience: float,
     **settings: Any,
 ) -> None:
-    """Train on this device's own images, up to its cut, then classify images with what was trained.
+    """Train on this device's own images, up to its cut, then classify images with the trained model.
 
     Images never leave the device; features, labels and the weights of its network do.
     """
@@ -215,18 +215,18 @@ def device(
     require("--cut auto or --adapt-cut", chosen.cut is None or chosen.adapt_cut, "--prefer", "--budget")
     if test is not None and given_as_flag("holdout"):
         raise ConfigError("--holdout is a share of --data, and --test is held out instead: give one of them")
-    open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
+    open_source(data, test)  # report bad data at once, not when a server has come
     topics, instance = Topics(link.fleet), time.time_ns()
     require_images(chosen.serving.capture.is_given)
-    chosen.serving.capture.open(topics, device)  # and so is a folder that is not there
+    chosen.serving.capture.open(topics, device)  # likewise for a missing folder
     chosen.agreement.latest_image(chosen.serving.capture.watch)
 
-    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
-
+    # torch takes seconds to import; a wrong flag is reported before that
+    from splitee.training.process import prepare_to_train
     from splitee_device.agent.session import Session
     from splitee_device.participate import take_part
 
-    torch.set_num_threads(threads)
+    prepare_to_train(threads)
     directory = StateDirectory(state)
     connection = Link(
         link.address,
@@ -255,7 +255,7 @@ def device(
     except Stopped:
         log.info("stopped; the state is in %s", state)
     finally:
-        if Software.of_this_process() is None:  # else it is the launcher that stops, or starts another one
+        if Software.of_this_process() is None:  # otherwise the launcher decides what happens next
             notify("STOPPING=1")
         connection.close(offline(topics, device, instance))
         directory.close()

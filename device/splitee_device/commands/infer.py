@@ -49,7 +49,7 @@ DIRECTORY = click.Path(path_type=Path)
         "--model",
         type=DIRECTORY,
         metavar="DIR",
-        help="Exported model to put into service first; once, what is released later stays.",
+        help="Exported model to put into service first; models released later replace it for good.",
         show_default="the one of --models",
     ),
     setting(
@@ -83,9 +83,9 @@ def infer(
     threads: int | None,
     link: LinkOptions,
 ) -> None:
-    """Classify what comes, publish it to devices/ID/predictions, and take the models that are released.
+    """Classify new images, publish the predictions to devices/ID/predictions, and accept released models.
 
-    What several predictions agree on is the device's state, which the broker retains at devices/ID/state.
+    The state that several predictions agree on is retained by the broker at devices/ID/state.
     """
     check_name(device, "--id")
     topics, instance = Topics(link.fleet), time.time_ns()
@@ -132,7 +132,7 @@ def infer(
         service.run(capture, is_over)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
-        if Software.of_this_process() is None:  # else it is the launcher that stops, or starts another one
+        if Software.of_this_process() is None:  # otherwise the launcher decides what happens next
             notify("STOPPING=1")
         service.close()
         connection.close(offline(topics, device, instance))

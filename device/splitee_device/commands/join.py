@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee join`: gives this device an identity in a fleet, by the code of an invitation."""
+"""`splitee join`: gives this device an identity in a fleet, with the code of an invitation."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def join(
 ) -> None:
     """Join a fleet: type here what `splitee broker invite` shows on its hub.
 
-    The key is made on this device and never leaves it; the hub signs for it, once both have shown each other
-    that they know the code. Then the device's service is started, where install.sh has set it up. Where CODE
-    is left out it is prompted for, and so in no list of processes.
+    The key is made on this device and never leaves it. The hub signs for it after both have proved to each
+    other that they know the code. Then the device's service is started, if install.sh has installed it. If
+    CODE is left out, it is prompted for, so that it is in no list of processes.
     """
     hub = _hub(host)
     typed = read_code(code if code is not None else _prompted())
@@ -83,7 +83,7 @@ def _join(
     fleet, given = exchange.prove(code)
     name = given or own or _host_name()
     if own is not None and name != own:
-        echo(f"the invitation is for {name}: --id {own} is not heeded")
+        echo(f"the invitation is for {name}: --id {own} is ignored")
     if not force:
         files.check(fleet, name)
     files.write(exchange.request(fleet, name), more)
@@ -119,5 +119,5 @@ def _prompted() -> str:
 def _host_name() -> str:
     name = socket.gethostname().partition(".")[0]
     if not NAME.fullmatch(name):
-        raise PairingEnded(f"this machine's name {name!r} is none that a fleet takes: give one by --id")
+        raise PairingEnded(f"this machine's name {name!r} is not valid in a fleet: give one with --id")
     return name

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee label`: a page on which a person labels this device's own images; nothing of them leaves it."""
+"""`splitee label`: a page on which a person labels this device's own images, which never leave it."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def _print_enough(
     echo(found.verdict)
     echo(found.advice)
     if model is None:
-        echo("Without --model this is of pixels alone, the least that a network makes of them.")
+        echo("Without --model this is from pixels alone, the least that a network makes of them.")
 
 
 def _table(found: Enough) -> Table:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee predict`: classify images with an exported model, without torch; ask the server when unsure."""
+"""`splitee predict`: classifies images with an exported model, without torch; offloads uncertain ones."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PATH = click.Path(path_type=Path)
         type=PATH,
         required=True,
         metavar="DIR",
-        help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
+        help="Model that `splitee export` wrote for a device, or a device's state: its model in service.",
     ),
     setting("--camera", is_flag=True, help="Take one image with this device's camera."),
     region_setting(
@@ -147,7 +147,7 @@ def predict(
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image itself, or all in a folder and its folders. Raises DataError: there is none."""
+    """The image itself, or all images in a folder and its subfolders. Raises DataError: there are none."""
     if not path.is_dir():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
@@ -159,7 +159,7 @@ def find_images(path: Path) -> list[Path]:
 def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, timeout: float) -> Offload:
     from splitee.inference.offload import Offload
 
-    # A running device with this name has connections of its own, which one of the same client id would end.
+    # A running device with this name has its own connections; one with the same client id would end them.
     role = f"predict-{os.getpid()}"
     offload = Offload(link, model.manifest, device=device, timeout=timeout, role=role)
     offload.open()
@@ -173,7 +173,7 @@ def _capture(preparation: Preparation) -> Pixels:
 
 
 def _load(file: Path, preparation: Preparation, *, alone: bool) -> Pixels | None:
-    """The decoded image; one that cannot be read is named in the log, and `alone` it is an error."""
+    """The decoded image. One that cannot be read is logged and skipped; if `alone`, it is an error."""
     try:
         return load_image(file, preparation)
     except UnreadableImage as error:
@@ -185,7 +185,7 @@ def _load(file: Path, preparation: Preparation, *, alone: bool) -> Pixels | None
 
 def _show(name: str, prediction: Prediction, as_json: bool) -> None:
     if as_json:
-        # "picture" is the key's old name, which goes with the next release.
+        # "picture" is the key's old name, which will be removed with the next release.
         echo_json({"image": name, "picture": name, **asdict(prediction)}, indent=None)
     else:
         echo(

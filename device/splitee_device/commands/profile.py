@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee profile`: which cut suits this device. Measured here, and told with its reasons; needs no root."""
+"""`splitee profile`: measures which cut suits this device, and gives the reasons. It needs no root."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from splitee_device.profiler.probe import measure_cuts
 from splitee_device.profiler.report import WIDTH, as_json, cuts_table, facts_table, plot, require_matplotlib
 from splitee_device.profiler.store import MeasuredStore
 
-TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
+TYPICAL_PAYLOAD = 256 << 10  # bytes, if there is no torch to tell the size of a batch
 FILE = click.Path(path_type=Path)
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
     run_setting("stem"),
     run_setting("num_classes", default=10),
     run_setting("input_shape", default=PHOTOGRAPHS),
-    run_setting("freeze", "--freeze", "frozen", type=whole(0, 10_000), help="Stages that nobody trains."),
+    run_setting("freeze", "--freeze", "frozen", type=whole(0, 10_000), help="Number of frozen stages."),
 )
 @section(
     "Training",
@@ -107,7 +107,7 @@ log = logging.getLogger(__name__)
         "--state",
         type=FILE,
         metavar="DIR",
-        help="State of `splitee device`, in which what is measured is kept for it.",
+        help="State of `splitee device`, which keeps the measurements for it.",
         show_default="none",
     ),
     switch("--json", "as_json_", is_flag=True, help="Print JSON."),
@@ -142,7 +142,7 @@ def profile(
     round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
     """
     if chart is not None:
-        require_matplotlib()  # before the measurement, not after it
+        require_matplotlib()  # before the measurement, so that it is not in vain
     spec = build_run_spec(run="profile", rounds=1, **run)
     check_precision(spec.precision)
     work = Work(samples, steps or max(1, samples // spec.batch_size), reserve * MIB, cpu_share)
@@ -189,7 +189,7 @@ def _with_link(work: Work, echo: Echo | None, payload: int) -> Work:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """A line that says what is being measured: in place on a terminal, in the log elsewhere."""
+    """Shows what is being measured: in one line on a terminal, otherwise in the log."""
     console = Console(stderr=True)
     if is_quiet() or not console.is_terminal:
         yield lambda text: log.info("profile: %s", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee rollback`: put the model before into service again."""
+"""`splitee rollback`: puts the previous model into service again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from splitee_device.inference.model_store import ModelStore
     ),
 )
 def rollback(models: Path) -> None:
-    """Put the model before into service again; a running `splitee infer` takes it at once."""
+    """Put the previous model into service again; a running `splitee infer` switches to it at once."""
     if not models.is_dir():
         raise ModelError(f"{models}: there are no models here; --models names what `splitee infer` uses")
     echo(f"in service: {ModelStore(models).roll_back()}")

@@ -30,7 +30,7 @@ from splitee_device.inference.trust import Trust, Trusted
     switch(
         "--forget",
         is_flag=True,
-        help="Forget it, so that the next release sets it again: after a change of network or classes.",
+        help="Forget the requirements: the next release sets them again. For a change of network or classes.",
     ),
 )
 def trust(models: Path, forget: bool) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee upgrade`: the software itself, on this device and by hand."""
+"""`splitee upgrade`: installs new software on this device by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from splitee_device.upgrade.software import TRIAL, TRIED, Software
         show_default="none, FILE needs one",
     ),
     switch(
-        "--allow-downgrade", is_flag=True, help="Take FILE even if it is not newer than what is in service."
+        "--allow-downgrade", is_flag=True, help="Install FILE even if it is not newer than what is in use."
     ),
     switch("--roll-back", is_flag=True, help="Try what was in service before, instead of a FILE."),
     switch("--list", "only_list", is_flag=True, help="Show what is in service, and what was before."),
@@ -55,8 +55,8 @@ def upgrade(
 ) -> None:
     """Install FILE, which `splitee pack` wrote, beside the software in service, and have it tried.
 
-    A running `splitee-start` tries it at once: it stays if the broker has let it in within a minute, else
-    what was in service before runs again.
+    A running `splitee-start` tries it at once. It stays in service if the broker accepts its connection
+    within a minute; otherwise the previous software runs again.
     """
     if [file is not None, roll_back, only_list].count(True) != 1:
         raise ConfigError("give one of FILE, --roll-back and --list")
@@ -83,7 +83,7 @@ def upgrade(
 
 
 def _opened(file: Path) -> BinaryIO:
-    """Before this process becomes another user, who might not be allowed to."""
+    """Opens the file before this process becomes another user, who might not be allowed to."""
     try:
         return file.open("rb")
     except OSError as error:
@@ -91,9 +91,9 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _become_owner(folder: Path) -> None:
-    """What root installs belongs to the account that the service runs by, which removes it one day.
+    """Becomes the user that the service runs as, which must be able to remove the installation one day.
 
-    And whatever that account has put into the folder, such as a Python, is never run as root.
+    It also ensures that nothing which that user has put into the folder, such as a Python, runs as root.
     """
     owner = folder.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a device's images come from, and batches of them."""
+"""The sources of a device's images, and batches of the images."""

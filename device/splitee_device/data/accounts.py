@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of all that a source holds: images a class, what was ignored, what may be amiss."""
+"""A report on a source's content: images per class, what was ignored, and what may be wrong."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from splitee.errors import DataError
 from splitee_device.data.base import Source
 from splitee_device.data.image_sets import LabelledImages
 
-MOST_ROWS = 30  # of a table; of more classes those with the fewest images are shown
-IMBALANCE = 20  # times as many images as another class has, from which on a class is worth a word
+MOST_ROWS = 30  # of a table; if there are more classes, those with the fewest images are shown
+IMBALANCE = 20  # a warning is logged if a class has this many times fewer images than another
 NAMED = 5
 
 log = logging.getLogger(__name__)
@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 def report(
     spec: str, source: Source, train: LabelledImages, held_out: LabelledImages, skipped: list[str]
 ) -> None:
-    """Log what the device has, and show it as a table: `skipped` names what could not be read.
+    """Log the device's images, and show them as a table. `skipped` names images that could not be read.
 
     Raises:
-        DataError: that is too little to train on.
+        DataError: there are too few to train on.
     """
     _report_unreadable(spec, len(train) + len(held_out), skipped)
     if len(train) < 2 or not len(held_out):  # normalisation needs two in a batch
@@ -71,7 +71,7 @@ def _warn(spec: str, source: Source, counts: np.ndarray) -> None:
 
 
 def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, ...]]:
-    """Class, training, held out: in the order of the classes, or the rarest of many."""
+    """Class, training, held out: in the order of classes, or only the rarest of many."""
     shown = np.arange(len(names))
     if len(names) > MOST_ROWS:
         shown = np.sort(np.argsort(counts[:, 0], kind="stable")[:MOST_ROWS])
@@ -85,7 +85,7 @@ def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, ...]]:
 
 
 def _show(rows: list[tuple[str, ...]]) -> None:
-    """A table on a terminal; else a line for each class. Nothing where such lines are not logged."""
+    """A table on a terminal, otherwise a log line for each class. Nothing if such lines are not logged."""
     if not log.isEnabledFor(logging.INFO):
         return
     if not sys.stderr.isatty():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source of images gives: labels at once, and each image when it is asked for."""
+"""What a source of images provides: labels at once, and each image on request."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class DeferredImage(Protocol):
     """One image, opened when it is called."""
 
     def __call__(self, make: Callable[[Image.Image], T], /) -> T:
-        """What `make` makes of the image: a `Preparation` its pixels. Raises UnreadableImage."""
+        """The result of `make` for the image, such as a `Preparation`'s pixels. Raises UnreadableImage."""
 
 
 Images = Callable[[Indices], Iterator[DeferredImage]]
-"""The images at these places of a split, one by one, in the order of the places."""
+"""Yields the images at these places of a split, in their order."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Split:
     """Labelled images on demand.
 
     Attributes:
-        images: gives them for places that ascend, so that a file is read once and in its order.
-        name: of the image at a place, by which people find it.
-        prepare: of the places that will be asked for, and a folder for a temporary file: gives `images` for
-            places in any order, cheaply and from several threads. None: `images` itself is so.
-        keys: of the image at a place, by each of which it is known again; the first is kept. None: none is
-            added or taken away.
+        images: for ascending places, so that a file is read once and in order.
+        name: of the image at a place, by which a person can find it.
+        prepare: takes the places that will be requested, and a folder for a temporary file; returns `images`
+            for places in any order, fast and thread-safe. None: `images` itself is so.
+        keys: of the image at a place; each of them identifies it, and the first is stored. None: images are
+            never added or removed.
     """
 
     labels: Labels
@@ -53,11 +53,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `test` is None where it has no test split of its own.
+    """A data set. `test` is None if it has no test split of its own.
 
     Attributes:
-        empty: classes that are named and have no images.
-        ignored: what was found and is no image of the set, and why, each in a few words.
+        empty: classes that are named but have no images.
+        ignored: what was found but is not an image of the set, and why, each in a few words.
     """
 
     class_names: tuple[str, ...]
@@ -68,5 +68,5 @@ class Source:
 
 
 def numbered(labels: Labels) -> tuple[str, ...]:
-    """Names for classes that have none; a label beyond all bounds is left for the check of the labels."""
+    """Names for unnamed classes; a label beyond all bounds is left to the check of labels."""
     return tuple(map(str, range(min(int(labels.max(initial=0)) + 1, MAX_CLASSES))))

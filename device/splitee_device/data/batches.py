@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of an image set where the network is: on a GPU, images in memory lie there from the start."""
+"""Batches of an image set on the network's device; on a GPU, all images in memory are copied there first."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Batch:
 
 
 Batches = Callable[[Iterable[Numbers]], Iterator[Batch]]
-"""The numbers (B,) of each batch to the batches, in that order."""
+"""Maps the numbers (B,) of each batch to the batches, in that order."""
 
 
 def batch(
@@ -36,7 +36,7 @@ def batch(
 
 
 def batches_at(place: torch.device, image_set: LabelledImages, spec: RunSpec) -> Batches:
-    """Of `image_set`, for a network at `place`."""
+    """The batches of `image_set`, for a network at `place`."""
     if place.type != "cpu" and isinstance(image_set, ImageSet):
         return ResidentImages(place, image_set, spec)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets that this package brings, as uint8 arrays in .npz files."""
+"""The data sets in this package, as uint8 arrays in .npz files."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's data over a run: what has come into its folder, or gone from it, is taken up between rounds."""
+"""A device's data during a run: images added to or removed from its folder are considered between rounds."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class DeviceImages:
         """Opens the data.
 
         Args:
-            open_with: opens the data, given what its images were for so far.
-            division: what they were for when the device last ran.
-            folders: that hold the images; of none, nothing changes.
+            open_with: opens the data, given the previous use of its images.
+            division: their use when the device last ran.
+            folders: those that hold the images; if empty, nothing changes.
 
         Raises:
             DataError: as `open_with` does.
@@ -40,9 +40,9 @@ class DeviceImages:
         self.data = open_with(division)
 
     def look_again(self) -> bool:
-        """Open the data anew where the folders have changed; whether `data` is another one now.
+        """Open the data again if the folders have changed. Returns whether `data` has changed.
 
-        What is no data for this run, for its classes are others, or which cannot be read, is not taken up.
+        Data that cannot be read, or has other classes than the run, is not adopted.
         """
         try:
             now = self._fingerprints()
@@ -56,7 +56,7 @@ class DeviceImages:
         if found.class_names != self.data.class_names:
             log.warning(
                 "the images' classes have changed, which this run cannot follow: what was read before stays "
-                "in use; a new run takes up the classes %s",
+                "in use; a new run will use the classes %s",
                 ", ".join(found.class_names),
             )
             return False

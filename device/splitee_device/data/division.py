@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a device's images are held out: the same ones in every run, for as long as it keeps its state.
+"""Which of a device's images are held out: the same in every run, as long as it keeps its state.
 
-Images come into a folder, go from it, and are moved from one class to another. One that a network has been
-trained on must not judge it, or one that goes on from its weights, later: so what an image is for it stays
-for, and a copy of it is for the same. Of those that are new, a share is held out.
+Images are added to a folder, removed, and moved between classes. An image that a network was trained on must
+not evaluate it, or a network that continues from its weights. Therefore an image keeps its use, and a copy of
+it has the same use. Of new images, a share is held out.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from splitee.durable import write_atomically
 from splitee_device.data.base import Indices
 
 FILE = "division.json"
-REMEMBERED = 1 << 18  # images; where there are more, those that are not there any more are forgotten
+REMEMBERED = 1 << 18  # images; if there are more, images that no longer exist are forgotten
 
 Keys = tuple[str, ...]
-"""By each of which an image is known; the first is kept."""
+"""Each of them identifies an image; the first is stored."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Division:
-    """What images are for, by their keys: also those that are not there any more, for they may come back.
+    """The use of images, by their keys; also of removed ones, because they may come back.
 
     Attributes:
-        share: of each class that is held out.
-        here: the images that were there when they were last looked at.
-        seed: by which images are shuffled, the same in every run; None: the first run's.
+        share: the share of each class that is held out.
+        here: the images that existed when they were last opened.
+        seed: for shuffling images, the same in every run; None: the first run's.
     """
 
     share: float
@@ -45,9 +45,9 @@ class Division:
     seed: int | None = None
 
     def divide(self, own: Indices, keys: Sequence[Keys] | None) -> tuple[Indices, Indices]:
-        """A class's images in two: those held out, and those to train on; each keeps the order of `own`.
+        """Divides a class's images into held-out and training images; both keep the order of `own`.
 
-        At least one is held out, and one is left to train on where there are two.
+        At least one is held out. If there are two or more, at least one is left for training.
 
         Args:
             keys: of each image of `own`; None: they have none, and are all new.
@@ -57,12 +57,12 @@ class Division:
         is_new = np.array([self.training.isdisjoint(one) for one in names], dtype=bool) & ~held_out
         wanted = min(max(round(self.share * len(own)), 1), len(own) - 1)
         held_out[np.flatnonzero(is_new)[: max(wanted - int(held_out.sum()), 0)]] = True
-        if not held_out.any():  # all of them were trained on; without one, the class is never judged
+        if not held_out.any():  # all were trained on; without a held-out image, the class is never evaluated
             held_out = np.arange(len(own)) < wanted
         return own[held_out], own[~held_out]
 
     def after(self, held_out: Sequence[Keys], training: Sequence[Keys]) -> Division:
-        """What is remembered once these images are for that; what is for both counts as trained on."""
+        """The division after images were used so. An image with both uses counts as a training image."""
         judges, trains = (frozenset(one[0] for one in those) for those in (held_out, training))
         here = judges | trains
         is_too_much = len(here | self.held_out | self.training) > REMEMBERED
@@ -76,7 +76,7 @@ class Division:
 
 
 def read_division(folder: Path, share: float) -> Division:
-    """What is kept in a state directory; nothing, where that was of another share."""
+    """The division in a state directory; an empty one if the kept one has another share."""
     try:
         found = json.loads((folder / FILE).read_text())
         kept = Division(
@@ -88,7 +88,7 @@ def read_division(folder: Path, share: float) -> Division:
     except FileNotFoundError:
         return Division(share)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s: %s; its images are divided anew", folder / FILE, str(error).partition("\n")[0])
+        log.warning("%s: %s; its images are divided again", folder / FILE, str(error).partition("\n")[0])
         return Division(share)
     return kept if kept.share == share else Division(share, seed=kept.seed)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that stay encoded, as files or bytes on disk, and are decoded a batch ahead of training."""
+"""Images that stay encoded, in files or in a temporary file, and are decoded a batch ahead of training."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import Images, Indices, Labels
 from splitee_device.data.image_sets import ImageSet, LabelledImages, Numbers, Read
 
-AHEAD = 1  # batches that are being decoded while one is trained
+AHEAD = 1  # batches that are decoded during the training of one
 CHECKED_AT_ONCE = 64  # images
-THREADS = "decode"  # what the names of the threads begin with
+THREADS = "decode"  # prefix of the threads' names
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Decoders:
         self._threads = ThreadPoolExecutor(count, THREADS) if count else None
 
     def start(self, work: Callable[[slice], list[int]]) -> list[Future[list[int]]]:
-        """Divide work on a batch among the threads: each does every `count`th place."""
+        """Divide the work on a batch among the threads: each does every `count`th place."""
         if self._threads is None:
             return [_done(work(slice(None)))]
         return [self._threads.submit(work, slice(first, None, self.count)) for first in range(self.count)]
@@ -50,14 +50,14 @@ def _done(result: list[int]) -> Future[list[int]]:
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A batch under way: its pixels are filled in, and each part ends with the places that could not be."""
+    """A batch being decoded into `pixels`; each part returns the places that could not be decoded."""
 
     numbers: Numbers
     pixels: Pixels
     parts: list[Future[list[int]]]
 
     def failed(self) -> list[int]:
-        """Waits until all is decoded; gives the places that could not be."""
+        """Waits until all is decoded; returns the places that could not be decoded."""
         return [place for part in self.parts for place in part.result()]
 
     def cancel(self) -> None:
@@ -66,11 +66,11 @@ class _Decoding:
 
 
 class EncodedImages(LabelledImages):
-    """Images that are decoded each time they are asked for: threads decode the next batch during this one.
+    """Images that are decoded on each request; threads decode the next batch during the current one.
 
-    Pillow lets other threads run while it decodes. Which thread decodes an image, and when, changes nothing
-    in what comes back. An image that cannot be read any more is replaced by the one before it in its batch,
-    or by the next that can be read.
+    Pillow lets other threads run while it decodes. The result does not depend on which thread decodes an
+    image, or when. An image that can no longer be read is replaced by the one before it in its batch, or by
+    the next readable one.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class EncodedImages(LabelledImages):
         """The numbers of the images that cannot be read, found by decoding each of them once.
 
         Args:
-            tick: is called now and then while it takes.
+            tick: is called now and then meanwhile.
         """
         found: list[int] = []
         for first in range(0, len(self), CHECKED_AT_ONCE):
@@ -145,7 +145,7 @@ class EncodedImages(LabelledImages):
         return self._filled(decoding.numbers, decoding.pixels, decoding.failed())
 
     def _decode(self, numbers: Numbers, pixels: Pixels, part: slice) -> list[int]:
-        """Decode a part of a batch into `pixels`; gives the places in the batch that cannot be read."""
+        """Decode a part of a batch into `pixels`; returns the places in the batch that cannot be read."""
         places = np.arange(len(numbers))[part]
         failed = []
         for place, decode in zip(places, self._images(self._places[numbers[part]]), strict=True):
@@ -156,7 +156,7 @@ class EncodedImages(LabelledImages):
         return failed
 
     def _filled(self, numbers: Numbers, pixels: Pixels, failed: list[int]) -> Read:
-        """The batch, with others of its images in the place of those that failed."""
+        """The batch, in which other images of it replace those that failed."""
         if not failed:
             return numbers, pixels
         self._note_lost(numbers[failed])
@@ -169,7 +169,7 @@ class EncodedImages(LabelledImages):
         return numbers[sources], pixels[sources]
 
     def _instead_of(self, numbers: Numbers) -> Read:
-        """For a batch of which none can be read: as many of the next image of the set that can be."""
+        """Replaces a batch without any readable image by copies of the next readable image of the set."""
         following = (int(numbers[0]) + 1 + np.arange(CHECKED_AT_ONCE)) % len(self)
         decoding = self._start(following)
         good = np.setdiff1d(np.arange(CHECKED_AT_ONCE), decoding.failed())[:1]
@@ -181,14 +181,14 @@ class EncodedImages(LabelledImages):
         return following[good.repeat(len(numbers))], decoding.pixels[good.repeat(len(numbers))]
 
     def _note_lost(self, numbers: npt.NDArray[np.integer]) -> None:
-        """Say so at the first image, the second, the fourth and so on: a lost disk does not fill the log."""
+        """Log the first lost image, the second, the fourth and so on: a lost disk must not fill the log."""
         for number in map(int, numbers):
             if number in self._lost:
                 continue
             self._lost.add(number)
             if len(self._lost).bit_count() == 1:
                 log.warning(
-                    "%s cannot be read any more, which makes %d of %d images: another of its batch takes its "
-                    "place",
+                    "%s cannot be read any more, which makes %d of %d images: another of its batch replaces "
+                    "it",
                     self.name(number), len(self._lost), len(self),
                 )  # fmt: skip

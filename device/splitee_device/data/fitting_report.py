@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says once what becomes of a device's images: from which size they are brought to the network's input."""
+"""Logs once how a device's images are fitted: from which size to the network's input."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from splitee.samples.fitting import Preparation, Size, by, upright_size
 from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import Indices, Split
 
-LOOKED_AT = 200  # images, by their headers
-ENLARGED = 1.5  # times as many pixels, from which on a smaller input would lose nothing
+LOOKED_AT = 200  # images whose headers are read
+ENLARGED = 1.5  # factor in pixels from which on a smaller input would lose nothing
 WORDS = {"crop": "cropped to", "pad": "set between grey margins in", "stretch": "stretched to"}
 
 log = logging.getLogger(__name__)
 
 
 def report_fitting(spec: str, split: Split, indices: Indices, preparation: Preparation) -> None:
-    """Log the commonest size among some of the images at `indices`, and what is made of it.
+    """Log the commonest size among some of the images at `indices`, and how it is fitted.
 
-    A warning where they are enlarged: a smaller input would cost less, and show as much.
+    It is a warning if they are enlarged: a smaller input would cost less, and show as much.
     """
     sizes = _sizes(split, indices)
     if not sizes:
@@ -44,7 +44,7 @@ def report_fitting(spec: str, split: Split, indices: Indices, preparation: Prepa
 
 
 def _sizes(split: Split, indices: Indices) -> Counter[Size]:
-    """How often each size is found among LOOKED_AT of the images, evenly spread."""
+    """The count of each size among LOOKED_AT of the images, evenly spread."""
     some = np.sort(indices)
     if len(some) > LOOKED_AT:
         some = some[np.arange(LOOKED_AT) * len(some) // LOOKED_AT]
@@ -52,13 +52,13 @@ def _sizes(split: Split, indices: Indices) -> Counter[Size]:
     for image in split.images(some):
         try:
             found[image(upright_size)] += 1
-        except UnreadableImage:  # whoever decodes it says so
+        except UnreadableImage:  # logged when it is decoded
             continue
     return found
 
 
 def _range(others: list[tuple[Size, int]]) -> str:
-    """The smallest and the largest of the less common sizes, by their pixels."""
+    """The smallest and the largest of the less common sizes, by number of pixels."""
     if not others:
         return ""
     ordered = sorted((size for size, _ in others), key=lambda size: (size[0] * size[1], size))
@@ -67,7 +67,7 @@ def _range(others: list[tuple[Size, int]]) -> str:
 
 
 def _seen(size: Size, preparation: Preparation) -> Size:
-    """What the network gets to see of an image of `size`: all of it, or the region."""
+    """The size of what the network sees of an image of `size`: all of it, or the region."""
     region = preparation.region
     return size if region is None else (region.width, region.height)
 

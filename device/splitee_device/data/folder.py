@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in a folder for each class: DIR/CLASS/*.jpg and the like, and in the folders within."""
+"""Images in one folder per class: DIR/CLASS/*.jpg and the like, also in subfolders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitee.errors import DataError
 from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, content_digest, load_image
 from splitee_device.data.base import DeferredImage, Indices, Source, Split
 
-# What systems put beside files: thumbnails, snapshots, bins.
+# Folders that systems create beside files: thumbnails, snapshots, bins.
 SYSTEM_FOLDERS = frozenset(
     {
         "$RECYCLE.BIN", "#recycle", "#snapshot", "@eaDir", "@Recycle", "@Recently-Snapshot", "__MACOSX",
@@ -36,7 +36,7 @@ class Found:
 
     Attributes:
         files: paths of the images, by class.
-        others: how many files were passed over, by why.
+        others: number of skipped files, by reason.
     """
 
     files: dict[str, list[str]] = field(default_factory=dict)
@@ -49,8 +49,8 @@ class Found:
 def open_folder(root: Path) -> Source:
     """Each folder in `root` that has images is a class, in the order of names; there is no test split.
 
-    Images in the folders of a class's folder are the class's. Hidden files and folders, and what systems put
-    beside files, are passed over; links to folders are not followed within a class. Raises DataError.
+    Images in subfolders of a class's folder belong to the class. Hidden files and folders, and folders of the
+    system, are skipped. Within a class, links to folders are not followed. Raises DataError.
     """
     found = find_classes(root)
     classes = tuple(sorted(name for name, files in found.files.items() if files))
@@ -67,18 +67,18 @@ def open_folder(root: Path) -> Source:
         return (partial(load_image, Path(files[index])) for index in indices)
 
     def keys(index: int) -> tuple[str, ...]:
-        """By its content, for it may be moved to another class; by its path, which was kept formerly."""
+        """Its content, because it may move to another class; and its path, the key of earlier releases."""
         path = os.path.relpath(files[index], root)
         try:
             return content_digest(Path(files[index])), path
-        except (OSError, UnreadableImage):  # it is left out when it is decoded
+        except (OSError, UnreadableImage):  # it is left out when it cannot be decoded
             return (path,)
 
     return Source(classes, Split(labels, images, files.__getitem__, keys=keys), None, empty, found.ignored())
 
 
 def fingerprint(root: Path) -> bytes:
-    """Changes with every image that is added, taken away or written anew. Raises DataError."""
+    """A value that changes with every image added, removed or rewritten. Raises DataError."""
     found = hashlib.sha256()
     for name, files in find_classes(root).files.items():
         for file in files:
@@ -89,7 +89,7 @@ def fingerprint(root: Path) -> bytes:
 
 
 def find_classes(root: Path) -> Found:
-    """The images of each class folder in `root`, also of those that have none. Raises DataError."""
+    """The images of each class folder in `root`, also of empty ones. Raises DataError."""
     found = Found()
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -109,7 +109,7 @@ def find_classes(root: Path) -> Found:
 
 
 def _walk(folder: Path, found: Found, files: list[str]) -> None:
-    """Add a class's images to `files`, folder by folder in the order of names; `found` counts the rest."""
+    """Add a class's images to `files`, by folder in the order of names; `found` counts other files."""
     for path, folders, names in os.walk(folder, onerror=_raise):
         for name in [name for name in folders if is_foreign(name)]:
             _count_foreign(Path(path, name), name, found)
@@ -126,7 +126,7 @@ def _walk(folder: Path, found: Found, files: list[str]) -> None:
 
 
 def _count_foreign(folder: Path, name: str, found: Found) -> None:
-    """Count the images in a folder that is no part of the data."""
+    """Count the images in a folder that is not part of the data."""
     for _, _, names in os.walk(folder):
         found.others[f"in {name}"] += sum(map(is_image_name, names))
 
@@ -144,7 +144,7 @@ def _check_layout(root: Path, folders: list[str]) -> None:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether a folder of this name is no part of the data."""
+    """Whether a folder of this name is not part of the data."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's images as training asks for them: by their numbers, a batch at a time."""
+"""A device's images as training requests them: by their numbers, a batch at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Read = tuple[Numbers, Pixels]
 
 
 class LabelledImages(ABC):
-    """Images that are numbered from 0 on, with `labels` int64 (N,)."""
+    """Images numbered from 0, with `labels` int64 (N,)."""
 
     labels: Labels
 
@@ -30,30 +30,30 @@ class LabelledImages(ABC):
     def read(self, numbers: Numbers) -> Read:
         """The images of these `numbers` (B,).
 
-        An image that cannot be read any more is replaced by another of these, so that the numbers which come
-        back may differ from those that were asked for.
+        An image that can no longer be read is replaced by another of these. The numbers that are returned may
+        therefore differ from the requested ones.
         """
 
     @abstractmethod
     def name(self, number: int) -> str:
-        """By which people find an image, such as its path."""
+        """The name by which a person can find an image, such as its path."""
 
     @abstractmethod
     def in_memory(self) -> ImageSet:
         """All images, decoded."""
 
     def take(self, numbers: Numbers) -> Pixels:
-        """The pixels of these images: uint8 (B, C, H, W), as `read` gives them."""
+        """The pixels of these images: uint8 (B, C, H, W), as `read` returns them."""
         return self.read(numbers)[1]
 
     def batches(self, order: Iterable[Numbers]) -> Iterator[Read]:
-        """The images of each batch of `order`, as `read` gives them."""
+        """The images of each batch of `order`, as `read` returns them."""
         return map(self.read, order)
 
 
 @dataclass(frozen=True)
 class ImageSet(LabelledImages):
-    """Images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,), `names` of all of them or none."""
+    """Images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,), and all `names` or none."""
 
     images: Pixels
     labels: Labels

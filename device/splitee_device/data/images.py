@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's images: which of a source are its own, and which are held out."""
+"""A device's images: which images of a source it uses, and which are held out."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class DeviceData:
 
     Attributes:
         skipped: names of the images that could not be read.
-        division: what images are for, to be remembered; None: nobody is to open them again.
-        empty_classes: that are named, have no images, and are none of `class_names`.
+        division: the use of images, to be stored; None: the data is not opened again.
+        empty_classes: those that are named, have no images, and are not in `class_names`.
     """
 
     train: LabelledImages
@@ -71,25 +71,26 @@ def open_data(
     storage: Storage = IN_MEMORY,
     tick: Callable[[], None] = lambda: None,
 ) -> DeviceData:
-    """The images that `spec` names, as uint8 of `input_shape` (C, H, W), brought there by `fit`.
+    """The images that `spec` names, as uint8 of `input_shape` (C, H, W), fitted by `fit`.
 
     `spec` is DIR (with DIR/CLASS/*.jpg and the like), FILE.parquet, torchvision:NAME:ROOT (nothing is
-    downloaded) or builtin:NAME. The images of `test`, named likewise, are held out, else a source's own test
-    split; where there is none, `holdout` (a share of each class) is taken first, from the whole. Shards then
-    divide the training images: each balanced over the classes, none in two, all in one. So devices with the
-    same source, `seed` and `holdout` hold out the same images and share none for training. `limit` keeps at
-    most so many training images of the shard, and as many held-out ones, in proportion to the classes.
+    downloaded) or builtin:NAME. The held-out images are those of `test`, named likewise, or else a source's
+    own test split. If there is none, `holdout`, a share of each class, is held out of the whole first. Shards
+    then divide the training images: each is balanced over the classes, none overlap, and together they have
+    all. So devices with the same source, `seed` and `holdout` hold out the same images and share none for
+    training. `limit` is the largest number of training images of the shard, and of held-out ones; classes
+    keep their proportion.
 
     Args:
-        division: what images of this source were for so far, which they stay for, and the seed that they
-            were shuffled by, instead of `seed`; of the same `holdout`.
-        class_names: the fleet's. Where the source has those classes, in any order, or an empty folder for
-            one, labels are numbered as they are; other names leave the source's own.
+        division: the previous use of this source's images, with the same `holdout`, which does not change. It
+            also has the seed for shuffling, instead of `seed`.
+        class_names: the fleet's. If the source has these classes, in any order, or an empty folder for some,
+            labels are numbered in this order; otherwise in the source's own order.
         storage: how images are kept; by default all of them in memory.
-        tick: is called now and then while it takes.
+        tick: is called now and then meanwhile.
 
     Raises:
-        DataError: a source that is missing, empty or of one class; or a test image of another class.
+        DataError: a source is missing, empty or has one class, or a test image has another class.
     """
     _check_settings(holdout, limit)
     source = in_order_of(open_source(spec, test), class_names)
@@ -107,7 +108,7 @@ def open_data(
 
 
 def spread_evenly(indices: Indices, limit: int) -> Indices:
-    """At most `limit` of `indices`, evenly spread over them: in order of classes, each keeps its share."""
+    """At most `limit` of `indices`, evenly spread: in the order of classes, each class keeps its share."""
     if limit >= len(indices):
         return indices
     return indices[np.arange(limit) * len(indices) // limit]
@@ -123,8 +124,8 @@ def _check_settings(holdout: float, limit: int | None) -> None:
 def _divide(
     spec: str, source: Source, shard: Shard | None, division: Division, seed: int, tick: Callable[[], None]
 ) -> tuple[Indices, tuple[Split, Indices], Division]:
-    """Which training images are this shard's, the held-out ones with the split that they are in, and what is
-    remembered of them.
+    """This shard's training images, the held-out images with the split that they are in, and the division to
+    be stored.
     """
     seed = seed if division.seed is None else division.seed
     train = _by_class(source.train.labels, seed)
@@ -150,7 +151,7 @@ def _divide(
 
 
 def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:
-    """Of all images of a split, each of which is read for it; empty where they have none."""
+    """The keys of all images of a split, each of which is read for them; empty if they have none."""
     found: list[Keys] = []
     if split.keys is None:
         return found
@@ -162,6 +163,6 @@ def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:
 
 
 def _by_class(labels: Labels, seed: int) -> list[Indices]:
-    """The places of each class's images, shuffled; dealt out in this order, every hand is balanced."""
+    """The places of each class's images, shuffled. Taking every n-th of them gives balanced shards."""
     generator = np.random.default_rng(seed)
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]

@@ -22,7 +22,7 @@ from splitee.samples.images import UnreadableImage, load_image
 from splitee_device.data.base import DeferredImage, Images, Indices, Source, Split, numbered
 from splitee_device.data.spill import SpilledImages
 
-_ROWS_AT_ONCE = 64  # what is held of the encoded images at a time
+_ROWS_AT_ONCE = 64  # encoded images in memory at a time
 
 
 def open_parquet(path: Path) -> Source:
@@ -37,7 +37,7 @@ def open_parquet(path: Path) -> Source:
         return (partial(load_image, encoded, name=name(row)) for row, encoded in parquet.encoded(indices))
 
     def prepare(indices: Indices, folder: Path | None) -> Images:
-        """A row alone costs the reading of all that are compressed with it: so they are laid out singly."""
+        """Copies the rows to a file: reading one row means reading all that are compressed with it."""
         spilled = SpilledImages(parquet.encoded(indices), folder)
 
         def load(row: int, make: Callable[[Image.Image], T]) -> T:
@@ -66,9 +66,9 @@ class ParquetImages:
         self.class_names = self._class_names(file.schema_arrow.metadata or {})
 
     def encoded(self, rows: npt.NDArray[np.intp]) -> Iterator[tuple[int, bytes]]:
-        """(row, encoded image) of the wanted rows, which ascend; other rows' bytes are skipped over.
+        """(row, encoded image) of the wanted rows, in ascending order; other rows' bytes are skipped.
 
-        Row groups without wanted rows are not read, and a few rows are held at a time.
+        Row groups without wanted rows are not read, and only a few rows are in memory at a time.
         """
         with self._reading(), pq.ParquetFile(self._path, buffer_size=1 << 16) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
@@ -105,7 +105,7 @@ class ParquetImages:
             )
 
     def _class_names(self, metadata: dict[bytes, bytes]) -> tuple[str, ...] | None:
-        """The names in the schema's metadata, or None where there are none."""
+        """The names in the schema's metadata; None: there are none."""
         if b"class_names" not in metadata:
             return None
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which `--data` names a source of labelled images, and the checks that all must pass."""
+"""The forms of `--data`, which name a source of labelled images, and checks that apply to all of them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _FORMS = "DIR (with DIR/CLASS/*.jpg), FILE.parquet, torchvision:NAME:ROOT, built
 
 
 def open_source(spec: str, test: str | None = None) -> Source:
-    """The data set that `spec` names, its labels checked, no image decoded yet.
+    """The data set that `spec` names, with checked labels; no image is decoded yet.
 
     Args:
-        test: names another one, of the same classes, whose images are the test split instead.
+        test: names another data set, of the same classes, whose images become the test split.
 
     Raises:
-        DataError: a source that is missing, empty, or of one class; or a test image of another class.
+        DataError: a source is missing, empty, or has one class; or a test image has another class.
     """
     source = _open(spec)
     present = np.unique(source.train.labels)
@@ -40,10 +40,10 @@ def open_source(spec: str, test: str | None = None) -> Source:
 
 
 def in_order_of(source: Source, class_names: tuple[str, ...]) -> Source:
-    """The source with its classes numbered as in `class_names`, if those are its own.
+    """The source with its classes numbered as in `class_names`, if they match.
 
-    Its own are the classes that have images, and may be those that are named without. Other names leave
-    the source as it is.
+    They match if they include all classes that have images, and otherwise only classes that are named without
+    images. Other names leave the source as it is.
     """
     own = set(source.class_names)
     if not own <= set(class_names) <= own.union(source.empty):
@@ -114,7 +114,7 @@ def _with_test(source: Source, spec: str, test: str) -> Source:
 
 
 def _renumbered(split: Split, numbers: Labels) -> Split:
-    """The same images, those of class i labelled `numbers[i]`."""
+    """The same images; those of class i get the label `numbers[i]`."""
     return replace(split, labels=numbers[split.labels])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded images in a temporary file of their own: any of them is read at once, in any order."""
+"""Encoded images in a temporary file, from which each can be read at once, in any order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitee.errors import DataError
 
 
 class SpilledImages:
-    """Images that were read from a source in its order. The file has no name, and goes with the process."""
+    """Images that were read from a source in its order. The file has no name, and ends with the process."""
 
     def __init__(self, encoded: Iterable[tuple[int, bytes]], folder: Path | None) -> None:
         """`encoded`: (place, encoded image). `folder`: of the file; None: the system's own.

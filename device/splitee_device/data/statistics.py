@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean and deviation of a device's training images, channel by channel, of a bounded sample of them."""
+"""Mean and standard deviation of a device's training images per channel, from a bounded sample."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ AT_ONCE = 50  # of them in memory, as float64
 
 
 def channel_statistics(images: LabelledImages) -> dict[str, tuple[float, ...]]:
-    """Of at most SAMPLE of `images`, evenly spread over them.
+    """Statistics of at most SAMPLE of `images`, evenly spread over them.
 
     Returns:
-        `pixel_mean` and `pixel_std` as `Profile` has them: one value a channel, of pixels in 0..1.
+        `pixel_mean` and `pixel_std` as in `Profile`: one value per channel, of pixels in 0..1.
     """
     chosen = spread_evenly(np.arange(len(images)), SAMPLE)
     sums, squares, count = 0.0, 0.0, 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device keeps its images: decoded in memory where there is room, else encoded."""
+"""How a device keeps its images: decoded in memory if there is room, otherwise encoded."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from splitee_device.data.encoded import Decoders, EncodedImages
 from splitee_device.data.image_sets import ImageSet, LabelledImages
 from splitee_device.machine import hardware
 
-SHARE = 4  # images take at most this part of the memory that a device may use
-SHARE_OF_ALL = 8  # or this part of all memory, where nobody says how much may be used
+SHARE = 4  # decoded images may use 1/SHARE of the memory that a device may use
+SHARE_OF_ALL = 8  # or 1/SHARE_OF_ALL of all memory, if the usable memory is unknown
 LOOK_EVERY = 64  # images
-ENCODED = 400  # bytes of memory that an image takes which stays encoded: its name and where it is
+ENCODED = 400  # bytes of memory for an image that stays encoded: its name and location
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where images are kept, and who decodes them.
+    """Where images are kept, and what decodes them.
 
     Attributes:
-        most: bytes that decoded images may take in memory; None: any.
-        workers: threads that decode what is kept encoded; 0: it is decoded when it is asked for.
+        most: bytes that decoded images may use in memory; None: any number.
+        workers: threads that decode encoded images ahead; 0: they are decoded on request.
         folder: for a temporary file; None: the system's own.
     """
 
@@ -52,9 +52,9 @@ class Storage:
 
         Args:
             parts: which images of which split.
-            preparation: what is made of each image.
-            skipped: gets the names of the images that cannot be read.
-            tick: is called now and then while it takes.
+            preparation: how each image is prepared.
+            skipped: receives the names of the images that cannot be read.
+            tick: is called now and then meanwhile.
         """
         count = sum(len(indices) for _, indices in parts)
         needed = count * int(np.prod(preparation.shape))
@@ -92,15 +92,15 @@ IN_MEMORY = Storage()
 
 
 def most_for_images(memory: int | None) -> int:
-    """Bytes that decoded images may take: a quarter of what the device may use.
+    """Bytes that decoded images may use: a quarter of what the device may use.
 
-    `memory`: bytes that training may take, where its owner has said so.
+    `memory`: bytes that training may use, if its owner has set a limit.
     """
     return _share_of(hardware.least(memory, hardware.memory_for_training()))
 
 
 def memory_of(count: int, decoded: int, usable: int | None) -> int:
-    """Bytes of memory that so many images take, of `decoded` bytes each, where a device may use `usable`."""
+    """Bytes of memory for `count` images of `decoded` bytes each, if a device may use `usable` bytes."""
     return count * decoded if count * decoded <= _share_of(usable) else count * ENCODED
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchvision's data sets, from where they are already stored; nothing is downloaded."""
+"""torchvision's data sets, from a folder that has them already; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def _dataset_class(name: str) -> Any:
 
 
 def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
-    """Training and test data sets; None for the second where torchvision knows no test split of it."""
+    """Training and test data sets; the second is None if torchvision knows no test split."""
     parameters = inspect.signature(factory).parameters
     if "train" in parameters:
         choices: list[dict[str, Any]] = [{"train": True}, {"train": False}]
-    elif "split" in parameters:  # its default is the training part, by whatever name
+    elif "split" in parameters:  # its default is the training part, whatever its name
         if parameters["split"].default is inspect.Parameter.empty:
             raise DataError(f"torchvision:{name} leaves the choice of a training part open; give another set")
         choices = [{"split": parameters["split"].default}, {"split": "test"}, {"split": "val"}]
@@ -70,8 +70,8 @@ def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
             opened.append(factory(root, **choice))
         except ModuleNotFoundError:
             raise
-        except Exception as error:  # each data set has its own way to say that files are missing or broken
-            if opened and str(error).startswith("Unknown value"):  # it has no part of this name
+        except Exception as error:  # each data set reports missing or broken files in its own way
+            if opened and str(error).startswith("Unknown value"):  # there is no part of this name
                 continue
             reason = str(error).split(". ")[0]
             raise DataError(
@@ -107,7 +107,7 @@ def _labels(dataset: Any, name: str) -> Labels:
         if hasattr(dataset, attribute):
             labels = np.asarray(getattr(dataset, attribute))
             break
-    else:  # the rest give a label only together with its image
+    else:  # other data sets give a label only together with its image
         labels = np.asarray([dataset[index][1] for index in range(len(dataset))])
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{name}s have no class numbers as labels; expected a data set for classification")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state that several predictions agree on: it changes with what is seen, not with each wrong image."""
+"""The state that several predictions agree on: it follows what is seen, but not each wrong prediction."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Protocol
 
 from splitee.errors import ConfigError
 
-UNSURE = ""  # the label of no class: predictions agree on nothing, or the model is uncertain
-RECENT = 5  # images that a confidence is of, and the window of `Weighted`
-PATIENCE = 4  # windows of images that agree on nothing, after which the state is unsure
+UNSURE = ""  # the label for no class: predictions do not agree, or the model is uncertain
+RECENT = 5  # images that a confidence is averaged over, and the window of `Weighted`
+PATIENCE = 4  # windows without agreement after which the state is unsure
 WEIGHTED = "weighted"
 MOST_IMAGES = 100  # that a rule may look at
 
-CHANGE = 0.05  # chance that what is seen changes between two images
-SURE = 0.8  # probability, given all images so far, from which on a label is agreed on
-TWO = 3.0  # odds of a label that two images in a row show, at most: less than SURE, so a third must agree
+CHANGE = 0.05  # probability that what is seen changes between two images
+SURE = 0.8  # posterior probability from which on a label is agreed on
+TWO = 3.0  # largest odds of a label after two images in a row: less than SURE, so a third must agree
 
 
 @dataclass(frozen=True)
 class State:
-    """What holds.
+    """A state that predictions agree on.
 
     Attributes:
         label: name of the class, or UNSURE.
-        confidence: mean probability of the class in the latest images that show it; 0 where it is UNSURE.
-        since: time of the image with which it began.
+        confidence: mean probability of the class in the latest images that show it; 0 for UNSURE.
+        since: time of the image with which the state began.
     """
 
     label: str
@@ -39,27 +39,27 @@ class State:
 
 
 class Rule(Protocol):
-    """When predictions agree.
+    """Decides when predictions agree.
 
     Attributes:
-        window: images that it looks at.
+        window: number of images that it considers.
     """
 
     window: int
 
     def take(self, label: str, probability: float) -> str | None:
-        """The label that the latest images agree on, the one given included; None: they agree on nothing."""
+        """The label that the latest images, including this one, agree on; None: they do not agree."""
 
 
 class Votes:
-    """So many of the latest images have the same label.
+    """At least `count` of the latest images have the same label.
 
-    Images from before a label was agreed on do not count against it: of labels that alternate, each would
-    else be agreed on in turn, with every image.
+    Images from before the last agreement do not count against the agreed label. Otherwise, if labels
+    alternate, each would be agreed on in turn, with every image.
     """
 
     def __init__(self, count: int, window: int, held: str | None = None) -> None:
-        """`count`: more than half of `window`, so two labels cannot both have it. `held`: see `Weighted`."""
+        """`count`: more than half of `window`, so only one label can reach it. `held`: see `Weighted`."""
         self.window = window
         self._count = count
         self._agreed = held
@@ -77,20 +77,20 @@ class Votes:
 
 
 class Weighted:
-    """A label is probable, given all images so far, each of which counts by its own probability.
+    """A label is probable given all images so far, each weighted by its own probability.
 
-    The forward algorithm of a hidden Markov model. What is seen changes between two images with the chance
-    CHANGE, to any of the K labels. An image whose label has the probability p is as likely as p where that is
-    the true label, and as (1 - p) / (K - 1) where another one is. The ratio of the two is bounded, so that
-    two images alone change nothing, however sure the model is of them, and three do.
+    This is the forward algorithm of a hidden Markov model. Between two images, what is seen changes with the
+    probability CHANGE to any of the K labels. An image whose label has the probability p has the likelihood p
+    if that is the true label, and (1 - p) / (K - 1) if another one is. The ratio of the two is bounded, so
+    that two images alone change nothing, however sure the model is, but three do.
     """
 
     def __init__(self, classes: int, held: str | None = None) -> None:
-        """`held`: label of the state that holds; None: there is none."""
+        """`held`: label of the current state; None: there is none."""
         self.window = RECENT
-        self._labels = max(classes, 1) + 1  # UNSURE is one
+        self._labels = max(classes, 1) + 1  # including UNSURE
         self._most_ratio = (TWO * self._labels / CHANGE) ** 0.5
-        self._beliefs = {} if held is None else {held: 1.0}  # of the labels that have come
+        self._beliefs = {} if held is None else {held: 1.0}  # of the labels that have occurred
         self._other = 1 / self._labels if held is None else 0.0  # of each of the others
 
     def take(self, label: str, probability: float) -> str | None:
@@ -109,12 +109,12 @@ class Weighted:
         return best if self._beliefs[best] >= SURE else None
 
     def _changed(self, belief: float) -> float:
-        """A label's probability at the next image, before that is looked at."""
+        """The prior probability of a label at the next image."""
         return (1 - CHANGE) * belief + CHANGE / self._labels
 
 
 def parse_rule(text: str) -> Callable[[int, str | None], Rule]:
-    """What makes the rule of `text` for a model with so many classes, and the label of the state that holds.
+    """A function that makes the rule of `text` from the model's number of classes and the current label.
 
     Args:
         text: `weighted`; `3`, three images in a row; or `3/5`, three of the last five.
@@ -140,25 +140,25 @@ def _votes(count: int, window: int, _classes: int, held: str | None) -> Rule:
 
 
 class Agreement:
-    """The state that holds: until the rule names another one, or nothing, for long.
+    """The current state. It changes when the rule names another label, or no label for long.
 
     Attributes:
-        state: what holds; None: nothing has been agreed on yet.
+        state: the current one; None: nothing has been agreed on yet.
     """
 
     def __init__(self, rule: Rule, state: State | None = None) -> None:
-        """`state`: what holds from before."""
+        """`state`: from an earlier process."""
         self.state = state
         self.rule = rule
         self._recent: deque[tuple[str, float]] = deque(maxlen=RECENT)
-        self._without = 0  # images in a row that the rule has named nothing for
+        self._without = 0  # images in a row without an agreed label
 
     def take(self, label: str, probability: float, time: float) -> bool:
-        """The prediction for the next image. Whether the state is another one than before.
+        """Takes the prediction for the next image; returns whether the state has changed.
 
         Args:
             label: name of the class, or UNSURE.
-            time: seconds, of the image.
+            time: of the image, in seconds.
         """
         self._recent.append((label, probability))
         agreed = self.rule.take(label, probability)
@@ -175,7 +175,7 @@ class Agreement:
         return before is None or agreed != before.label
 
     def _confidence(self, label: str) -> float:
-        """Without a recent image that shows it: the last one."""
+        """The mean over recent images with this label; without one, the last confidence."""
         if label == UNSURE:
             return 0.0
         shown = [probability for known, probability in self._recent if known == label]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of what is made of several predictions in a row, and of the latest image."""
+"""The flags for the state that several predictions agree on, and for the latest image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing
 
 
 class RuleType(click.ParamType[str]):
-    """When predictions agree, as `parse_rule` takes it."""
+    """A rule for when predictions agree, as `parse_rule` accepts it."""
 
     name = "RULE"
 
@@ -34,13 +34,13 @@ class RuleType(click.ParamType[str]):
 
 @dataclass(frozen=True)
 class AgreementOptions:
-    """What is made of several predictions, and where the latest image is kept; None: nowhere."""
+    """How predictions are combined into a state, and where the latest image is kept; None: nowhere."""
 
     agreeing: Agreeing = WEIGHTED_VOTES
     keep_latest: Path | None = None
 
     def latest_image(self, watched: Path | None) -> LatestImage | None:
-        """Raises ConfigError: it would lie in the folder that is watched, or there is no folder for it."""
+        """Raises ConfigError: it would lie in the watched folder, or its folder does not exist."""
         if self.keep_latest is None:
             return None
         if watched is not None and self.keep_latest.resolve().parent == watched.resolve():
@@ -51,7 +51,7 @@ class AgreementOptions:
 
 
 def require_images(are_there: bool) -> None:
-    """Raises ConfigError: a flag of this group was given, and no images are to come."""
+    """Raises ConfigError: a flag of this group was given, but no source of images."""
     require("--watch, --camera or --stdin", are_there, "--agree", "--unsure-above", "--keep-latest")
 
 
@@ -68,7 +68,7 @@ _OPTIONS = (
         "--unsure-above",
         type=number(0, 1),
         metavar="ENTROPY",
-        help="Normalised entropy above which an image that the trunk has not predicted counts for unsure.",
+        help="Normalised entropy above which an image that the trunk has not predicted counts as unsure.",
         show_default="none",
     ),
     setting(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches what a server releases to a device: goes on where it left off, and checks it before it serves."""
+"""Fetches what a server releases to a device, resumes interrupted fetches, and checks before installing."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
 from splitee_device.inference.installer import Installer, Outcome
 
-ASK_AGAIN = 5.0  # seconds without a part before the device asks again
-LOG_EVERY = 5.0  # seconds between lines on offers that are not trusted; each is reported
-TELL_EVERY = 1.0  # seconds between reports on what has come
+ASK_AGAIN = 5.0  # seconds without a part before the device requests it again
+LOG_EVERY = 5.0  # seconds between log lines on offers that are not trusted; all are reported
+TELL_EVERY = 1.0  # seconds between reports on progress
 
 Offer = ModelOffer | SoftwareOffer
 
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """One device's side, of one kind of release.
+    """The device's side of the delivery of one kind of release.
 
-    What has come is on disk, so that a new process goes on where the last one ended.
+    Fetched bytes are on disk, so that a new process continues where the last one ended.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Delivery:
         key: ReleaseKey | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`key`: only what it has signed is fetched; None: signatures do not count. Software takes one."""
+        """`key`: of which releases must be signed; None: signatures are not checked. Software needs a key."""
         self._port = port
         self._fleet = topics.fleet
         self._key = key
@@ -67,10 +67,10 @@ class Delivery:
         self._wants = routes.want.topic(topics, device)
         self._reports = routes.report.topic(topics, device)
         self._reported: ReleaseReport | None = None
-        self._offer: Offer | None = None  # that is being fetched
-        self._failed: tuple[Offer, str] | None = None  # the last one, and why
-        self._known: Offer | None = None  # the last one that was heard of
-        self._postponed: Offer | None = None  # until what is on trial has come up, or has not
+        self._offer: Offer | None = None  # being fetched
+        self._failed: tuple[Offer, str] | None = None  # the last that failed, and why
+        self._known: Offer | None = None  # the last that was received
+        self._postponed: Offer | None = None  # until the trial under way has ended
         self._torn: set[str] = set()
         self._log_distrust = RateLimiter(LOG_EVERY)
         self._tell = RateLimiter(TELL_EVERY, clock)
@@ -80,11 +80,11 @@ class Delivery:
 
     @property
     def rejected(self) -> int:
-        """Messages that were malformed, and changed nothing."""
+        """Number of malformed messages, which changed nothing."""
         return self._gate.rejected.total()
 
     def handle(self, message: Message) -> None:
-        """Takes a message of a delivery; others are passed over."""
+        """Handles a message of a delivery; ignores others."""
         received = self._gate.read(message)
         if received is not None:
             self._gate.apply(received, self._take)
@@ -99,7 +99,7 @@ class Delivery:
             self._on_offer(message)
 
     def tick(self) -> None:
-        """Asks again when nothing has come for a while; reports what the installer has to tell."""
+        """Requests again if nothing has come for a while, and reports outcomes of the installer."""
         if self._offer is not None and self._clock() >= self._due:
             self._ask()
         self._tell_outcome()
@@ -108,11 +108,11 @@ class Delivery:
             self._on_offer(offer)
 
     def hear_again(self) -> None:
-        """Messages were lost: the broker says once more what it retains, such as an offer."""
+        """Messages were lost: subscribes again, so that the broker resends retained ones, such as offers."""
         self._port.subscribe(*self._gate.filters)
 
     def fetch_again(self, reason: str) -> None:
-        """What was in service is lost: the last offer counts once more."""
+        """The model in service is lost: the last offer counts again."""
         if (offer := self._known) is None:
             return
         self.report(offer.release, "failed", reason)
@@ -120,7 +120,7 @@ class Delivery:
             self._on_offer(offer)
 
     def report(self, release: str, state: ReleaseState, reason: str = "") -> None:
-        """Tells the fleet what became of a release, and which one is in service."""
+        """Reports to the fleet what became of a release, and which one is in service."""
         have, whole = (self._have, self._offer.size) if state == "downloading" and self._offer else (0, 0)
         said = ReleaseReport(release, state, reason[:1000], time.time(), have, whole)
         known = self._known if self._known is not None and self._known.release == release else None
@@ -128,7 +128,7 @@ class Delivery:
         self.say_again()
 
     def _tell_outcome(self) -> None:
-        """Of what this process was started for: before anything else is said."""
+        """Reports the outcome of the trial for which this process was started, before anything else."""
         if (outcome := self._installer.outcome()) is not None:
             self._say(outcome)
 
@@ -136,7 +136,7 @@ class Delivery:
         self.report(outcome.release, outcome.state, outcome.reason)
 
     def say_again(self) -> None:
-        """The broker may have lost the last report."""
+        """Publishes the last report again, which the broker may have lost."""
         if self._reported is not None:
             self._port.publish(self._reports, self._reported.encode(), retain=True)
 
@@ -182,7 +182,7 @@ class Delivery:
             self._tell_have(offer)
 
     def _may_fetch(self, offer: Offer) -> bool:
-        """Whether the offer is signed as it must be, and can be taken; what is not is reported."""
+        """Whether the offer is properly signed and can be accepted; if not, this is reported."""
         try:
             self._verify(offer)
             if self._key is not None and offer.signed_at == self._installer.newest_signature:
@@ -198,7 +198,7 @@ class Delivery:
         return True
 
     def _say_rolled_back(self, offer: Offer) -> None:
-        """With the reason, where it has just been told."""
+        """Reports it with the reason, if that has just been reported."""
         told = self._reported
         if told is not None and (told.release, told.state) == (offer.release, "rolled back"):
             self.say_again()
@@ -206,7 +206,7 @@ class Delivery:
             self.report(offer.release, "rolled back", "this device has had it in service, and went back")
 
     def _verify(self, offer: Offer) -> None:
-        """Raises ModelError: the offer is not signed as it must be, or older than one that was taken."""
+        """Raises ModelError: the offer is not properly signed, or older than one that was accepted."""
         if self._key is None:
             if self._installer.kind == "software":
                 raise ModelError("software is only taken signed: name the fleet's key by --release-key")
@@ -214,7 +214,7 @@ class Delivery:
         self._key.check(offer, self._fleet, self._device)
         if offer.signed_at < self._installer.newest_signature:
             raise ModelError(
-                "the release was signed before the newest that this device took: sign it anew "
+                "the release was signed before the newest that this device took: sign it again "
                 "(`splitee release --signing-key FILE`)"
             )
 
@@ -259,21 +259,21 @@ class Delivery:
             self._say(outcome)
 
     def _fail(self, offer: Offer, reason: str) -> None:
-        """What was in service still is."""
+        """What was in service stays in service."""
         log.warning("%s %s: %s", self._kind, offer.release[:12], reason)
         self._offer, self._failed = None, (offer, reason)
         self.report(offer.release, "failed", reason)
 
     def _again(self, offer: Offer) -> None:
-        """What a power cut has torn is fetched anew, once."""
+        """Fetches a file again that a power cut has torn, but only once."""
         if offer.release in self._torn:
             raise ModelError("what was delivered is refused: its bytes are not those of the offer")
-        log.warning("%s %s: what has come is damaged; fetching it anew", self._kind, offer.release[:12])
+        log.warning("%s %s: the fetched file is damaged; fetching it again", self._kind, offer.release[:12])
         self._torn = {offer.release}
         self._fetch(offer)
 
     def _roll_back(self, offer: Offer) -> None:
-        """The server takes a release back."""
+        """Follows the server's request to take back a release."""
         if self._offer is not None and self._offer.release == offer.release:
             self._offer = None
             self._file(offer.release).unlink(missing_ok=True)
@@ -290,11 +290,11 @@ class Delivery:
             self._say(outcome)
 
     def _withdraw(self) -> None:
-        """The offer is taken back. What has come of it stays, should it be offered again."""
+        """The offer is withdrawn. The bytes fetched so far stay, in case it is offered again."""
         self._postponed = None
         if self._offer is None:
             return
-        log.info("%s %s is not offered any more", self._kind, self._offer.release[:12])
+        log.info("%s %s is no longer offered", self._kind, self._offer.release[:12])
         self._offer = None
         if (serves := self._installer.release) is not None:
             self.report(serves, "in service")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exported model that a path means: a model directory, or where a device keeps the one in service."""
+"""Finds the exported model for a path: a model directory, or the one in service of a device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from splitee.errors import ModelError
 from splitee.inference.manifest import MANIFEST
 
-# From the model directory to the device's state: DIR, STATE/models, STATE.
+# Where a model may be, if the path is the model directory, STATE/models, or STATE.
 _PLACES = (Path(), Path("current"), Path("models") / "current")
 
 
 def find_model(path: Path) -> Path:
     """The model directory that `path` is, or the one in service of the device whose models or state it is.
 
-    Raises ModelError: there is none; where `path` is a server's, its message names the devices' models.
+    Raises ModelError: there is none. If `path` is a server's, the message names the devices' models.
     """
     for place in _PLACES:
         if (path / place / MANIFEST).exists():

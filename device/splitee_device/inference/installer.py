@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who puts one kind of release into service on this device, once `Delivery` has fetched it."""
+"""The interface that puts one kind of release into service on this device, after `Delivery` fetched it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitee.protocol.inference import ReleaseOffer, ReleaseReport
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has become of a release; "": of none, it only says what is in service."""
+    """The outcome of a release. An empty `release` only reports what is in service."""
 
     release: str
     state: ReleaseState
@@ -21,10 +21,10 @@ class Outcome:
 
 
 class Installer(Protocol):
-    """Of one kind of release. All of it is called on the thread of the service.
+    """Installs one kind of release. All methods are called on the thread of the service.
 
-    Where something raises ModelError, the release has failed, with its line as the reason, and what was in
-    service still is.
+    If one raises ModelError, the release has failed, with the error's line as the reason, and what was in
+    service stays in service.
     """
 
     @property
@@ -32,49 +32,50 @@ class Installer(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where releases lie while they are fetched, as `SHA256.incoming`."""
+        """The folder in which releases are stored while they are fetched, as `SHA256.incoming`."""
 
     @property
     def release(self) -> str | None:
-        """SHA-256 of the bundle that is in service; None: there is none, or it came from elsewhere."""
+        """SHA-256 of the bundle in service; None: there is none, or it came from elsewhere."""
 
     @property
     def trying(self) -> str | None:
-        """SHA-256 of the bundle that is on trial beyond a call, or from which one goes back; None: none is.
+        """SHA-256 of the bundle under a trial that outlasts a call, or being rolled back; None: there is
+        none.
 
-        No other offer is followed meanwhile.
+        Meanwhile no other offer is followed.
         """
 
     @property
     def newest_signature(self) -> int:
-        """Milliseconds since the epoch: of the newest signed offer that was taken; 0: there was none.
+        """Milliseconds since the epoch: of the newest signed offer that was accepted; 0: there was none.
 
-        Raises ModelError: it cannot be read, and then nothing is taken.
+        Raises ModelError: it cannot be read; then nothing is accepted.
         """
 
     def check(self, offer: ReleaseOffer) -> None:
-        """Raises ModelError: it cannot be taken, whatever its bytes are. Before the first of them."""
+        """Called before the fetch. Raises ModelError: the offer cannot be accepted, whatever its bytes."""
 
     def install(self, bundle: Path, offer: ReleaseOffer, *, verified: bool) -> Outcome:
-        """Puts a bundle of the offer's digest into service; the file is the caller's.
+        """Puts a bundle with the offer's digest into service; the caller keeps the file.
 
         Args:
-            verified: the offer is signed by the fleet, and its `signed_at` the newest from now on.
+            verified: the fleet has signed the offer; its `signed_at` is the newest from now on.
 
         Returns:
-            "in service"; or "trying", where a later process has to say how it went.
+            "in service", or "trying" if a later process must report the outcome.
 
         Raises ModelError: it is not put into service.
         """
 
     def roll_back(self, offer: ReleaseOffer, *, verified: bool) -> Outcome:
-        """Puts what was before the offer's release, which is in service, into service again.
+        """Puts what was in service before the offer's release, the current one, into service again.
 
         Raises ModelError: there is nothing from before; the release stays in service.
         """
 
     def outcome(self) -> Outcome | None:
-        """What is to be reported by itself: of a trial that has ended, or of a start; each is told once."""
+        """The next outcome to report: of a trial that has ended, or of a start. Each is returned once."""
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> ReleaseReport:
-        """`said` as this kind reports it, with what is in service now. `offer`: of the release, if known."""
+        """`said` in the form of this kind, with what is now in service. `offer`: of the release, if known."""

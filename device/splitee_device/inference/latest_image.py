@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The latest image, at a path on the device, for what its owner shows or looks at there."""
+"""The latest image, in a file on the device, for its owner's own display or programs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from splitee.errors import ConfigError
 from splitee.log_limits import FirstFew
 from splitee.samples.images import UnreadableImage, read_encoded
 
-EVERY = 1.0  # seconds between two writes, at least
+EVERY = 1.0  # least seconds between two writes
 
 log = logging.getLogger(__name__)
 
 
 class LatestImage:
-    """Keeps the newest image, as it came: whoever opens the path has one whole image.
+    """Keeps the newest image as it came; readers of the path always see one whole image.
 
-    Nothing of it is sent. It is not durable, so that an SD card need not write each one.
+    It is sent nowhere. It is not written durably, to spare an SD card.
     """
 
     def __init__(self, path: Path, *, clock: Clock = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class LatestImage:
         self._log_failed = FirstFew()
 
     def offer(self, source: Path | bytes) -> None:
-        """An image that has come: its file, or encoded bytes."""
+        """Takes a new image: its file, or encoded bytes."""
         self._next = source
         self.tick()
 
@@ -53,11 +53,11 @@ class LatestImage:
             self._note_failure(error.strerror or str(error))
 
     def _write(self, data: bytes) -> None:
-        """Raises OSError: the image before is still there, and nothing of this one."""
+        """Raises OSError: the previous image is still there, and nothing of this one."""
         temporary = self._path.with_name(f".{self._path.name}{UNFINISHED}")
         temporary.unlink(missing_ok=True)
         try:
-            with temporary.open("xb") as file:  # never through a link that somebody else has put there
+            with temporary.open("xb") as file:  # never through a link that somebody else created
                 file.write(data)
             temporary.replace(self._path)
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts released models into service, and back: the `Installer` of a device's models."""
+"""Puts released models into service, and rolls them back: the `Installer` of a device's models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee_device.inference.model_store import ModelStore
 
 
 class ModelInstaller:
-    """Of one device's models."""
+    """The installer of one device's models."""
 
     kind: ReleaseKind = "model"
 
@@ -40,7 +40,7 @@ class ModelInstaller:
         return self._store.trust.read().signed_at
 
     def check(self, offer: ReleaseOffer) -> None:
-        """A model is judged by its bytes."""
+        """Does nothing: a model is checked by its content."""
 
     def install(self, bundle: Path, offer: ReleaseOffer, *, verified: bool) -> Outcome:
         assert isinstance(offer, ModelOffer)
@@ -54,7 +54,7 @@ class ModelInstaller:
         return Outcome(offer.release, "rolled back", "the server has taken it back")
 
     def outcome(self) -> Outcome | None:
-        """The service reports what it has loaded."""
+        """None: the service itself reports what it has loaded."""
         return None
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> ModelReport:

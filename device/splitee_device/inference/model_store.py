@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's models on disk: the one in service, the one before, and the switch between them.
 
-`releases/ID/` holds each model directory, `current` and `previous` are links to two of them, `samples.npz`
-has the device's own images, on which a new model is tried, `trust.json` what releases are held to, and
-`adopted` what the owner put into service last. A link is replaced by a rename: whoever opens `current` sees
-one whole model or the other.
+`releases/ID/` holds each model directory. `current` and `previous` are links to two of them. `samples.npz`
+has the device's own images, on which new models are tested. `trust.json` has the requirements for releases,
+and `adopted` the release that the owner put into service last. A link is replaced by a rename, so that
+readers of `current` see one whole model or the other.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from splitee.statistics import chance_of_as_many
 from splitee_device.inference.trial import Tried, try_model
 from splitee_device.inference.trust import Expected, Trust
 
-CHANCE = 0.025  # of a difference as large between equally good models, below which the new one is worse
+CHANCE = 0.025  # the new model is worse if equally good models differ as much with a lower probability
 
 ADOPTED = "adopted"  # the release that its owner put into service last
-TRIAL = "trial.json"  # in a release's folder: what its trial has shown
+TRIAL = "trial.json"  # in a release's folder: the result of its trial
 
 log = logging.getLogger(__name__)
 
 
 class _Trial(msgspec.Struct, frozen=True):
-    """A trial and the digest of the images that it was made with; "": there were none."""
+    """A trial and the digest of the images that were used; "": there were none."""
 
     images: str
     tried: Tried
@@ -52,7 +52,7 @@ class ModelStore:
     """The models of one device."""
 
     def __init__(self, path: Path, expected: Expected | None = None) -> None:
-        """`expected`: what a device that has trained knows of its model.
+        """`expected`: what a device that has trained knows about its model.
 
         Raises StateError: it cannot be written.
         """
@@ -74,7 +74,7 @@ class ModelStore:
         return self._target("current")
 
     def served(self) -> ServedModel | None:
-        """What is in service, and since when; None: nothing is, or its manifest is damaged."""
+        """The model in service, and since when; None: there is none, or its manifest is damaged."""
         release, link = self.release, self.current
         try:
             manifest = read_manifest(link, ClientManifest)
@@ -84,16 +84,17 @@ class ModelStore:
         return None if release is None else ServedModel(release, manifest.run, manifest.round, since)
 
     def adopt(self, directory: Path) -> str:
-        """Puts an exported model into service by its owner's word, and keeps its samples and region.
+        """Puts an exported model into service at its owner's request, and keeps its samples and region.
 
-        What it is made of is what releases are held to from then on. The one that was adopted last is not
+        From then on, releases must match its structure. The model that was adopted last is not adopted again,
+        so that later releases stay in service, however often the device starts.
         adopted again: what has been released since stays in service, however often the device starts.
 
         Returns:
             The release in service.
 
         Raises:
-            ModelError: it is not sound.
+            ModelError: the model is not sound.
         """
         self.keep_samples(directory / SAMPLES)
         keep_region(self.path, kept_region(directory))
@@ -105,7 +106,7 @@ class ModelStore:
         return release
 
     def keep_samples(self, samples: Path) -> None:
-        """New models are tried on these images from now on, where the file exists. Raises StateError."""
+        """Tests new models on these images from now on, if the file exists. Raises StateError."""
         kept = self.path / SAMPLES
         if samples.exists() and not (kept.exists() and filecmp.cmp(samples, kept, shallow=False)):
             write_atomically(kept, samples.read_bytes())
@@ -113,7 +114,7 @@ class ModelStore:
     def _has_adopted(self, directory: Path) -> bool:
         """Whether this exported model is the one that was adopted last.
 
-        Its manifest says so, which has the graph's digest; of one that is not kept any more, its bundle's.
+        It compares manifests, which have the graph's digest, or the bundle's digest if the release is gone.
         """
         try:
             adopted = (self.path / ADOPTED).read_text(errors="replace")
@@ -136,16 +137,16 @@ class ModelStore:
         return True
 
     def install(self, bundle: bytes, device: str, *, signed: ModelOffer | None = None) -> str:
-        """Checks and tries a bundle that was released, and puts it into service; returns its release.
+        """Checks and tests a released bundle, and puts it into service; returns its release.
 
         Args:
-            signed: the offer, where its signature is the fleet's.
+            signed: the offer, if the fleet has signed it.
 
         Raises ModelError: it is damaged, of another device, run or network than it should be, differs from
         what is pinned, does not load, or predicts worse than the model in service, which then stays.
         """
         if signed is not None and signed.signed_at <= self.trust.read().signed_at:
-            raise ModelError("the delivered model is refused: a newer release was signed and taken before it")
+            raise ModelError("the delivered model is refused: a newer signed release was accepted before it")
         release = self._install(bundle, device, run=signed.run if signed else None)
         if signed is not None:
             self.trust.note_signature(signed.signed_at)
@@ -181,7 +182,7 @@ class ModelStore:
         return release
 
     def roll_back(self) -> str:
-        """Puts the model before into service again; returns its release. Raises ModelError: there is none."""
+        """Puts the previous model into service; returns its release. Raises ModelError: there is none."""
         before, now = self._target("previous"), self._target("current")
         if before is None or not (self.path / RELEASES / before / MANIFEST).exists():
             raise ModelError(f"{self.path} keeps no model from before the one in service")
@@ -192,9 +193,9 @@ class ModelStore:
         return before
 
     def load(self, threads: int | None = None) -> ClientModel:
-        """The model in service; when it does not load, the one before is put back and loaded.
+        """Loads the model in service. If it does not load, the previous one is put back and loaded.
 
-        Raises ModelError: neither loads. Where its files are damaged, none is in service any more.
+        Raises ModelError: neither loads. If its files are damaged, no model is in service any more.
         """
         try:
             return ClientModel(self.current, threads=threads)
@@ -222,7 +223,7 @@ class ModelStore:
         return manifest
 
     def _try(self, folder: Path, file: str) -> Tried:
-        """The trial of a model; one that was tried on the same images is not tried again."""
+        """The trial of a model; it is not repeated on the same images."""
         samples = self.path / SAMPLES
         images = hashlib.sha256(samples.read_bytes()).hexdigest() if samples.exists() else ""
         kept = folder / TRIAL
@@ -235,7 +236,7 @@ class ModelStore:
         return tried
 
     def _in_service(self) -> Tried | None:
-        """The trial of the model in service; None: there is none, or it is not sound any more."""
+        """The trial of the model in service; None: there is none, or it is no longer sound."""
         if not self._is_intact():
             return None
         try:
@@ -244,17 +245,18 @@ class ModelStore:
             return None
 
     def _pin_what_serves(self) -> None:
-        """A model that came before there were pins is what its owner took first."""
+        """Pins a model that its owner put into service before there were pins."""
         if self.trust.is_new and (tried := self._in_service()) is not None:
             assert tried.structure is not None
             self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
 
     def _compare(self, manifest: ClientManifest, tried: Tried) -> None:
-        """Raises ModelError: it is worse than the model in service, on the images that both were tried on.
+        """Raises ModelError: it is worse than the model in service, on the images that both were tested on.
 
-        One of more or fewer classes is not compared: it numbers them otherwise.
+        A model with another number of classes is not compared, because it numbers the classes differently.
 
-        Worse beyond chance: by McNemar's exact test of the images that only one of the two gets right.
+        It must be worse beyond chance: by McNemar's exact test of the images that only one of the two gets
+        right.
         """
         serves = self._in_service()
         count = min(len(tried.hits), len(serves.hits)) if serves is not None else 0
@@ -272,7 +274,7 @@ class ModelStore:
             )
 
     def _has_other_classes(self, manifest: ClientManifest) -> bool:
-        """Whether it has more or fewer of them than the model in service."""
+        """Whether it has another number of classes than the model in service."""
         serves = read_manifest(self.current, ClientManifest)
         return len(manifest.class_names) != len(serves.class_names)
 
@@ -305,7 +307,7 @@ class ModelStore:
 
 
 def _check_address(manifest: ClientManifest, device: str, run: str | None) -> None:
-    """Raises ModelError: the model is not this device's, or not of the run that was signed."""
+    """Raises ModelError: the model is not for this device, or not of the run that was signed."""
     if manifest.device != device:
         raise ModelError(f"it is of {manifest.device}, not {device}")
     if run is not None and manifest.run != run:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of a device that predicts: where its images come from, and how long one waits."""
+"""The flags of a device that predicts: the source of its images, and how long it waits for the server."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ KEEP = Bounds()
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """Where images come from, and how long one waits for the server's prediction."""
+    """The source of images, and how long an image waits for the server's prediction."""
 
     capture: CaptureOptions
     timeout: float  # seconds
     floors: OffloadFloors = NO_FLOORS
-    key: ReleaseKey | None = None  # that releases must be signed by
-    software_key: ReleaseKey | None = None  # that software must be signed by; None: none is taken
-    region: Region | None = None  # of each image that the network sees; None: as it was trained
-    keep_unsure: Path | None = None  # where images that the model is uncertain of are kept; None: nowhere
+    key: ReleaseKey | None = None  # that must have signed releases
+    software_key: ReleaseKey | None = None  # that must have signed software; None: no software is accepted
+    region: Region | None = None  # the part of each image that the network sees; None: as it was trained
+    keep_unsure: Path | None = None  # folder for images that the model is uncertain of; None: nowhere
     keep: Bounds = KEEP
 
     def unsure_images(self) -> UnsureImages | None:
@@ -47,7 +47,7 @@ lowest_threshold = setting(
     type=number(0, 1),
     default=0.0,
     metavar="ENTROPY",
-    help="Lowest threshold that a model may bring, as normalised entropy.",
+    help="Lowest threshold that a model may set, as normalised entropy.",
 )
 most_offload = setting(
     "--most-offload",
@@ -80,21 +80,21 @@ _OPTIONS = (
         type=whole(1),
         default=KEEP.count,
         metavar="COUNT",
-        help="Largest number of images in --keep-unsure; the oldest go first.",
+        help="Largest number of images in --keep-unsure; the oldest are deleted first.",
     ),
     setting(
         "--keep-size",
         type=whole(1),
         default=KEEP.size >> 20,
         metavar="MIB",
-        help="Largest size of the images in --keep-unsure, all together.",
+        help="Largest total size of the images in --keep-unsure.",
     ),
     setting(
         "--keep-every",
         type=number(1),
         default=KEEP.every,
         metavar="SECONDS",
-        help="Time, in seconds, in which one image is kept at most: the most uncertain.",
+        help="Period, in seconds, of which only the most uncertain image is kept.",
     ),
     setting(
         "--keep-above",
@@ -108,14 +108,14 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Public key that releases must be signed by: the release.pub of the device's bundle.",
-        show_default="none, unsigned releases are taken",
+        show_default="none, unsigned releases are accepted",
     ),
     setting(
         "--software-key",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="Public key that new software must be signed by: the software.pub of the device's bundle.",
-        show_default="none, no software is taken",
+        show_default="none, no software is accepted",
     ),
     region_setting(
         help="Part of each image that the network sees, in its pixels: left, top, width, height.",

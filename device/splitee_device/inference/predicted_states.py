@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device says of the state that its predictions agree on, retained by the broker."""
+"""Publishes the state that a device's predictions agree on; the broker retains it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee_device.inference.agreement import UNSURE, WEIGHTED, Agreement, State, parse_rule
 
-FILE = "state.json"  # in the folder of models: the state that holds, over restarts
+FILE = "state.json"  # in the folder of models: the current state, for the next process
 LARGEST_FILE = 1 << 16  # bytes
-REFRESH = 60.0  # seconds after which a state that holds is said again, with its latest confidence
-SAVE_EVERY = 10.0  # seconds between two writes of FILE, at least: an SD card lasts
+REFRESH = 60.0  # seconds after which an unchanged state is published again, with its latest confidence
+SAVE_EVERY = 10.0  # least seconds between two writes of FILE, to spare an SD card
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,19 @@ class Agreeing:
     """When predictions agree.
 
     Attributes:
-        rule: as `parse_rule` takes it.
-        unsure_above: normalised entropy above which an exit's prediction counts for no class; None: none.
+        rule: as `parse_rule` accepts it.
+        unsure_above: normalised entropy above which an exit's prediction counts as UNSURE; None: never.
     """
 
     rule: str = WEIGHTED
     unsure_above: float | None = None
 
     def label(self, report: PredictionReport) -> str:
-        """The class that an image counts for, or UNSURE. What the trunk has predicted is not in doubt."""
+        """The class that an image counts for, or UNSURE. The trunk's predictions are never uncertain."""
         is_own = report.source != "trunk"
         if self.unsure_above is not None and is_own and report.entropy > self.unsure_above:
             return UNSURE
-        if not math.isfinite(report.probability):  # nor are the model's logits
+        if not math.isfinite(report.probability):  # then the model's logits are not finite either
             return UNSURE
         return report.label[:LONGEST_CLASS_NAME]
 
@@ -54,10 +54,12 @@ WEIGHTED_VOTES = Agreeing()
 
 
 class PredictedStates:
-    """Says the state when it changes, after each connection, and while it holds once in REFRESH seconds.
+    """Publishes the state when it changes, after each connection, and every REFRESH seconds while images
+    come.
 
-    It is on disk before it is said, so that it goes on to hold in the next process; where it changes twice
-    within SAVE_EVERY, the second time shortly after. What cannot be written is said to the log.
+    The state is written to disk before it is published, so that the next process continues with it. If it
+    changes twice within SAVE_EVERY seconds, the second change is written a little later. Failed writes are
+    logged.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class PredictedStates:
         *,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`folder`: exists, and is the device's own."""
+        """`folder`: exists, and belongs to this device alone."""
         self._port = port
         self._topic = routes.PREDICTED_STATE.topic(topics, device)
         self._file = folder / FILE
@@ -79,20 +81,20 @@ class PredictedStates:
         self._clock = clock
         self._agreement = self._begin(1, _read(self._file))
         self._said_at = clock()
-        self._has_news = False  # an image has come since it was said
+        self._has_news = False  # an image has come since the last publication
         self._saved: State | None = self._agreement.state
         self._saved_at = clock() - SAVE_EVERY
         self._log_failed = FirstFew()
 
     def serve(self, classes: int) -> None:
-        """A model with so many classes is in service: images of the one before agree with none of its own."""
+        """A model with so many classes is in service: earlier images do not count for its predictions."""
         self._agreement = self._begin(classes, self._agreement.state)
 
     def _begin(self, classes: int, state: State | None) -> Agreement:
         return Agreement(self._make_rule(classes, None if state is None else state.label), state)
 
     def take(self, report: PredictionReport) -> None:
-        """The prediction for the next image."""
+        """Takes the prediction for the next image."""
         label = self._agreeing.label(report)
         probability = 1.0 if label == UNSURE else report.probability
         self._has_news = True
@@ -105,13 +107,13 @@ class PredictedStates:
         log.info("state: %s", state.label or "unsure")
 
     def tick(self) -> None:
-        """Says and writes what is due."""
+        """Publishes and writes what is due."""
         if self._has_news and self._clock() - self._said_at >= REFRESH:
             self._say()
         self._save_if_due()
 
     def say_again(self) -> None:
-        """There is a new connection: the broker may have lost what it retained."""
+        """After a new connection: the broker may have lost what it retained."""
         self._say()
 
     def close(self) -> None:
@@ -127,7 +129,7 @@ class PredictedStates:
             self._save()
 
     def _save(self) -> None:
-        """The state, where it has another label or beginning than what is on disk."""
+        """Writes the state, if its label or beginning differs from what is on disk."""
         state = self._agreement.state
         if state is None or (self._saved is not None and _same(state, self._saved)):
             return
@@ -155,7 +157,7 @@ def _message(state: State) -> PredictedState:
 
 
 def _read(file: Path) -> State | None:
-    """What holds from before; None: nothing, or with a line in the log, what cannot be read."""
+    """The state of an earlier process; None: there is none, or it cannot be read, which is logged."""
     try:
         with file.open("rb") as opened:
             kept = PredictedState.decode(opened.read(LARGEST_FILE))

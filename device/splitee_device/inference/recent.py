@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device tells those who watch of its predictions: how many lately, how fast, and the last labels."""
+"""What a device publishes on its recent predictions: their rate, their latency, and the last labels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from splitee.protocol.fields import LONGEST_CLASS_NAME
 from splitee.protocol.inference import MOST_LAST, LastPrediction, Serving
 from splitee.protocol.topics import Topics
 
-TELL_EVERY = 5.0  # seconds, while something changes
-AT_LEAST_EVERY = 60.0  # seconds, else
+TELL_EVERY = 5.0  # seconds, if something has changed
+AT_LEAST_EVERY = 60.0  # seconds, if nothing has changed
 MINUTE = 60.0
-WINDOW = 2 * MINUTE  # seconds that the figures are of
-INBOX = 32 << 20  # bytes that may wait: of a model one part does, of triggers there may be a flood
-KEPT = 1000  # predictions; a device that makes more in a WINDOW tells of the last ones
+WINDOW = 2 * MINUTE  # seconds that the figures cover
+INBOX = 32 << 20  # bytes that may wait: one part of a model, but perhaps a flood of triggers
+KEPT = 1000  # predictions; a device with more in a WINDOW reports on the last ones
 
 
 def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
@@ -34,7 +34,7 @@ def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
 
 
 def serving_link(options: LinkOptions, device: str, instance: int) -> Link:
-    """A link for predictions and deliveries: a device may have another one at the same time, to train."""
+    """A link for predictions and deliveries. A device may have another one, for training, meanwhile."""
     topics = Topics(options.fleet)
     return Link(
         options.address,
@@ -53,16 +53,16 @@ class _Made:
 
 
 class RecentPredictions:
-    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name.
+    """The predictions of the last WINDOW, and the last few labels; never an image, nor its file's name.
 
     Attributes:
-        dropped: images that came and were not predicted, so far.
+        dropped: images so far that came and were not predicted.
     """
 
     def __init__(
         self, port: Port, topics: Topics, device: str, instance: int, *, clock: Clock = time.monotonic
     ) -> None:
-        """`instance`: of the process; one that started later has a greater one."""
+        """`instance`: of this process; a process that started later has a greater one."""
         self._port = port
         self._topic = routes.SERVING.topic(topics, device)
         self._instance = instance
@@ -75,13 +75,13 @@ class RecentPredictions:
         self.dropped = 0
 
     def add(self, prediction: Prediction) -> None:
-        """It has just been made."""
+        """Adds a prediction that has just been made."""
         self._made.append(_Made(self._clock(), prediction.milliseconds, prediction.source))
         label = prediction.label[:LONGEST_CLASS_NAME]
         self._last.appendleft(LastPrediction(label, prediction.probability, prediction.source, time.time()))
 
     def tell(self) -> None:
-        """Publish how it stands, when that has changed; at most every TELL_EVERY seconds."""
+        """Publishes the figures when they have changed, at most every TELL_EVERY seconds."""
         since = self._clock() - self._said_at
         if self._said is not None and since < TELL_EVERY:
             return
@@ -95,7 +95,7 @@ class RecentPredictions:
             self._said, self._said_at = serving, self._clock()
 
     def tell_again(self) -> None:
-        """The broker may have published the last will of a connection that broke."""
+        """Publishes again soon: the broker may have published the last will of a broken connection."""
         self._said = None
 
     def _serving(self) -> Serving:
@@ -117,7 +117,7 @@ class RecentPredictions:
         )
 
     def _seconds(self, now: float) -> float:
-        """That the predictions which are kept were made in; of a process that is new, a minute."""
+        """The seconds in which the kept predictions were made; at least a minute for a new process."""
         if len(self._made) == KEPT:
             return max(now - self._made[0].at, 1.0)
         return min(max(now - self._started, MINUTE), WINDOW)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device as an inference service: images come, predictions are published, models are switched."""
+"""The device as an inference service: it takes images, publishes predictions, and switches models."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from splitee_device.inference.tally import Tally
 from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
-TICK = 0.2  # seconds between two looks at the clock and the model in service
-HEAR_AGAIN = 10.0  # seconds between two requests for what was lost in a flood of triggers
-EVENTS = 64  # that are handled between two passes: a flood of messages does not stop the predictions
+TICK = 0.2  # seconds between two checks of the clock and the model in service
+HEAR_AGAIN = 10.0  # seconds between two requests for messages that were lost in a flood of triggers
+EVENTS = 64  # handled between two passes, so that a flood of messages does not stop the predictions
 MOST_TOGETHER = 8  # images in a pass
-LONGEST_PASS = 0.5  # seconds; with half of it, the next one may have twice as many images
+LONGEST_PASS = 0.5  # seconds; after half of it or less, the next pass may have twice as many images
 
 log = logging.getLogger(__name__)
 
 
 class InferenceService:
-    """Predicts with the model in service, publishes, and takes releases; all on the caller's thread.
+    """Predicts with the model in service, publishes, and accepts releases; all on the caller's thread.
 
     Attributes:
         tally: of the predictions so far.
@@ -75,18 +75,18 @@ class InferenceService:
         latest: LatestImage | None = None,
         others: Sequence[Installer] = (),
     ) -> None:
-        """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
+        """`link`: for predictions and deliveries; offloading uses another link, made with `options`.
 
-        The link's meter, where it has one, counts both.
+        The meter of `link`, if it has one, counts both.
 
         Args:
-            instance: of this process; one that started later has a greater one.
-            key: that releases must be signed by; None: by none.
-            region: of the images that the model sees; None: all of them.
-            unsure: where the images that it is uncertain of are kept; None: nowhere.
+            instance: of this process; a process that started later has a greater one.
+            key: that must have signed releases; None: signatures are not checked.
+            region: the part of images that the model sees; None: all of them.
+            unsure: where images that the model is uncertain of are kept; None: nowhere.
             agreeing: when predictions agree, so that the state changes.
             latest: where the latest image is kept; None: nowhere.
-            others: that releases of other kinds go to.
+            others: installers for releases of other kinds.
         """
         self._link = link
         self._options = options
@@ -109,21 +109,21 @@ class InferenceService:
         self._unsure = unsure
         self._latest = latest
         self._states = PredictedStates(link, topics, device, shelf.path, agreeing)
-        self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
+        self._preparation = Preparation((3, 1, 1))  # the model's, once there is a model
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_skips = FirstFew()
         self._log_dropped = RateLimiter()
-        self._has_lost = False  # messages, which may have been offers
+        self._has_lost = False  # lost messages may have been offers
         self._hear_again = RateLimiter(HEAR_AGAIN)
         self._batch = 1  # images in a pass; more once passes are known to be short
         self._unlogged = 0
 
     def run(self, capture: Capture | None, stop: Callable[[], bool]) -> None:
-        """Serves until `stop`, or the images end. Without a model it waits for one to be released.
+        """Serves until `stop`, or until the images end. Without a model it waits for a release.
 
-        `capture`: None: there are no images, and only models are taken.
+        `capture`: None: there are no images; only models are received.
         """
         if self._shelf.release is None:
             log.info("no model yet: waiting for one to be released to %s", self._device)
@@ -139,7 +139,7 @@ class InferenceService:
                 capture.images.close()
 
     def _serve_once(self, capture: Capture | None) -> None:
-        """Handles what has come, and classifies a batch where images wait; else waits for a TICK."""
+        """Handles what has come, and classifies a batch if images wait; otherwise waits for a TICK."""
         is_busy = capture is not None and self._predictor is not None and capture.images.waiting
         wait = 0.0 if is_busy else TICK
         for _ in range(EVENTS):
@@ -189,7 +189,7 @@ class InferenceService:
             self._offload.close()
 
     def _switch(self) -> None:
-        """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
+        """Loads the model now in service: delivered, rolled back, or put back in place of a broken one."""
         wanted = self._shelf.release
         model = self._load_model()
         self._release = self._shelf.release
@@ -218,20 +218,20 @@ class InferenceService:
         log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
 
     def _load_model(self) -> ClientModel | None:
-        """None: none is left in service, as the card has damaged them; one that is delivered mends that.
+        """None: the files are damaged, and no model is left in service; a delivery will repair that.
 
-        Raises ModelError: it is as it was delivered, and does not load all the same.
+        Raises ModelError: the files are as delivered, and the model does not load all the same.
         """
         try:
             return self._shelf.load(self._threads)
         except ModelError as error:
             if self._shelf.release is not None:
                 raise
-            log.warning("%s; waiting for one to be released to %s", error, self._device)
+            log.warning("%s; waiting for a release to %s", error, self._device)
             return None
 
     def _classify(self, capture: Capture, predictor: Predictor) -> None:
-        """The images that have waited longest, in one pass: as many as keep it short."""
+        """Classifies the images that have waited longest, in one pass: as many as keep it short."""
         taken = capture.images.take(self._batch)
         loaded = [(image, pixels) for image in taken if (pixels := self._load(image)) is not None]
         if capture.change is not None:
@@ -254,16 +254,16 @@ class InferenceService:
             self._batch = min(2 * self._batch, MOST_TOGETHER)
 
     def _load(self, image: NewImage) -> Pixels | None:
-        """None: it cannot be read, which is said."""
+        """None: it cannot be read, which is logged."""
         try:
             return load_image(image.source, self._preparation, name=image.name)
         except DataError as error:
-            if self._log_skips.due():  # a folder may fill with what is no image
+            if self._log_skips.due():  # a folder may fill with files that are no images
                 log.warning("skipped: %s (%d so far)", error, self._log_skips.count)
             return None
 
     def _publish(self, name: str, prediction: Prediction) -> None:
-        """Tells of a prediction everybody who is to know of it. A file's name need not be text."""
+        """Passes a prediction on to all that need it. A file's name may not be valid text."""
         report = PredictionReport(picture=plain(name)[:1000], time=time.time(), **asdict(prediction))
         self._link.publish(self._topic, report.encode())
         self._states.take(report)
@@ -272,13 +272,13 @@ class InferenceService:
         self._log(name, prediction)
 
     def _note_dropped(self, dropped: int) -> None:
-        """Without a model all are, which has been said."""
+        """Without a model all images are dropped, which has been logged."""
         if dropped > self._recent.dropped and self._predictor is not None and self._log_dropped.due():
-            log.warning("more images come than are classified: %d were dropped so far", dropped)
+            log.warning("images come faster than they are classified: %d were dropped so far", dropped)
         self._recent.dropped = dropped
 
     def _log(self, name: str, prediction: Prediction) -> None:
-        """At most a line in LOG_EVERY seconds, with the number of images that had none."""
+        """Logs at most one line in LOG_EVERY seconds, with the number of images in between."""
         if not self._log_due.due():
             self._unlogged += 1
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many predictions come to: how often each class, what share was offloaded, how many were right."""
+"""A summary of many predictions: the count of each class, the offloaded share, and the correct ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Tally:
         self._right = 0
 
     def add(self, prediction: Prediction, label: str | None = None) -> None:
-        """`label`: what the image shows, where that is known."""
+        """`label`: the true class of the image, if it is known."""
         self.predicted += 1
         self.offloaded += prediction.source != "exit"
         self._failed += prediction.source == "local-fallback"
@@ -38,7 +38,7 @@ class Tally:
             self._right += prediction.label == label
 
     def lines(self) -> Iterator[str]:
-        """For people."""
+        """The summary for the user."""
         yield f"{self.predicted} images: " + ", ".join(
             f"{label} {count}" for label, count in self._by_class.most_common()
         )
@@ -54,9 +54,9 @@ class Tally:
 
 
 def class_of(file: Path, root: Path, class_names: Collection[str]) -> str | None:
-    """The class that the innermost folder of `file` names, from `root` on; None: none is a class.
+    """The class that the innermost folder of `file` names, from `root` on; None: no folder is a class.
 
-    `root`: the folder that was named, itself included; or the file.
+    `root`: the folder that was given, which counts too; or the file.
     """
     if file == root:
         return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model is tried in a process of its own, which has limits: what it holds may be hostile.
+"""Tests a model in a process of its own that has limits, because the model may be hostile.
 
-The process gets the manifest, the graph and the device's own images as open files, and answers with one line.
+The process receives the manifest, the graph and the device's own images as open files, and prints one line.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from splitee.inference.structure import Structure
 from splitee_device.machine.confinement import MAX_OUTPUT
 from splitee_device.machine.hardware import available_memory, least
 
-SECONDS = 75  # that a trial may take; two in a row stay below the service's watchdog of 3 minutes
-ROOM = 512 << 20  # bytes of memory, besides
-COPIES = 4  # of the graph that are made while it is read, checked and loaded
-MOST_IMAGES = 256  # that a model is tried on
+SECONDS = 75  # longest duration of a trial; two in a row stay below the service's watchdog of 3 minutes
+ROOM = 512 << 20  # bytes of memory, in addition
+COPIES = 4  # of the graph that exist while it is read, checked and loaded
+MOST_IMAGES = 256  # that a model is tested on
 
 
 class Tried(msgspec.Struct, frozen=True):
-    """What became of a trial.
+    """The result of a trial.
 
     Attributes:
-        refused: why the model is not sound; "": it is.
+        refused: why the model is not sound; "": it is sound.
         structure: of its graph.
-        hits: for each image whether the exit's prediction was right; false where the label is not known.
+        hits: for each image, whether the exit's prediction was right; false if the label is unknown.
     """
 
     refused: str = ""
@@ -46,7 +46,7 @@ class Tried(msgspec.Struct, frozen=True):
 
 
 class Setup(msgspec.Struct, frozen=True):
-    """What the process is told in its arguments: open files by their numbers, and its limits."""
+    """The arguments of the process: open files by their descriptors, and its limits."""
 
     manifest: int
     graph: int
@@ -56,12 +56,12 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 def try_model(folder: Path, file: str, samples: Path, *, seconds: int = SECONDS) -> Tried:
-    """Try the graph `file` of a model directory on the device's images, where `samples` exists.
+    """Test the graph `file` of a model directory on the device's images, if `samples` exists.
 
     Args:
-        seconds: that it may take.
+        seconds: the longest duration.
 
-    Raises ModelError: it is not sound, or it does not end in time or within its memory.
+    Raises ModelError: it is not sound, or does not finish in time or within its memory.
     """
     with ExitStack() as stack:
         manifest, graph = (stack.enter_context((folder / name).open("rb")) for name in (MANIFEST, file))
@@ -80,7 +80,7 @@ def try_model(folder: Path, file: str, samples: Path, *, seconds: int = SECONDS)
 
 
 def _memory(graph: int) -> int:
-    """Bytes that the trial of a graph of so many bytes may take: what there is, if that is less."""
+    """Bytes that the trial of a graph of so many bytes may use, or what is available if that is less."""
     available = available_memory().available
     return least(ROOM + COPIES * graph, available) or ROOM
 
@@ -104,7 +104,7 @@ def _run(setup: Setup) -> Tried:
         try:
             status = process.wait(setup.seconds)
         except subprocess.TimeoutExpired:
-            return Tried(f"it does not answer within {setup.seconds} s")
+            return Tried(f"it did not answer within {setup.seconds} s")
         finally:
             process.kill()
             process.wait()
@@ -115,15 +115,15 @@ def _run(setup: Setup) -> Tried:
     try:
         return msgspec.json.decode(answer, type=Tried)
     except msgspec.MsgspecError:
-        return Tried("its trial ends without a word")
+        return Tried("its trial ended without a result")
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started in here never gets the signals that ask the service to stop.
+    """A process that is started within it never receives the signals that ask the service to stop.
 
-    systemd sends them to all of its processes, and a terminal does on Ctrl-C: a sound model whose trial ended
-    with one would be reported as refused.
+    systemd sends them to all processes of the service, and a terminal does on Ctrl-C. A sound model whose
+    trial they ended would be reported as refused.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
     try:
@@ -133,15 +133,15 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    """No passwords in it, nor anything else that the trial does not need. One thread is enough."""
+    """An environment without passwords, only with what the trial needs. One thread is enough."""
     path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
     return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _why(status: int, setup: Setup) -> str:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"its trial takes more than {setup.seconds} s, or more memory than there is"
+        return f"its trial took more than {setup.seconds} s, or more memory than is available"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"its trial ends with {name}, with {setup.memory >> 20} MiB of memory to take"
-    return f"its trial ends with status {status}"
+        return f"its trial ended with {name}; it could use {setup.memory >> 20} MiB of memory"
+    return f"its trial ended with status {status}"

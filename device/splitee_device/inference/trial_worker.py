@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The process in which a model is tried: `python -m splitee_device.inference.trial_worker SETUP`.
+"""The process in which a model is tested: `python -m splitee_device.inference.trial_worker SETUP`.
 
-All that it will need is imported and read before it gives up to open files; only then is the model looked at.
+Everything that it needs is imported and read before it gives up opening files. Then it examines the model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from splitee.samples.kept import Samples
 from splitee_device.inference.trial import MOST_IMAGES, Setup, Tried
 from splitee_device.machine.confinement import confine
 
-BATCH = 8  # images; what lies between the layers is the most of the memory
-FOR_IMAGES = 0.4  # of the trial's seconds, after which no further images are tried
+BATCH = 8  # images; activations between the layers take most of the memory
+FOR_IMAGES = 0.4  # share of the trial's seconds after which no further images are tested
 
 
 def main() -> None:
@@ -42,13 +42,13 @@ def main() -> None:
         tried = Tried(str(error))
     except MemoryError:
         tried = Tried(f"it needs more than {setup.memory >> 20} MiB of memory")
-    except Exception as error:  # onnx and its runtime have one for each way a model can be wrong
+    except Exception as error:  # onnx and its runtime raise many kinds of errors for bad models
         tried = Tried(f"{type(error).__name__}: {str(error)[:300]}")
     print(msgspec.json.encode(tried).decode(), flush=True)
 
 
 def _try(manifest: bytes, graph: bytes, samples: Samples | None, seconds: float) -> Tried:
-    """Raises ModelError, and what onnx and the runtime raise: the model is not sound."""
+    """Raises ModelError, or what onnx and the runtime raise: the model is not sound."""
     known = msgspec.json.decode(manifest, type=ClientManifest)
     check_graph_digest(graph, known.file, known.sha256.get(known.file, "none"))
     structure = structure_of(parse_checked(graph, known.file))
@@ -58,7 +58,7 @@ def _try(manifest: bytes, graph: bytes, samples: Samples | None, seconds: float)
 
 
 def _hits(model: ClientModel, samples: Samples, seconds: float) -> tuple[bool, ...]:
-    """Whether the exit is right, for as many images as `seconds` allow, and one batch at least."""
+    """Whether the exit is right, for as many images as `seconds` allow, but at least one batch."""
     if samples.held_out.shape[1:] != tuple(model.manifest.input_shape):
         raise ModelError(
             f"its images are {model.manifest.input_shape}, this device's {samples.held_out.shape[1:]}"
@@ -77,7 +77,7 @@ def _hits(model: ClientModel, samples: Samples, seconds: float) -> tuple[bool, .
 
 
 def _noise(manifest: ClientManifest) -> Samples:
-    """Images of no known class, where the device keeps none."""
+    """Images of no known class, for a device that keeps none."""
     images = default_rng(0).integers(0, 256, (4 * BATCH, *manifest.input_shape), dtype=np.uint8)
     return Samples(images, np.full(len(images), -1), images)
 

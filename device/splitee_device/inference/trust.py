@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device holds releases to: the network that its owner's first one brought, and the newest signature.
+"""What a device requires of releases: the network of its owner's first one, and a newer signature.
 
-Over the air only weights change. The first release that is taken pins the network, its input and its classes,
-and at each cut the structure of the graph. Other classes come only to a device that has trained them itself,
-from its owner's class folders; then the graphs are pinned anew. `trust.json` beside the models keeps it.
+Over the air only weights may change. The first release that is accepted pins the network, its input and its
+classes, and for each cut the structure of the graph. Only a device that has itself trained other classes,
+from its owner's class folders, accepts them; then the graphs are pinned again. `trust.json` beside the models
+has it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ HINT = "if that is meant, `splitee trust --forget` on the device lets the next r
 
 
 class Graphs(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Pinned digests of one cut's structure. "": there has been no such graph."""
+    """Pinned digests of one cut's structure. "": there was no such graph."""
 
     layers: Digest
     fp32: str = ""
@@ -38,10 +39,10 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         network: name of the network; "": nothing is pinned.
-        classes: how many there are.
+        classes: their number.
         input_shape: of an image.
-        graphs: by the cut.
-        signed_at: of the newest signed release that was taken, milliseconds since the epoch; 0: none was.
+        graphs: by cut.
+        signed_at: of the newest signed release that was accepted, milliseconds since the epoch; 0: none.
     """
 
     network: Text = ""
@@ -53,11 +54,11 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a device that has trained knows of the model it is to get.
+    """What a device that has trained knows about the model that it is to receive.
 
     Attributes:
-        cuts: where it was cut.
-        class_names: of its own images; empty: not known.
+        cuts: those that it had.
+        class_names: of its own images; empty: unknown.
     """
 
     network: str
@@ -67,10 +68,10 @@ class Expected:
 
 
 class Trust:
-    """The pins of one device's models; each look at them is at the file."""
+    """The pins of one device's models. They are read from the file each time."""
 
     def __init__(self, folder: Path, expected: Expected | None = None) -> None:
-        """`expected`: None, for a device that has not trained."""
+        """`expected`: None for a device that has not trained."""
         self._path = folder / FILE
         self._expected = expected
 
@@ -80,7 +81,7 @@ class Trust:
         return not self._path.exists()
 
     def read(self) -> Trusted:
-        """Raises ModelError: the file is damaged, and then nothing is trusted."""
+        """Raises ModelError: the file is damaged; then nothing is trusted."""
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=Trusted)
         except FileNotFoundError:
@@ -89,12 +90,12 @@ class Trust:
             raise ModelError(f"{self._path} cannot be read ({error}): no release is taken; {HINT}") from None
 
     def forget(self) -> None:
-        """The next release sets what is trusted, whatever is in service."""
+        """The next release sets the requirements, whatever is in service."""
         self._write(Trusted())
 
     def check_model(self, manifest: ClientManifest) -> None:
-        """Raises ModelError: the release is of another network or other classes, or of a cut that this device
-        was never at.
+        """Raises ModelError: the release is of another network, has other classes, or has a cut that this
+        device never had.
         """
         pinned, expected = self.read(), self._expected
         mine = manifest.network, tuple(manifest.input_shape)
@@ -116,7 +117,7 @@ class Trust:
             raise ModelError(f"it is cut at {manifest.cut}, where this device was never cut; {HINT}")
 
     def check_graph(self, manifest: ClientManifest, structure: Structure) -> None:
-        """Raises ModelError: it is not the graph that was pinned, with other weights."""
+        """Raises ModelError: the graph differs from the pinned one in more than its weights."""
         known, cut = self.read(), manifest.cut
         pinned = known.graphs.get(cut)
         if pinned is None or known.classes != len(manifest.class_names):
@@ -128,7 +129,7 @@ class Trust:
             )
 
     def pin(self, manifest: ClientManifest, structure: Structure) -> None:
-        """From now on releases are held to this one; what was pinned of this cut and kind is replaced."""
+        """From now on releases must match this one. It replaces the pins of the same cut and kind."""
         known, network = self.read(), (manifest.network, tuple(manifest.input_shape))
         if (*network, len(manifest.class_names)) != (*_of(known), known.classes):
             known = Trusted(signed_at=known.signed_at)
@@ -147,7 +148,7 @@ class Trust:
         )
 
     def note_signature(self, signed_at: int) -> None:
-        """No release that was signed before this one is taken again."""
+        """From now on no release is accepted that was signed before this one."""
         self._write(replace(self.read(), signed_at=signed_at))
 
     def _write(self, trusted: Trusted) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bounded store of the images that a device was uncertain of, for a person to label."""
+"""A bounded store of images that a device was uncertain of, for a person to label."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from splitee.protocol.fields import Fraction, Text
 from splitee.samples.fitting import Pixels
 from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, read_encoded
 
-CELLS = 8  # a side, of what two images are compared by
-ALIKE = 0.98  # correlation of their cells from which on two images are alike
-COMPARED = 500  # images that a new one is compared with: the last ones
-GUESS = ".{}.json"  # beside an image: what the model took it for
-OWN = re.compile(r"(\d{8}T\d{6}\.\d{3}-.+)|\.\d{8}T\d{6}\.\d{3}-.+\.json")  # a kept image, or its guess
+CELLS = 8  # a side, of the grid by which two images are compared
+ALIKE = 0.98  # correlation of two images' cells from which on they are alike
+COMPARED = 500  # the last images, with which a new one is compared
+GUESS = ".{}.json"  # file beside an image: the model's prediction
+OWN = re.compile(r"(\d{8}T\d{6}\.\d{3}-.+)|\.\d{8}T\d{6}\.\d{3}-.+\.json")  # a kept image, or its prediction
 
 log = logging.getLogger(__name__)
 
 
 class KeptGuess(msgspec.Struct, frozen=True):
-    """What the model took a kept image for. `time`: seconds since the epoch."""
+    """The model's prediction for a kept image. `time`: seconds since the epoch."""
 
     label: Text
     probability: Fraction
@@ -43,13 +43,13 @@ class KeptGuess(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of a store.
+    """The bounds of a store.
 
     Attributes:
-        count: images.
+        count: number of images.
         size: bytes of all their files.
-        every: seconds in which one is kept at most: the most uncertain one.
-        above: entropy from which on an image is uncertain; None: the threshold in force.
+        every: seconds in which at most one image is kept, the most uncertain one.
+        above: entropy above which an image is uncertain; None: the threshold in force.
     """
 
     count: int = 500
@@ -67,10 +67,10 @@ class _Candidate:
 
 
 class UnsureImages:
-    """Keeps the most uncertain image of each `every` seconds, if no kept one is alike; the oldest go first.
+    """Keeps the most uncertain image of each `every` seconds, unless a kept one is alike; deletes the oldest.
 
-    So one lamp that flickers does not fill it, and an SD card gets few writes. What cannot be written is said
-    and passed over: predicting goes on.
+    So a flickering lamp does not fill it, and an SD card gets few writes. Failed writes are logged, and
+    predicting goes on.
     """
 
     def __init__(self, folder: Path, bounds: Bounds, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -85,12 +85,12 @@ class UnsureImages:
     def offer(
         self, name: str, source: Path | bytes, pixels: Pixels, prediction: Prediction, threshold: float
     ) -> None:
-        """An image that was classified.
+        """Takes an image that was classified.
 
         Args:
             source: its file, or encoded bytes.
             pixels: uint8 (C, H, W), as the model saw it.
-            threshold: entropy up to which the exit's prediction is taken.
+            threshold: entropy up to which the exit's prediction is used.
         """
         above = threshold if self._bounds.above is None else self._bounds.above
         best = self._candidate
@@ -105,7 +105,7 @@ class UnsureImages:
             self._candidate = _Candidate(name, data, cells, guess)
 
     def tick(self) -> None:
-        """Writes what is due."""
+        """Writes an image if one is due."""
         candidate = self._candidate
         if candidate is None or self._clock() - self._since < self._bounds.every:
             return
@@ -127,9 +127,9 @@ class UnsureImages:
         write_atomically(self._folder / name, candidate.data)
 
     def _make_room(self, size: int) -> None:
-        """Removes the oldest images until there is room for one more, and guesses whose image is gone.
+        """Removes the oldest images until there is room for one more, and predictions whose image is gone.
 
-        Only what was kept here: its owner may have other files in this folder.
+        Only files of this store are removed: the owner may have other files in the folder.
         """
         images, guesses = [], []
         for path in self._folder.iterdir():
@@ -155,7 +155,7 @@ class UnsureImages:
 
 
 def kept_guess(image: Path) -> KeptGuess | None:
-    """What the model took a kept image for, where that lies beside it."""
+    """The model's prediction for a kept image, if its file is beside the image."""
     try:
         with image.with_name(GUESS.format(image.name)).open("rb") as file:
             return msgspec.json.decode(file.read(1 << 16), type=KeptGuess)
@@ -164,16 +164,16 @@ def kept_guess(image: Path) -> KeptGuess | None:
 
 
 def _file_name(candidate: _Candidate) -> str:
-    """The image's own name after the time, which keeps names apart: 20260131T104501.250-NAME."""
+    """The image's own name after the time, which makes names unique: 20260131T104501.250-NAME."""
     at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(candidate.guess.time))
     own = re.sub(r"[^\w.-]", "_", candidate.name).encode()[-100:].decode(errors="ignore")
     if Path(own).suffix.lower() not in IMAGE_SUFFIXES:
-        own += ".jpg"  # of a camera
+        own += ".jpg"  # from a camera
     return f"{at}.{int(candidate.guess.time * 1000) % 1000:03}-{own}"
 
 
 def _cells(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Means of a grid, of mean 0 and length 1: neither brightness nor contrast counts."""
+    """Means of a grid, with mean 0 and length 1: brightness and contrast do not matter."""
     grey = pixels.mean(0, dtype=np.float32)
     rows = np.array_split(grey, min(CELLS, grey.shape[0]), 0)
     cells = np.array(
@@ -185,7 +185,7 @@ def _cells(pixels: Pixels) -> npt.NDArray[np.float32]:
 
 
 def _correlation(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
-    """In -1..1; images without any contrast are alike."""
+    """In -1..1. Images without any contrast are alike."""
     if not one.any() and not other.any():
         return 1.0
     return float(one @ other) if one.shape == other.shape else 0.0

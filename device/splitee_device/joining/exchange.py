@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device says to a hub that has invited it, and what it believes of what comes back."""
+"""The device's part of a pairing conversation with a hub, and its checks of what the hub sends."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ from splitee_device.joining.own_key import OwnKey
 
 CONNECTING = 10.0  # seconds
 PROVING = 20.0  # seconds; the hub may be slow, and its clock is not this one's
-SIGNING = 90.0  # seconds; other devices may be served before
-CROWDED = 120.0  # seconds in which a connection that is closed at once is tried again
+SIGNING = 90.0  # seconds; other devices may be served first
+CROWDED = 120.0  # seconds during which a connection that is closed at once is tried again
 LONGEST_PAUSE = 4.0  # seconds between two of these tries
 
 REFUSALS: dict[Reason, str] = {
     "code": "it does not accept this code: look at what `splitee broker invite` shows there; if that shows "
-    "no try from here, {hub} is another machine",
+    "no attempt from here, {hub} is another machine",
     "over": "the invitation has ended meanwhile, or all its places are taken: run `splitee broker invite` "
     "there again",
-    "name": "the fleet knows a device {name} already: choose another --id, or, if this one takes its place, "
+    "name": "the fleet knows a device {name} already: choose another --id, or, if this one replaces it, "
     "run `splitee broker invite {name}` there",
-    "request": "it does not take the name {name}, or this device's request: see what it says there",
+    "request": "it refuses the name {name}, or this device's request: see its output there",
     "busy": "it serves other devices: try again",
-    "failed": "it could not write or sign: see what it says there",
+    "failed": "it could not write or sign: see its output there",
 }
 
 
@@ -70,7 +70,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class Joined:
-    """What a device has got; checked. All but names and address is PEM."""
+    """What a device has received, after all checks. All fields but names and address are PEM."""
 
     name: str
     fleet: str
@@ -91,20 +91,20 @@ class Exchange:
         self._certificate = certificate
 
     def prove(self, code: str) -> tuple[str, str]:
-        """Shows that this device knows the code, and checks that the hub does; returns fleet and name.
+        """Proves that this device knows the code, and checks that the hub does; returns fleet and name.
 
-        The name is empty where the device is to propose one. Until the hub has proved itself, nothing is sent
-        but a proof that is good for this connection alone.
+        The name is empty if the device is to propose one. Until the hub has proved itself, the device sends
+        nothing but a proof that is valid for this connection alone.
 
         Raises:
             PairingEnded: the hub sends this device away, or does not know the code.
-            VersionMismatch: it is of another release.
+            VersionMismatch: the hub is of another release.
         """
         greeting = self._receive(Greeting)
         if greeting.version != VERSION:
             raise VersionMismatch(
-                f"{self._hub}: it pairs by version {greeting.version}, this device by {VERSION}: upgrade the "
-                "older of both"
+                f"{self._hub}: it has pairing version {greeting.version}, this device {VERSION}: upgrade the "
+                "older of the two"
             )
         nonce = new_nonce()
         both = (self._certificate, greeting.nonce, nonce)
@@ -120,10 +120,10 @@ class Exchange:
         return check_name(welcome.fleet, f"{self._hub}: fleet"), welcome.name
 
     def request(self, fleet: str, name: str) -> Joined:
-        """Makes a key, and has the hub sign for it.
+        """Makes a key, and has the hub sign a certificate for it.
 
         Raises:
-            PairingEnded: the hub refuses, or what it gives is no identity of `name`.
+            PairingEnded: the hub refuses, or its reply is not an identity of `name`.
         """
         key = OwnKey()
         self._channel.extend(SIGNING)
@@ -144,10 +144,10 @@ class Exchange:
         )
 
     def confirm(self) -> None:
-        """Tells the hub that all is stored, and waits until it has shut out what this device had before.
+        """Tells the hub that everything is stored, and waits until earlier certificates are revoked.
 
         Raises:
-            PairingEnded: it says that it could not.
+            PairingEnded: the hub says that it could not do that.
         """
         self._channel.extend(SIGNING)
         self._channel.send(Stored())
@@ -164,13 +164,13 @@ class Exchange:
 def connected(hub: Hub, tell: Callable[[str], None]) -> Iterator[Exchange]:
     """A conversation with `hub` by TLS 1.3.
 
-    Its certificate is of no authority: `Exchange.prove` is what shows whose it is.
+    No authority has signed its certificate: `Exchange.prove` shows whose it is.
 
     Args:
-        tell: takes a line for people, where this device has to wait.
+        tell: receives a line for the user when this device has to wait.
 
     Raises:
-        BrokerUnreachable: nobody waits there, or is silent, or does not speak of pairing.
+        BrokerUnreachable: nothing listens there, or it is silent, or it does not pair.
     """
     try:
         with _secured(hub, tell) as secured:
@@ -189,13 +189,13 @@ def connected(hub: Hub, tell: Callable[[str], None]) -> Iterator[Exchange]:
 
 
 def _secured(hub: Hub, tell: Callable[[str], None]) -> ssl.SSLSocket:
-    """A connection whose certificate nobody has checked.
+    """A connection whose certificate has not been checked.
 
-    A hub that serves as many devices as it can closes each further connection at once; so this one is tried
-    again.
+    A hub that serves as many devices as it can closes each further connection at once. The connection is
+    therefore tried again.
 
     Raises:
-        BrokerUnreachable: nobody waits there, or all connections are closed.
+        BrokerUnreachable: nothing listens there, or all connections are closed.
         OSError: it does not speak TLS, or not in time.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

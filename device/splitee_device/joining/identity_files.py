@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's identity on its disk, as install.sh lays out what it finds in a bundle.
+"""A device's identity on its disk, in the layout that install.sh makes from a bundle.
 
-`device.toml`, `release.pub` and `software.pub` are for all to read; certificate and key are in `device/`, for
-the folder's owner alone.
+`device.toml`, `release.pub` and `software.pub` are readable by all. Certificate and key are in `device/`,
+readable by the folder's owner alone.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NEW, OLD = f".{IDENTITY}.new", f".{IDENTITY}.old"
 
 
 class IdentityFiles:
-    """One device's, below `directory`."""
+    """The identity files of one device, below `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes the folder, if it must.
+        """Makes the folder if it is missing.
 
         Raises:
             StateError: it cannot be written.
@@ -39,7 +39,7 @@ class IdentityFiles:
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             self._take_back()
-            self._new().rmdir()  # so it can be written
+            self._new().rmdir()  # this shows that it can be written
         except OSError as error:
             raise StateError(
                 f"cannot write {directory}: {error.strerror}; run it by sudo, or take another --directory"
@@ -47,7 +47,7 @@ class IdentityFiles:
         self._read()
 
     def check(self, fleet: str, name: str) -> None:
-        """Raises ConfigError: what is there already is another device's, or another fleet's."""
+        """Raises ConfigError: the existing identity is of another device or another fleet."""
         there = self._read()
         for key, value in (("fleet", fleet), ("id", name)):
             if there.get(key, value) != value:
@@ -57,14 +57,14 @@ class IdentityFiles:
                 )
 
     def lacks(self, key: str) -> bool:
-        """Whether the settings say nothing of `key`."""
+        """Whether the settings have no `key`."""
         return key not in self._read()
 
     def write(self, joined: Joined, more: dict[str, str]) -> None:
-        """All of it, durably; what else the settings say stays. A failure leaves the identity that was there.
+        """Writes everything durably; other settings stay. A failure leaves the old identity as it was.
 
         Args:
-            more: settings that come in besides, by their keys.
+            more: further settings, by their keys.
 
         Raises:
             StateError: it cannot be written.
@@ -111,7 +111,7 @@ class IdentityFiles:
         sync_folder(self.directory)
 
     def _take_back(self) -> None:
-        """After a power cut between the two renames of an exchange."""
+        """Restores the old identity after a power cut between the two renames of an exchange."""
         there, old = self.directory / IDENTITY, self.directory / OLD
         if not there.exists():
             with suppress(FileNotFoundError):
@@ -127,7 +127,7 @@ class IdentityFiles:
             raise ConfigError(f"{self.settings}: expected a device's settings ({error})") from None
 
     def _merged(self, values: dict[str, str]) -> bytes:
-        """The settings with `values` at their head, and without those that were there for the same keys."""
+        """The settings, with `values` first, and without earlier lines for the same keys."""
         before = self.settings.read_text().splitlines() if self.settings.exists() else []
         keys = "|".join({*OWN_KEYS, *values})
         kept = [line for line in before if not re.match(rf"\s*({keys})\s*=", line)]
@@ -141,5 +141,5 @@ class IdentityFiles:
 
 
 def _quoted(text: str) -> str:
-    """A TOML basic string, which JSON's is."""
+    """A TOML basic string; JSON strings have the same form."""
     return json.dumps(text, ensure_ascii=False)

@@ -27,7 +27,7 @@ class OwnKey:
         self._key = ec.generate_private_key(ec.SECP256R1())
 
     def __repr__(self) -> str:
-        return "OwnKey(...)"  # for no log
+        return "OwnKey(...)"  # keeps the key out of logs
 
     @property
     def pem(self) -> bytes:
@@ -40,7 +40,7 @@ class OwnKey:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def check(self, granted: Granted, name: str) -> None:
-        """Raises PairingEnded: what was granted is no identity of `name` with this key."""
+        """Raises PairingEnded: `granted` is not an identity of `name` with this key."""
         try:
             certificate = x509.load_pem_x509_certificate(granted.certificate)
             authority = x509.load_pem_x509_certificate(granted.authority)
@@ -52,9 +52,9 @@ class OwnKey:
                 raise ValueError("the certificate is for another key")
             for what, pinned in (("release", granted.release_key), ("software", granted.software_key)):
                 if pinned and not isinstance(load_pem_public_key(pinned), Ed25519PublicKey):
-                    raise ValueError(f"the {what} key is none")
+                    raise ValueError(f"the {what} key is not an Ed25519 key")
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             reason = str(error) or "a signature is wrong"
             raise PairingEnded(
-                f"what the hub gave is no identity of {name} ({reason}); nothing was changed here"
+                f"the hub's answer is not an identity for {name} ({reason}); nothing was changed here"
             ) from None

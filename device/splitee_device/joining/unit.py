@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts the service that install.sh has set up, where there is one."""
+"""Starts the service that install.sh has installed, if there is one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PLACES = (Path("/etc/systemd/system"), Path("/usr/lib/systemd/system"))
 
 
 def start(files: IdentityFiles) -> str:
-    """Has systemd start the device (anew), if it may; the line that says so, or what to do next."""
+    """Has systemd start or restart the device if possible. Returns a line on that, or on what to do next."""
     by_hand = f"next: splitee device --config {files.settings} --state DIR"
     if files.lacks("data"):
         by_hand += " --data FOLDER"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which images are worth a label most: those that the model is uncertain of, and the most unlike ones."""
+"""Which images to label first: those that the model is uncertain of, and those most unlike the others."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy.typing as npt
 
 from splitee.inference.uncertainty import Array
 
-MOST_CENTRES = 400  # that are chosen one after the other; the others follow by their distances
+MOST_CENTRES = 400  # chosen one after the other; the others follow in the order of their distances
 
 
 def k_centre(features: Array, labelled: Array) -> npt.NDArray[np.intp]:
-    """All places of `features` (N, D), the most unlike first: each is the farthest from those before it.
+    """All indices of `features` (N, D), the most unlike first: each is the farthest from those before it.
 
     Greedy k-centre (Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set
-    Approach", 2018): it begins with the distances to `labelled` (M, D); where there are none, with what is
-    nearest to the mean. Distances are Euclidean, in features of unit variance.
+    Approach", 2018). It begins with the distances to `labelled` (M, D) or, if there are none, with the
+    image nearest to the mean. Distances are Euclidean, in features of unit variance.
     """
     count = len(features)
     if not count:
@@ -43,7 +43,7 @@ def k_centre(features: Array, labelled: Array) -> npt.NDArray[np.intp]:
 
 
 def in_turn(*orders: Sequence[str]) -> list[str]:
-    """The first of each, then the second of each, and so on; none twice."""
+    """The first of each order, then the second of each, and so on, without duplicates."""
     turns: Iterator[str | None] = chain.from_iterable(zip_longest(*orders))
     return list(dict.fromkeys(one for one in turns if one is not None))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names that a class folder may have, and those of the folders beside the classes."""
+"""Names that a class folder may have, and names of other folders beside the classes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from splitee.errors import DataError
 from splitee.protocol.fields import LONGEST_CLASS_NAME
 from splitee_device.data.folder import TEST, TRAINING, is_foreign
 
-# Hidden, so that training passes them over.
-NONE_OF_THESE = ".none-of-these"  # the images that a person has said to be of no class
-WORKSPACE = ".labelling"  # the journal, and features that have been computed
+# Hidden, so that training skips them.
+NONE_OF_THESE = ".none-of-these"  # the images that a person has labelled as being of no class
+WORKSPACE = ".labelling"  # the journal, and computed features
 LONGEST_FILE_NAME = 255  # bytes
 
 
 def check_class_name(name: str, known: Iterable[str]) -> str:
-    """`name`, as that of a new class.
+    """Checks `name` as the name of a new class, and returns it.
 
     Raises:
-        DataError: it cannot be a class folder's, or there is a class whose name differs in capitals only.
+        DataError: no class folder can have it, or there is a class with this name, regardless of capitals.
     """
     reason = _reason_against(name)
     if not reason and (same := [one for one in known if one.casefold() == name.casefold()]):
@@ -41,14 +41,14 @@ def _reason_against(name: str) -> str:
     if "/" in name or "\\" in name or not name.isprintable():
         return "expected printable characters, and no / or \\"
     if is_foreign(name):
-        return "training passes over folders that begin with a dot, and those of systems"
+        return "training passes over folders that begin with a dot, and system folders"
     if name.lower() in TRAINING | TEST:
         return "it is the name of a part of a data set"
     return ""
 
 
 def make_folder(path: Path) -> None:
-    """A class's folder, durable when this returns. Raises StateError: it cannot be made."""
+    """Makes a class's folder, durably. Raises StateError: it cannot be made."""
     if path.is_dir():
         return
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that move between folders and never take another file's place; a kill in between loses none."""
+"""Moves files between folders without replacing another file; a kill in between loses none."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import BinaryIO
 
 from splitee.durable import write_atomically
 
-BLOCK = 1 << 20  # bytes that are compared at a time
+BLOCK = 1 << 20  # bytes compared at a time
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Moves a file to a name that nothing has; durable once both folders are synchronised.
+    """Moves a file to a free name; durable once both folders are synchronised.
 
-    Within a file system it is renamed, else copied, synchronised and then removed. An empty file holds the
-    new name meanwhile, for a rename alone would replace what another process has just put there.
+    Within a file system the file is renamed; otherwise it is copied, synchronised and then removed. An empty
+    file holds the new name meanwhile, because a rename alone would replace another process's new file.
 
     Raises:
-        FileExistsError: something has the name.
-        OSError: it cannot be moved, and is where it was.
-        StateError: it cannot be copied, and is where it was.
+        FileExistsError: the name is taken.
+        OSError: it cannot be moved, and stays where it was.
+        StateError: it cannot be copied, and stays where it was.
     """
     os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
     try:
@@ -38,10 +38,10 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def finish_move(source: Path, target: Path) -> None:
-    """What `move_file` left undone when its process was killed; nothing where it was done.
+    """Completes a `move_file` whose process was killed; does nothing if it was complete.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: neither file is there.
         OSError, StateError: as `move_file`.
     """
     if not _is_there(target) or not target.lstat().st_size:
@@ -52,7 +52,7 @@ def finish_move(source: Path, target: Path) -> None:
 
 
 def free_name(path: Path) -> Path:
-    """`path`, or where something has that name the first of NAME-2, NAME-3, ... that is free."""
+    """`path` or, if that name is taken, the first free one of NAME-2, NAME-3, ..."""
     if not _is_there(path):
         return path
     number = 2
@@ -62,7 +62,7 @@ def free_name(path: Path) -> Path:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """A regular file, not followed to where a link leads. Raises OSError: it is none."""
+    """Opens a regular file without following links. Raises OSError: it is not one."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()

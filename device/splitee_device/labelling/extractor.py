@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of images, and what the model in service predicts of them; without a model, pooled pixels."""
+"""Features of images and predictions of the model in service; without a model, pooled pixels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from splitee.samples.fitting import Pixels, Preparation, Region
 from splitee.samples.kept import kept_region
 from splitee_device.inference.find_model import find_model
 
-PIXELS = Preparation((3, 32, 32))  # of images, where there is no model
-CELLS = 8  # of 4 x 4 pixels, a side
+PIXELS = Preparation((3, 32, 32))  # how images are prepared without a model
+CELLS = 8  # a side, of 4 x 4 pixels each
 
 
 class Extractor:
-    """From prepared images to a vector of features each, and the exit's logits.
+    """Computes a vector of features for each prepared image, and the exit's logits.
 
     Attributes:
-        preparation: what is made of an image first.
+        preparation: how images must be prepared.
         class_names: of the logits; () without a model.
-        identity: another one for each model and region.
-        what: it is, for people.
+        identity: differs for each model and region.
+        what: a description for the user.
     """
 
     def __init__(self, model: ClientModel | None = None, region: Region | None = None) -> None:
@@ -52,7 +52,7 @@ class Extractor:
 
 
 def open_extractor(model: Path | None, region: Region | None, threads: int | None) -> Extractor:
-    """`model`: its directory, or a device's state or models; None: there is none.
+    """`model`: a model's directory, or a device's state or models; None: there is none.
 
     Raises:
         ModelError: it is missing or damaged.
@@ -64,7 +64,7 @@ def open_extractor(model: Path | None, region: Region | None, threads: int | Non
 
 
 def in_service(model: Path) -> tuple[str, int]:
-    """Changes when another model is put into service there. Raises ModelError: there is none."""
+    """A value that changes when another model is put into service. Raises ModelError: there is none."""
     manifest = (find_model(model) / MANIFEST).resolve()
     try:
         return str(manifest), os.stat(manifest).st_mtime_ns  # noqa: PTH116
@@ -73,7 +73,7 @@ def in_service(model: Path) -> tuple[str, int]:
 
 
 def pool(features: Array) -> Array:
-    """What an exit sees: means over halves of each axis but the channels'. (N, ...) -> (N, D).
+    """The input of an exit: means over halves of each axis except the channels. (N, ...) -> (N, D).
 
     The channels are the first axis of maps (C, H, W), the last of token sequences (T, C).
     """

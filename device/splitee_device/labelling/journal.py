@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was labelled, step by step: written down before it is done, so that a kill loses nothing."""
+"""The labelling steps, each recorded before it is carried out, so that a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         image: its identifier on the page.
         source: where it was.
-        target: where it is then.
-        guess: of the model in service, when it was labelled; "": there was none.
+        target: where it goes.
+        guess: of the model in service at that time; "": there was none.
         probability: of the guess.
-        entropy: how uncertain the model was.
+        entropy: the model's uncertainty.
     """
 
     image: str
@@ -43,7 +43,7 @@ class Moved(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Step(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Images that were labelled at once, or what undid that.
+    """Images that were labelled together, or the undoing of such a step.
 
     Attributes:
         time: milliseconds since the epoch.
@@ -59,22 +59,22 @@ class Step(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LabelledElsewhere(StateError):
-    """Another process labels the same images."""
+    """Another process is labelling the same images."""
 
 
 class Journal:
-    """The steps in `FOLDER/.labelling/journal.jsonl`, one a line; one process has it at a time.
+    """The steps in `FOLDER/.labelling/journal.jsonl`, one a line; only one process uses it at a time.
 
-    A line that a kill has torn was not begun, and is dropped. A later line of the same number takes the
-    place of the one before, and one without images takes the step out.
+    A torn line is the trace of a kill before its step was begun; it is dropped. A later line of the same
+    number replaces the earlier one, and a line without images removes the step.
 
     Attributes:
-        steps: those that are in force, by their numbers in ascending order.
-        last: the newest line, which alone may not have been carried out wholly.
+        steps: those in force, by their numbers in ascending order.
+        last: the newest line; only this one may not have been carried out completely.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises StateError: it cannot be written, or another process has it."""
+        """Raises StateError: it cannot be written, or another process uses it."""
         self._path = folder / WORKSPACE / FILE
         self.steps: dict[int, Step] = {}
         self.last: Step | None = None
@@ -119,11 +119,11 @@ class Journal:
         return next(reversed(self.steps.values()), None)
 
     def labels(self) -> dict[str, str | None]:
-        """What the images of the steps in force were labelled, by their identifiers."""
+        """The labels of the images of all steps in force, by the images' identifiers."""
         return {image.image: step.label for step in self.steps.values() for image in step.images}
 
     def append(self, step: Step) -> None:
-        """Durable when this returns. Raises StateError: it cannot be written, and nothing has changed."""
+        """Adds a step, durably. Raises StateError: it cannot be written, and nothing has changed."""
         line = json.dumps(msgspec.to_builtins(step)).encode() + b"\n"
         try:
             try:
@@ -150,7 +150,7 @@ class Journal:
             self.steps.pop(step.number, None)
 
     def _read(self) -> int:
-        """Takes all whole lines; the number of their bytes."""
+        """Reads all complete lines; returns the number of their bytes."""
         self._file.seek(0)
         size = 0
         for line in self._file.read().split(b"\n")[:-1]:
@@ -158,5 +158,5 @@ class Journal:
             try:  # json, for names that are no UTF-8
                 self._take(msgspec.convert(json.loads(line), Step))
             except (ValueError, RecursionError) as error:
-                log.warning("%s: a line that is no step is passed over (%s)", self._path, error)
+                log.warning("%s: skipped a line that is not a step (%s)", self._path, error)
         return size

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features that have been computed, kept by the contents of the images' files."""
+"""Computed features, kept by the contents of the images' files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Row = tuple[Array, Array]
 
 
 class KeptFeatures:
-    """One extractor's, in memory and in a file; images that cannot be read have none."""
+    """The features from one extractor, in memory and in a file; images that cannot be read have none."""
 
     def __init__(self, folder: Path, extractor: Extractor) -> None:
         self.extractor = extractor
@@ -42,14 +42,14 @@ class KeptFeatures:
     def of(
         self, paths: Sequence[Path], stop: Callable[[], bool] = lambda: False
     ) -> Iterator[tuple[Path, Row | None]]:
-        """Each image's row, None where it cannot be read; computed BATCH at a time where it is not kept."""
+        """Each image's row; None: it cannot be read. Rows that are not kept are computed, BATCH at a time."""
         for start in range(0, len(paths), BATCH):
             if stop():
                 return
             yield from self._batch(paths[start : start + BATCH])
 
     def save(self) -> None:
-        """Keeps what is new; where it cannot be written it will be computed again."""
+        """Saves new features; if they cannot be written, they will be computed again."""
         if not self._new:
             return
         self._new = 0
@@ -84,7 +84,7 @@ class KeptFeatures:
             yield path, self._rows.get(known[path]) if path in known else None
 
     def _load(self) -> None:
-        """What an earlier process has kept; a file that is damaged is passed over."""
+        """Loads what an earlier process kept; a damaged file is ignored."""
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 keys, features, logits = (arrays[name] for name in ("keys", "features", "logits"))
@@ -99,7 +99,7 @@ class KeptFeatures:
 
 
 def _read(path: Path) -> bytes | None:
-    """A file's bytes; None: it is gone, none, or too large for an image."""
+    """A file's bytes; None: it is missing, not a regular file, or too large for an image."""
     try:
         with open_regular(path) as file:
             data = file.read(LARGEST + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that are labelled: their features, whether they are enough, and their list as a table."""
+"""The labelled images: their features, whether they are enough, and a table of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from splitee_device.labelling.learning_curve import Enough, how_much_is_enough
 from splitee_device.labelling.linear_exit import Labels
 
 COLUMNS = ("file", "label", "time", "guess", "probability", "entropy")
-FORMULA = "=+-@\t\r"  # what a spreadsheet takes for the beginning of one
+FORMULA = "=+-@\t\r"  # characters with which a spreadsheet begins a formula
 
 
 def features_of_labelled(
@@ -44,13 +44,14 @@ def features_of_labelled(
 
 
 def is_it_enough(data: Path, kept: KeptFeatures, stop: Callable[[], bool] = lambda: False) -> Enough:
-    """Of the images in `data`. Raises DataError: the class folders cannot be read."""
+    """Whether the images in `data` are enough. Raises DataError: the class folders cannot be read."""
     return how_much_is_enough(*features_of_labelled(data, kept, stop))
 
 
 def as_csv(data: Path, steps: list[Step]) -> str:
-    """Every image in a class folder or said to be none of these, a line each, its label, and for those that
-    were labelled on the page when, and what the model took it for.
+    """A table with a line for every image that is in a class folder or labelled as none of these.
+
+    A line has the label and, if the image was labelled on the page, the time and the model's prediction.
 
     Raises DataError: the class folders cannot be read.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A person's labels put into effect: images move into class folders, and back."""
+"""Carries out a person's labels: moves images into class folders, and back."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Outcome:
-    """What became of the images of one action.
+    """What one action did with its images.
 
     Attributes:
-        moved: identifiers of those that were labelled, or came back.
-        already: those that had been labelled before, and what.
+        moved: identifiers of those that were labelled, or moved back.
+        already: those that had been labelled before, with their labels.
         gone: those that are no longer there.
-        failed: why the others stayed where they were; "": there are none.
-        label: that the action is about; None: none of these, or nothing.
+        failed: why the others were not moved; "": there are no others.
+        label: of the action; None: none of these, or nothing.
     """
 
     moved: list[str] = field(default_factory=list)
@@ -44,17 +44,17 @@ class Outcome:
 
 
 Guess = Callable[[str], tuple[str, float, float] | None]
-"""From an image's identifier: the model's label, its probability, and the entropy; None: none yet."""
+"""From an image's identifier: the predicted label, its probability, and the entropy; None: none yet."""
 
 
 class Labeller:
-    """The class folders in `data`, the unlabelled images, and the journal; for several threads.
+    """The class folders in `data`, the unlabelled images, and the journal; usable by several threads.
 
-    The journal is opened with the first label, so that a folder which is read-only can be looked at.
+    If the journal cannot be opened, as in a read-only folder, the images can be looked at all the same.
     """
 
     def __init__(self, data: Path, folders: Sequence[Path], guess: Guess = lambda _: None) -> None:
-        """Raises DataError: a folder is missing, or one lies within the other."""
+        """Raises DataError: a folder is missing, or one lies within another."""
         self.data = data.resolve()
         _check_apart(self.data, [folder.resolve() for folder in folders])
         self._folders = UnlabelledFolders(folders)
@@ -85,7 +85,7 @@ class Labeller:
         return 0 if self._journal is None else len(self._journal.steps)
 
     def scan(self) -> tuple[set[str], set[str]]:
-        """Looks at all folders anew; the identifiers of unlabelled images that have come, and that have gone.
+        """Scans all folders; returns the identifiers of unlabelled images that have come, and that have gone.
 
         Raises DataError: the class folders cannot be read.
         """
@@ -97,7 +97,7 @@ class Labeller:
             return self.unlabelled.keys() - before.keys(), before.keys() - self.unlabelled.keys()
 
     def add_class(self, name: str) -> None:
-        """Raises DataError, StateError: it cannot be a class, or its folder cannot be made."""
+        """Raises DataError, StateError: the name is not allowed, or the folder cannot be made."""
         with self._lock:
             make_folder(self.data / check_class_name(name, self.classes))
             self.classes.setdefault(name, 0)
@@ -126,7 +126,7 @@ class Labeller:
             return outcome
 
     def undo(self) -> Outcome:
-        """Takes the newest step back: its images return to where they were."""
+        """Undoes the newest step: its images return to where they were."""
         with self._lock:
             try:
                 journal = self._opened()
@@ -145,17 +145,17 @@ class Labeller:
             return outcome
 
     def images(self) -> list[Unlabelled]:
-        """The unlabelled ones, in the order of folders and names."""
+        """The unlabelled images, in the order of folders and names."""
         with self._lock:
             return list(self.unlabelled.values())
 
     def steps(self) -> list[Step]:
-        """Those in force, the oldest first."""
+        """The steps in force, the oldest first."""
         with self._lock:
             return [] if self._journal is None else list(self._journal.steps.values())
 
     def _opened(self) -> Journal:
-        """The journal; what a kill has left undone of its last step is done first. Raises StateError."""
+        """The journal. A last step that a kill interrupted is completed first. Raises StateError."""
         if self._journal is None:
             self._journal = Journal(self.data)
             self._labels = self._journal.labels()
@@ -164,7 +164,7 @@ class Labeller:
         return self._journal
 
     def _present(self, identifiers: Iterable[str], outcome: Outcome) -> Iterator[Unlabelled]:
-        """The images that are still there; the others go into the outcome."""
+        """Yields the images that are still there, and adds the others to the outcome."""
         for identifier in identifiers:
             image = self.unlabelled.get(identifier)
             if image is not None and look_at(image.path) == image:
@@ -195,7 +195,7 @@ class Labeller:
         return Step(number, _now(), images, step.label, undoes=step.number)
 
     def _carry_out(self, step: Step, move: Callable[[Path, Path], None], outcome: Outcome) -> list[Moved]:
-        """Moves the images of a step that the journal has; up to the first that cannot be."""
+        """Moves the images of a step that is in the journal, up to the first that cannot be moved."""
         moved: list[Moved] = []
         folders: set[Path] = set()
         for image in step.images:
@@ -224,7 +224,7 @@ class Labeller:
         return moved
 
     def _note_labels(self, step: Step, moved: Sequence[Moved], outcome: Outcome) -> None:
-        """Those that have not moved are taken out of the journal's step."""
+        """Images that were not moved are removed from the journal's step."""
         for image in moved:
             self.unlabelled.pop(image.image, None)
             self._labels[image.image] = step.label
@@ -258,7 +258,7 @@ def _try_append(journal: Journal, step: Step) -> None:
 
 
 def _free(path: Path, taken: set[Path]) -> Path:
-    """A name that nothing has, nor another image of the same step."""
+    """A free name that no other image of the same step gets."""
     target, number = free_name(path), 2
     while target in taken:
         target = free_name(path.with_name(f"{path.stem[:200]}-{number}{path.suffix}"))
@@ -268,7 +268,7 @@ def _free(path: Path, taken: set[Path]) -> Path:
 
 
 def _line(error: OSError | SpliteeError) -> str:
-    """What failed, for people."""
+    """The error in words for the user."""
     if isinstance(error, FileExistsError):
         return f"{error.filename} has just been taken by another file; try again"
     if isinstance(error, OSError):

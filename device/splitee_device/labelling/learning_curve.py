@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the labels are enough: accuracy against their number, and what the next ones would be worth."""
+"""Whether the labels are enough: accuracy against their number, and the estimated gain from more."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy.typing as npt
 from splitee.statistics import Z
 from splitee_device.labelling.linear_exit import Labels, Matrix, fit, reduce
 
-NEXT = 50  # labels whose worth is estimated
-REPEATS = 10  # divisions into images to fit and images to hold out
-HALVINGS = 8  # of these, in which each class is halved as well
+NEXT = 50  # labels whose gain is estimated
+REPEATS = 10  # divisions into fitted and held-out images
+HALVINGS = 8  # of these divisions, in which each class is halved as well
 T = 2.36  # of a 95 % interval of the mean of HALVINGS normal values (Student's t)
-MOST_HALVED = 12  # classes: those of the lowest recall
+MOST_HALVED = 12  # classes that are halved: those with the lowest recall
 HELD_OUT = 0.3  # of each class
-LEAST = 5  # images of a class that counts
-MOST_IMAGES = 3000  # that are fitted, in proportion to the classes
-SIZES = 6  # of the growing parts, in equal ratios
-SMALLEST = 0.1  # share of the first one, which has as many images as classes at least
+LEAST = 5  # images that a class must have to count
+MOST_IMAGES = 3000  # fitted at most, in proportion to the classes
+SIZES = 6  # of the growing subsets, in equal ratios
+SMALLEST = 0.1  # share of the smallest subset, which has at least as many images as classes
 CLEARLY = 1.7  # times T, for the best of MOST_HALVED classes (Bonferroni's correction)
-ENOUGH = 0.01  # of accuracy: a gain below it is none
+ENOUGH = 0.01  # of accuracy; a smaller gain does not count
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean over repeats, and the range in which 95 % of single ones lie where they are normal."""
+    """A mean over repeats, and the 95 % range of single values, or of the mean, if they are normal."""
 
     mean: float
     low: float
@@ -38,10 +38,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Point:
-    """One part of the labelled images: the exit is fitted on it, and tried on what was held out.
+    """One subset of the labelled images: the exit is fitted on it, and tested on the held-out images.
 
     Attributes:
-        images: labels that it is fitted on.
+        images: number of labels in the subset.
         by_class: recall of each class, in the order of the classes.
     """
 
@@ -52,12 +52,12 @@ class Point:
 
 @dataclass(frozen=True)
 class ClassWorth:
-    """One class.
+    """One class, and what more labels of it would add.
 
     Attributes:
-        images: that are labelled.
+        images: number of labelled images.
         recall: with all of them; None: too few to tell.
-        gain: of the mean recall of all classes by `next` more images of this one; None: not estimated.
+        gain: of the mean recall of all classes from `next` more images of this class; None: not estimated.
     """
 
     name: str
@@ -68,12 +68,12 @@ class ClassWorth:
 
 @dataclass(frozen=True)
 class Enough:
-    """What the labels are worth.
+    """Whether the labels are enough, and what to label next.
 
     Attributes:
-        curve: the parts, from the smallest; () where there are too few labels.
-        gain: of the accuracy, by `next` more labels as they were so far; None: too few to tell.
-        label_next: the class that is worth labelling next; "": that cannot be told.
+        curve: the subsets, from the smallest; () if there are too few labels.
+        gain: of the accuracy, from `next` more labels like those so far; None: too few to tell.
+        label_next: the class to label next; "": unknown.
         verdict: in words.
         advice: in words, what to label next.
     """
@@ -91,7 +91,7 @@ class Enough:
 def how_much_is_enough(
     features: npt.NDArray[np.floating], labels: Labels, class_names: tuple[str, ...], *, seed: int = 0
 ) -> Enough:
-    """Refits an exit on growing parts of the labelled images.
+    """Refits an exit on growing subsets of the labelled images.
 
     Args:
         features: (N, D), of every image.
@@ -128,7 +128,7 @@ def how_much_is_enough(
 
 
 def _divisions(labels: Labels, random: np.random.Generator) -> Iterator[tuple[Labels, Labels]]:
-    """Places to fit, in an order of which each part has the classes' shares, and places to hold out."""
+    """Indices to fit, ordered so that each prefix has the classes' shares, and indices to hold out."""
     for _ in range(REPEATS):
         order = np.empty(len(labels))
         held_out = np.zeros(len(labels), bool)
@@ -142,13 +142,13 @@ def _divisions(labels: Labels, random: np.random.Generator) -> Iterator[tuple[La
 
 
 def _growing(rows: Labels, classes: int) -> list[Labels]:
-    """The first SMALLEST of `rows`, and longer parts in equal ratios up to all of them."""
+    """The first SMALLEST of `rows`, and longer prefixes in equal ratios up to all of them."""
     ends = np.unique(np.geomspace(max(SMALLEST * len(rows), classes), len(rows), SIZES).round().astype(int))
     return [rows[:end] for end in ends]
 
 
 def _fit_growing(values: Matrix, labels: Labels, part: tuple[Labels, Labels], classes: int) -> Matrix:
-    """Recall of each class after each of the growing parts: (sizes, classes)."""
+    """Recall of each class for each of the growing subsets: (sizes, classes)."""
     rows, held_out = part
     return np.stack([_recalls(values, labels, grown, held_out, classes) for grown in _growing(rows, classes)])
 
@@ -161,7 +161,7 @@ def _recalls(values: Matrix, labels: Labels, rows: Labels, held_out: Labels, cla
 
 
 def _gain(sizes: list[int], accuracies: Matrix) -> float:
-    """Of the accuracy by NEXT more labels, if the error goes on to fall as a power of their number.
+    """The gain of accuracy from NEXT more labels, if the error keeps falling as a power of their number.
 
     The power law is fitted to the upper half of the curve by least squares of the logarithms (as in Hestness
     et al., "Deep Learning Scaling is Predictable, Empirically", 2017).
@@ -175,10 +175,10 @@ def _gain(sizes: list[int], accuracies: Matrix) -> float:
 def _worth_of_classes(
     values: Matrix, labels: Labels, parts: list[tuple[Labels, Labels]], recalls: Matrix
 ) -> list[Spread | None]:
-    """What NEXT more images of each class would add to the mean recall of all.
+    """The gain of the mean recall of all classes from NEXT more images of each class.
 
-    Half of a class's images are taken away: what that costs, its second half was worth. A doubling is taken
-    to be worth as much, and NEXT images their part of a doubling.
+    Half of a class's images are left out. The loss of recall is taken as the gain from that half, and thus
+    from a doubling of the class. NEXT images are worth their part of a doubling.
     """
     classes = recalls.shape[1]
     worth: list[Spread | None] = [None] * classes
@@ -200,11 +200,11 @@ def _verdict(gain: Spread) -> str:
         return f"Enough for this network: the next {NEXT} labels would add {points}."
     if gain.low > ENOUGH:
         return f"Not yet enough: the next {NEXT} labels would add about {points}."
-    return f"It cannot be told yet: the next {NEXT} labels would add {points}."
+    return f"Not yet known: the next {NEXT} labels would add {points}."
 
 
 def _advice(classes: list[ClassWorth]) -> tuple[str, str]:
-    """The class to label next, and the words for it."""
+    """The class to label next, and the advice in words."""
     few = [one for one in classes if one.recall is None]
     if few:
         fewest = min(few, key=lambda one: one.images)
@@ -222,21 +222,21 @@ def _advice(classes: list[ClassWorth]) -> tuple[str, str]:
         )
     recall = 100 * lowest.recall.mean if lowest.recall else 0.0
     return "", (
-        "Which class is worth most cannot be told: the differences are within their spread. "
+        "The most valuable class is not known: the differences are within their spread. "
         f"{lowest.name} has the lowest recall, {recall:.0f} %."
     )
 
 
 def _too_few(counts: Labels, class_names: tuple[str, ...]) -> Enough:
     classes = tuple(ClassWorth(name, int(count)) for name, count in zip(class_names, counts, strict=True))
-    verdict = f"Too few to tell: it takes two classes with {LEAST} labelled images each."
+    verdict = f"Too few to tell: at least two classes need {LEAST} labelled images each."
     fewest = min(classes, key=lambda one: one.images, default=None)
     advice = f"Label {fewest.name} next: it has {fewest.images} images." if fewest else "Make a class first."
     return Enough(int(counts.sum()), classes, (), None, fewest.name if fewest else "", verdict, advice)
 
 
 def _spread_evenly(rows: Labels, labels: Labels) -> Labels:
-    """At most MOST_IMAGES of `rows`, each class with its share."""
+    """At most MOST_IMAGES of `rows`, in which each class keeps its share."""
     if len(rows) <= MOST_IMAGES:
         return rows
     ordered = rows[np.argsort(labels[rows], kind="stable")]
@@ -244,19 +244,19 @@ def _spread_evenly(rows: Labels, labels: Labels) -> Labels:
 
 
 def _by_class(recalls: Matrix, counted: Labels, classes: int) -> tuple[float, ...]:
-    """Of all classes; 0 for those that do not count."""
+    """The recall of all classes; 0 for those with too few images."""
     found = np.zeros(classes)
     found[counted] = recalls
     return tuple(map(float, found))
 
 
 def _spread(values: Matrix, least: float = -1.0) -> Spread:
-    """Of single values, within `least` and 1."""
+    """The range of single values, within `least` and 1."""
     return _interval(values, Z * float(values.std(ddof=1)), least)
 
 
 def _standard_error(values: Matrix) -> Spread:
-    """Of the mean."""
+    """The range of the mean."""
     return _interval(values, T * float(values.std(ddof=1)) / math.sqrt(len(values)), -1.0)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
-DIRECTIONS = 64  # of most variance, which are kept
+DIRECTIONS = 64  # principal directions of most variance that are kept
 DECAY = 0.01  # L2 penalty on the weights of features of unit variance
 STEPS = 100
 
@@ -32,7 +32,7 @@ class LinearExit:
 def reduce(features: npt.NDArray[np.floating]) -> Matrix:
     """Standardised features in at most DIRECTIONS principal directions: (N, D) -> (N, d).
 
-    Of mean 0, and scaled by one number to a mean square of 1: distances stay in proportion.
+    Their mean is 0. One common scale gives a mean square of 1, so that distances stay in proportion.
     """
     values = np.asarray(features, np.float64)
     std = values.std(0)
@@ -46,10 +46,10 @@ def reduce(features: npt.NDArray[np.floating]) -> Matrix:
 
 
 def fit(features: Matrix, labels: Labels, classes: int) -> LinearExit:
-    """The least mean cross-entropy with DECAY / 2 * |weights|^2, by STEPS accelerated gradient steps.
+    """Minimises the mean cross-entropy plus DECAY / 2 * |weights|^2 by STEPS accelerated gradient steps.
 
     The step is 1 over the Lipschitz constant of the gradient (Böhning, "Multinomial logistic regression
-    algorithm", 1992: half the largest eigenvalue of the features' second moment), the momentum Nesterov's.
+    algorithm", 1992: half the largest eigenvalue of the features' second moment). The momentum is Nesterov's.
 
     Args:
         features: (N, D).
@@ -57,7 +57,7 @@ def fit(features: Matrix, labels: Labels, classes: int) -> LinearExit:
     """
     inputs = np.hstack([features, np.ones((len(features), 1))])  # (N, D + 1)
     decay = np.full((inputs.shape[1], 1), DECAY)
-    decay[-1] = 0.0  # of the bias
+    decay[-1] = 0.0  # none for the bias
     target = np.eye(classes)[labels]  # (N, K)
     largest = np.linalg.eigvalsh(inputs.T @ inputs)[-1] / len(inputs)
     rate = 1 / (largest / 2 + DECAY)

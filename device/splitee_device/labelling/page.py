@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page on which a person labels: its data, its actions, and what has changed, to every browser."""
+"""The page on which a person labels: its data, its actions, and the changes that every browser receives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class NewClass(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LabelPage:
-    """Routes of one labeller; moves and decoding run in a thread, one at a time."""
+    """The routes of one labeller; moves and decoding each run in a thread, one at a time."""
 
     def __init__(self, labeller: Labeller, scores: Scores) -> None:
         self._labeller = labeller
@@ -60,7 +60,7 @@ class LabelPage:
         self._thumbnails = Thumbnails()
         self._actions = ThreadPoolExecutor(1, "actions")
         self._decoding = ThreadPoolExecutor(1, "decoding")  # a large image takes much memory
-        self._order = sorted(labeller.classes)  # in which classes have their keys: a new one is the last
+        self._order = sorted(labeller.classes)  # the order of classes and their keys; new ones come last
         self._learning = asyncio.Lock()
         self._enough: tuple[object, bytes] = None, b""
 
@@ -78,7 +78,7 @@ class LabelPage:
         return app
 
     def state(self) -> dict[str, Any]:
-        """What a browser shows beside the images."""
+        """What a browser shows besides the images."""
         labeller = self._labeller
         self._order += sorted(labeller.classes.keys() - set(self._order))
         return {
@@ -118,7 +118,7 @@ class LabelPage:
         return await request.app[STREAMS].respond(request, lambda: [("state", _encode(self.state()))])
 
     async def _images(self, request: web.Request) -> web.StreamResponse:
-        """The first images in the order that is wanted, but for those that the browser has."""
+        """The first images in the requested order."""
         order: Order = "both"
         if request.query.get("order") in ("uncertain", "unlike"):
             order = "uncertain" if request.query["order"] == "uncertain" else "unlike"
@@ -173,7 +173,7 @@ class LabelPage:
         return _json({"name": wanted.name, "shown": plain(wanted.name), "state": self.state()})
 
     def _done(self, request: web.Request, name: str, outcome: Outcome, browser: str) -> web.Response:
-        """Tells the browser what became of its action, and the others what has changed."""
+        """Reports an action's outcome to its browser, and the changes to the others."""
         said: dict[str, Any] = {
             "images": outcome.moved,
             "gone": outcome.gone,
@@ -195,7 +195,7 @@ class LabelPage:
         return web.Response(text=text, content_type="text/csv", headers=headers)
 
     async def _is_enough(self, _request: web.Request) -> web.StreamResponse:
-        """Computed anew where labels or the model have changed; seconds."""
+        """Computed again if labels or the model have changed; takes seconds."""
         async with self._learning:
             of = tuple(sorted(self._labeller.classes.items())), self._scores.what
             if self._enough[0] != of:
@@ -212,7 +212,7 @@ class LabelPage:
 
 
 def _refusing(handler: Handler) -> Handler:
-    """What a user has done wrong, or a folder does not allow, as one line."""
+    """Reports a user's mistake, or a failure of a folder, as one line."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
         try:
@@ -231,7 +231,7 @@ async def _read(request: web.Request, kind: type[T]) -> T:
 
 
 def _plain(value: Any) -> Any:
-    """A value of JSON with its texts as a page may show them."""
+    """A value of JSON, with texts that are safe to show on a page."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

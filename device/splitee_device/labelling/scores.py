@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the model in service makes of the unlabelled images, in a thread that follows the folders."""
+"""Features and predictions of the unlabelled images, in a thread that follows the folders."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.learning_curve import Enough, how_much_is_enough
 from splitee_device.labelling.unlabelled import Unlabelled
 
-LOOK_EVERY = 2.0  # seconds between two looks at the folders
+LOOK_EVERY = 2.0  # seconds between two scans of the folders
 SAVE_EVERY = 300.0  # seconds between two writes of new features
-SAY_EVERY = 1.0  # seconds between two words on how far it is
+SAY_EVERY = 1.0  # seconds between two reports of progress
 
 Order = Literal["both", "uncertain", "unlike"]
 Changed = Callable[[set[str]], None]
-"""Is told of identifiers that have gone, or of none: something else has changed."""
+"""Called with the identifiers that have gone, or with none if something else has changed."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of one image; `guesses` are the likeliest classes with their probabilities, () without a model."""
+    """The score of one image; `guesses`: the most probable classes with probabilities, () without a model."""
 
     features: Array
     guesses: tuple[tuple[str, float], ...]
@@ -47,7 +47,7 @@ class Score:
 
 
 class Scores:
-    """Features and predictions by the identifiers of images, for several threads.
+    """Features and predictions by the identifiers of images; usable by several threads.
 
     Attributes:
         unreadable: images that cannot be decoded.
@@ -67,7 +67,7 @@ class Scores:
         self.unreadable: set[str] = set()
 
     def guess(self, identifier: str) -> tuple[str, float, float] | None:
-        """The likeliest class, its probability, and the entropy; None: there is none yet."""
+        """The most probable class, its probability, and the entropy; None: there is none yet."""
         score = self._scores.get(identifier)
         return (*score.guesses[0], score.entropy) if score is not None and score.guesses else None
 
@@ -84,7 +84,7 @@ class Scores:
         self._kept = KeptFeatures(labeller.data / WORKSPACE, self._extractor)
 
     def run(self, changed: Changed) -> None:
-        """Until `close`: looks at the folders, and scores what has come."""
+        """Until `close`: scans the folders, and scores new images."""
         saved = time.monotonic()
         while not self._stop.is_set():
             try:
@@ -112,7 +112,7 @@ class Scores:
         return how_much_is_enough(*found)
 
     def order(self, images: Sequence[Unlabelled], order: Order) -> list[str]:
-        """Identifiers, those first that are worth a label most; last what has no score, by its name."""
+        """Identifiers, those most worth labelling first. Images without a score come last, by name."""
         names = [image.identifier for image in images]
         scored = [name for name in names if name in self._scores]
         uncertain = sorted(scored, key=lambda name: -self._scores[name].entropy)
@@ -125,7 +125,7 @@ class Scores:
         return in_turn(first) + [name for name in names if name not in self._scores]
 
     def _most_unlike(self, names: list[str]) -> list[str]:
-        """Unlike the labelled images, too, as far as their features are known."""
+        """The most unlike first; the labelled images count as chosen already, if they can be read."""
         left = set(names)
         if not left <= set(self._unlike):
             features = np.stack([self._scores[name].features for name in names]).astype(np.float32)
@@ -139,7 +139,7 @@ class Scores:
         return self._labeller
 
     def _take_model(self) -> None:
-        """Another model may have been put into service."""
+        """Switches to another model if one has been put into service."""
         if self._model is None or (now := in_service(self._model)) == self._in_service:
             return
         extractor = open_extractor(self._model, self._region, self._threads)

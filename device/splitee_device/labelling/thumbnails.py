@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as a page shows them: small, upright, whole, and decoded within bounds."""
+"""Images for a page: small, upright, complete, and decoded within bounds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUALITY = 82  # of JPEG
 
 
 class Thumbnails:
-    """Makes them when they are asked for, and keeps the last small ones; for one thread at a time."""
+    """Makes thumbnails on request, and keeps the latest small ones; for one thread at a time."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[str, bytes] = OrderedDict()

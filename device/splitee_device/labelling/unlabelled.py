@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The images that nobody has labelled yet, in the folders where they lie."""
+"""The images that nobody has labelled yet, in their folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splitee.errors import DataError
 from splitee.log_limits import FirstFew
 from splitee_device.data.folder import is_foreign, is_image_name
 
-MOST_IMAGES = 10_000  # that are looked at; those that came first by their names
+MOST_IMAGES = 10_000  # shown at most: the first by name
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class Unlabelled:
     """One image file.
 
     Attributes:
-        identifier: another one whenever the file is replaced or written to.
+        identifier: changes whenever the file is replaced or written to.
     """
 
     identifier: str
@@ -37,10 +37,10 @@ class Unlabelled:
 
 
 class UnlabelledFolders:
-    """What lies in these folders and in the folders within, hidden ones aside; links are not followed."""
+    """The images in these folders and their subfolders, except hidden ones; links are not followed."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Raises DataError: one of them is none."""
+        """Raises DataError: one of them is not a folder."""
         for folder in folders:
             if not folder.is_dir():
                 raise DataError(f"{folder}: there is no such folder")
@@ -59,13 +59,13 @@ class UnlabelledFolders:
                         found[image.identifier] = image
                     if len(found) >= MOST_IMAGES:
                         if self._log_most.due():
-                            log.warning("of the unlabelled images the first %d are shown", MOST_IMAGES)
+                            log.warning("only the first %d unlabelled images are shown", MOST_IMAGES)
                         return found
         return found
 
 
 def look_at(path: Path) -> Unlabelled | None:
-    """The image at `path` as it is now; None: no regular file is there."""
+    """The image that is now at `path`; None: no regular file is there."""
     try:
         status = path.lstat()
     except OSError:

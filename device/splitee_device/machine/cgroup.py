@@ -21,7 +21,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class _Files:
-    """What the two versions call the same thing."""
+    """The names of the same files and fields in one of the two versions."""
 
     limits: tuple[str, ...]
     used: str
@@ -35,18 +35,18 @@ _MEMORY = {
 
 
 def folders(controller: str, version: int, root: Path = Path("/")) -> list[Path]:
-    """This process's group and all above it, as far as they can be seen from here."""
+    """This process's group and all groups above it, as far as they are visible from here."""
     return list(_groups(root, controller, version))
 
 
 def memory_limit(root: Path = Path("/")) -> Limit | None:
-    """The least of the groups' limits in bytes, None where nothing limits. `root`: of /proc and /sys."""
+    """The smallest memory limit of the groups, in bytes; None: no limit. `root`: of /proc and /sys."""
     limits = [limit for _, limit in _memory_limits(root)]
     return min(limits, key=lambda limit: limit.value, default=None)
 
 
 def memory_left(root: Path = Path("/")) -> Limit | None:
-    """Bytes that may still be taken before some group's limit: page cache that can go counts as free."""
+    """Bytes that may still be allocated before a group's limit; page cache that can be freed is free."""
     left = []
     for version, limit in _memory_limits(root):
         folder, files = _under(root, limit.source).parent, _MEMORY[version]
@@ -58,7 +58,7 @@ def memory_left(root: Path = Path("/")) -> Limit | None:
 
 
 def cpu_quota(root: Path = Path("/")) -> Limit | None:
-    """The least of the groups' quotas, in cores; None where nothing limits."""
+    """The smallest CPU quota of the groups, in cores; None: no quota."""
     quotas = []
     for folder in _groups(root, "cpu", 2):
         words = _words(folder / "cpu.max")
@@ -81,13 +81,13 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, Limit]]:
 
 
 def _groups(root: Path, controller: str, version: int) -> Iterator[Path]:
-    """The folders of this process's group and of all above it, as far as they can be seen from here."""
+    """The folders of this process's group and of all above it, as far as they are visible from here."""
     path = _path_of(root, controller, version)
     mount = _mount_of(root, controller, version)
     if path is None or mount is None:
         return
     top, visible = mount
-    # A container may see its own group as the top; a path outside of what is mounted means the same.
+    # A container may see its own group as the top. A path outside of the mounted part means the same.
     below = path.removeprefix(visible.rstrip("/")) if path.startswith(visible) else ""
     parts = [part for part in below.split("/") if part]
     if ".." in parts:
@@ -146,7 +146,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """The file's number; None where it is missing, or says "max"."""
+    """The file's number; None if the file is missing or says "max"."""
     text = next(iter(_words(path)), "")
     return int(text) if re.fullmatch(r"-?[0-9]+", text) else None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process gives up before it touches what may be hostile. None of it can be taken back."""
+"""Restricts a process before it reads hostile input. The restrictions cannot be undone."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ NOBODY = "nobody"
 
 
 def confine(*, memory: int, seconds: int) -> None:
-    """From here on this process opens no file and no socket, gains no privilege, and ends with its parent.
+    """From now on this process opens no file and no socket, gains no privilege, and ends with its parent.
 
-    What is open stays open. A process of root becomes nobody's.
+    Open files stay open. A process of root becomes one of nobody.
 
     Args:
         memory: bytes that it may map beyond those it has mapped by now.
-        seconds: of CPU that it may take in all.
+        seconds: of CPU time in total.
 
     Raises OSError: the system refuses one of these.
     """
@@ -33,12 +33,12 @@ def confine(*, memory: int, seconds: int) -> None:
     for option, value in ((PR_SET_PDEATHSIG, signal.SIGKILL), (PR_SET_NO_NEW_PRIVS, 1)):
         if libc.prctl(option, int(value), 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl")
-    with contextlib.suppress(OSError):  # the first to go when the machine runs out of memory
+    with contextlib.suppress(OSError):  # the first to be killed when the machine runs out of memory
         Path("/proc/self/oom_score_adj").write_text("1000")
     mapped = address_space()
     if os.geteuid() == 0:
         _become_nobody()
-        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # which another user id has cleared
+        libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)  # cleared by the change of user id
     for limit, most in (
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_FSIZE, MAX_OUTPUT),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this device is and what it may use: each fact with its source; what is not there is None, no guess."""
+"""What this device is and what it may use: each fact with its source. A missing fact is None, not a guess."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Value = str | int | float | tuple[str, ...]
 
 @dataclass(frozen=True)
 class Fact:
-    """A fact and where it is from; None: it was looked for there, and there is none."""
+    """A fact and its source; None: the source does not have it."""
 
     value: Value | None
     source: str
@@ -47,7 +47,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: what may still be taken, the smaller of what the system and the control groups leave."""
+    """Bytes that may still be allocated: the smaller of what the system and the control groups leave."""
 
     available: int | None
     source: str
@@ -79,7 +79,7 @@ def facts(root: Path = ROOT, *, observe: float = LOAD_SECONDS) -> dict[str, Fact
 
 
 def identity(root: Path = ROOT) -> tuple[Value | None, ...]:
-    """What tells one machine from another for a measurement: model, CPU, cores, memory."""
+    """What distinguishes one machine from another for a measurement: model, CPU, cores, memory."""
     facts = (
         _text(root, "proc/device-tree/model"),
         _cpu_model(root),
@@ -90,19 +90,19 @@ def identity(root: Path = ROOT) -> tuple[Value | None, ...]:
 
 
 def usable_cores(root: Path = ROOT) -> float:
-    """Cores that this process may use: its affinity, or its quota where that is less."""
+    """Cores that this process may use: its affinity, or its quota if that is less."""
     quota = cgroup.cpu_quota(root)
     allowed = len(os.sched_getaffinity(0))
     return min(allowed, quota.value) if quota else float(allowed)
 
 
 def usable_threads(root: Path = ROOT) -> int:
-    """Threads that training can keep busy; more than the quota allows would only take it from each other."""
+    """Threads that training can keep busy. More than the quota allows would only slow each other down."""
     return max(1, math.ceil(usable_cores(root)))
 
 
 def available_memory(root: Path = ROOT) -> Memory:
-    """What may still be taken: MemAvailable, or what the control groups leave where that is less."""
+    """Memory that may still be allocated: MemAvailable, or what the control groups leave if that is less."""
     system = _meminfo(root, "MemAvailable")
     group = cgroup.memory_left(root)
     left = [(int(system.value), system.source)] if isinstance(system.value, int) else []
@@ -112,20 +112,20 @@ def available_memory(root: Path = ROOT) -> Memory:
 
 
 def memory_for_training(root: Path = ROOT) -> int | None:
-    """Bytes that a training process may take in all, if this one is it, or ends before."""
+    """Bytes that a training process may use in total, if it is this process or starts after its end."""
     available = available_memory(root).available
     own = _field(root / "proc/self/status", "RssAnon")
     return available if available is None or not own else available + 1024 * int(own.split()[0])
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """Bytes that a process may take at most: by its control groups, or all that the machine has."""
+    """Bytes that a process may use at most: the limit of its control groups, or the machine's memory."""
     group, machine = cgroup.memory_limit(root), _meminfo(root, "MemTotal").value
     return least(None if group is None else int(group.value), machine if isinstance(machine, int) else None)
 
 
 def least(*amounts: int | None) -> int | None:
-    """The smallest of those that are known."""
+    """The smallest of the known amounts."""
     return min((amount for amount in amounts if amount is not None), default=None)
 
 
@@ -143,9 +143,9 @@ def temperature(root: Path = ROOT) -> Fact:
 
 
 def throttled(root: Path = ROOT, ask: Callable[[], str | None] | None = None) -> Fact:
-    """What the Raspberry Pi's firmware holds back: ("none",) where it holds back nothing.
+    """What the Raspberry Pi's firmware limits, now or since boot; ("none",): nothing.
 
-    `ask` gives the output of `vcgencmd get_throttled`, or None where there is no such program.
+    `ask` gives the output of `vcgencmd get_throttled`, or None if there is no such program.
     """
     path = "sys/devices/platform/soc/soc:firmware/get_throttled"
     text, source = _read(root / path), f"/{path}"
@@ -161,13 +161,13 @@ def throttled(root: Path = ROOT, ask: Callable[[], str | None] | None = None) ->
 
 
 def throttled_now(value: Value | None) -> tuple[str, ...]:
-    """Of what `throttled` says, what is held back at this moment."""
+    """Those limits in a value of `throttled` that apply at this moment."""
     said = value if isinstance(value, tuple) else ()
     return tuple(name for name in said if name in THROTTLED.values())
 
 
 class Load:
-    """The load of the machine from when this is made."""
+    """The load of the machine since this object was made."""
 
     def __init__(self) -> None:
         self._busy, self._started = _busy(psutil.cpu_times()), time.monotonic()

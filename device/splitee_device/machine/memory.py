@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process's own memory: the peak of what it has allocated, without the pages of files; what it maps."""
+"""A process's own memory: the peak of its allocations, without pages of files, and its mapped memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY = 0.002  # seconds
 def memory(status: Path = STATUS) -> dict[str, int]:
     """Bytes of this process: anonymous (RssAnon), of files (RssFile), all (VmRSS) and their peak (VmHWM).
 
-    `status`: of another process, where it is of that.
+    `status`: the file of another process, to read its memory.
     """
     fields = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
     lines = (line.split(":") for line in status.read_text().splitlines())
@@ -24,9 +24,9 @@ def memory(status: Path = STATUS) -> dict[str, int]:
 
 
 def peak(status: Path = STATUS) -> int:
-    """Bytes of anonymous memory at its peak, as far as the kernel's own mark shows it.
+    """Peak of anonymous memory in bytes, as far as the kernel's own peak value shows it.
 
-    Raises KeyError: the process of `status` has ended, and is about to go.
+    Raises KeyError: the process of `status` has ended.
     """
     now = memory(status)
     return max(now["RssAnon"], now["VmHWM"] - now["RssFile"])
@@ -38,7 +38,7 @@ def address_space() -> int:
 
 
 def resident(statm: Path = STATM) -> int | None:
-    """Bytes of memory that this process takes; None where the system does not say."""
+    """Bytes of memory that this process uses; None if the system does not tell."""
     try:
         return _pages(1, statm)
     except (OSError, ValueError, IndexError):
@@ -50,10 +50,10 @@ def _pages(field: int, statm: Path = STATM) -> int:
 
 
 class MemoryWatch:
-    """Looks often while it is entered, and knows the peak afterwards.
+    """Samples the memory often while it is entered, and knows the peak afterwards.
 
-    The kernel's own mark counts pages of files too, and has been seen to miss peaks of short life; looking
-    may miss them as well. The larger of both is the peak.
+    The kernel's own peak value counts pages of files too, and has been seen to miss short peaks. Sampling
+    may miss them as well. The larger of both is taken as the peak.
     """
 
     def __init__(self) -> None:

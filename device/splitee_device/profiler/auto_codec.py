@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee server --codec auto`: each device takes the codec that suits its CPU, its cut and its link."""
+"""`splitee server --codec auto`: each device uses the codec that suits its CPU, its cut and its link."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from splitee_device.profiler.kept_choice import KeptChoice
 from splitee_device.profiler.link_speed import open_echo
 from splitee_device.training.trainer import ClientTrainer
 
-CANDIDATES = ("fp16", "int8", "int8+zstd")  # each other codec takes longer than one of these, for more bytes
-STEPS = 4  # batches that are trained to measure; the first, which allocates, does not count
+CANDIDATES = ("fp16", "int8", "int8+zstd")  # every other codec takes longer than one of these, for more bytes
+STEPS = 4  # batches to train for the measurement; the first, which allocates, does not count
 TIE = 1.02  # paces closer than this cannot be told apart by measurement
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CodecCost:
-    """What a codec takes for one batch: seconds to encode it, bytes on the wire."""
+    """The cost of a codec for one batch: seconds to encode it, bytes on the wire."""
 
     codec: str
     encoding: float
@@ -41,11 +41,11 @@ class CodecCost:
 def choose_codec(
     costs: Sequence[CodecCost], step: float, link: LinkSpeed | None, window: int
 ) -> tuple[str, str]:
-    """The codec with the fastest pace, of those within 2 % the one with the fewest bytes; and why, in words.
+    """The codec with the fastest pace, or of those within 2 % of it the one with the fewest bytes; and why.
 
     Args:
         step: seconds to train a batch.
-        link: None: not known, which is no reason to spend time or accuracy on fewer bytes.
+        link: None: unknown; then no time or accuracy is spent on fewer bytes.
     """
     if link is None:
         return DEFAULT, "the link is not measured"
@@ -60,9 +60,9 @@ def choose_codec(
 
 
 def measure_codecs(trainer: ClientTrainer) -> tuple[float, list[CodecCost]]:
-    """Seconds of a training step, and every candidate's cost, from the first batches of a round.
+    """Seconds of a training step, and the costs of all candidates, from the first batches of a round.
 
-    The trainer is none the worse for other use, but has trained: take one that is not the run's.
+    The trainer can be used afterwards, but has trained: do not pass the run's own.
     """
     steps: list[float] = []
     encoding: dict[str, list[float]] = {codec: [] for codec in CANDIDATES}
@@ -94,9 +94,9 @@ class AutoCodec:
     def choose(
         self, spec: RunSpec, cut: int, state: Path, trainer_at: Callable[[int], ClientTrainer], *, fresh: bool
     ) -> str:
-        """The codec for a run; the run's own choice in `state` stays, unless it is forgotten (`fresh`).
+        """The codec for a run. The choice in `state` for this run stays, unless `fresh` discards it.
 
-        It is kept before the first batch is sent: a run goes on with the same bits after any restart.
+        It is kept before the first batch is sent, so that a run continues with the same bits after a restart.
 
         Raises:
             StateError: the choice cannot be kept.
@@ -106,7 +106,7 @@ class AutoCodec:
         if held is not None:
             return held
         step, costs = measure_codecs(trainer_at(cut))
-        gc.collect()  # that trainer is in reference cycles, and the run's own needs its memory
+        gc.collect()  # that trainer has reference cycles, and the run's own needs its memory
         codec, reason = choose_codec(
             costs, step, self._link(max(cost.payload for cost in costs)), spec.window
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee device --cut auto` and `--adapt-cut`: what `splitee profile` would say of the fleet's run."""
+"""`splitee device --cut auto` and `--adapt-cut`: the choice of `splitee profile` for the fleet's run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from splitee_device.profiler.link_speed import open_echo
 from splitee_device.profiler.probe import measure_cuts
 from splitee_device.profiler.store import MeasuredStore
 
-RESERVE = 64 << 20  # bytes that stay free
+RESERVE = 64 << 20  # bytes to keep free
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class CutType(click.ParamType[int | None]):
 
 @dataclass(frozen=True)
 class ChosenCut:
-    """Where a device begins in a run, and what is known of the other cuts if they were measured."""
+    """The cut with which a device begins a run, and the costs of other cuts if they were measured."""
 
     cut: int
     capability: Capability | None = None
@@ -61,12 +61,12 @@ class AutoCut:
     """How a device chooses its cut by itself.
 
     Args:
-        samples: images it trains on.
+        samples: number of its training images.
         budget: seconds to measure for.
-        memory: bytes that training may take, if it is less than there are.
-        first: the cut to begin with; None: the one that is chosen.
-        lowest: no cut below it is chosen.
-        adapts: it may want another cut later, and needs to know what each would cost.
+        memory: bytes that training may use, if that is less than available.
+        first: the cut to begin with; None: the chosen one.
+        lowest: lowest cut that may be chosen.
+        adapts: it may want another cut later, and needs to know the costs of all.
     """
 
     options: LinkOptions
@@ -85,13 +85,13 @@ class AutoCut:
     ) -> ChosenCut:
         """The cut for a run, and what was measured.
 
-        A measurement in `state` is used again; an unfinished run in it keeps its cut, unless it is forgotten
-        (`fresh`). `tick` is called twice a second while it takes.
+        A measurement in `state` is reused. An unfinished run in it keeps its cut, unless `fresh` discards it.
+        `tick` is called twice a second meanwhile.
 
         Raises:
-            NoCutFits: with what would help.
+            NoCutFits: with advice on what would help.
         """
-        if spec.codec == AUTO:  # which depends on the cut, and is chosen once that is known
+        if spec.codec == AUTO:  # the codec depends on the cut, and is chosen after it
             spec = replace(spec, codec=DEFAULT)
         store = MeasuredStore(state.path)
         held = None if fresh else _cut_of_run(state, spec)
@@ -131,7 +131,7 @@ class AutoCut:
         try:
             with open_echo(self.options, self.device) as echo:
                 return echo.speed(payload_bytes(measured))
-        except SpliteeError as error:  # a device trains without knowing its link as well
+        except SpliteeError as error:  # a device can train without knowing its link
             log.warning("link not measured: %s", error)
             return None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee device --precision`: what this device computes in, of itself or as its owner says."""
+"""`splitee device --precision`: the precision of this device, chosen by itself or by its owner."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.profiler.kept_choice import KeptChoice
 from splitee_device.training.trainer import ClientTrainer
 
-STEPS = 6  # batches that are trained to measure; the first, which allocates, does not count
-LEAST_GAIN = 1.1  # times as fast, below which bfloat16 is not worth its rounding, and may be chance
+STEPS = 6  # batches to train for the measurement; the first, which allocates, does not count
+LEAST_GAIN = 1.1  # speedup below which bfloat16 is not worth its rounding, and may be chance
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +35,16 @@ def choose_precision(
     *,
     fresh: bool,
 ) -> Precision:
-    """What a run is computed in on this device; it stays through all of the run, unless `fresh` forgets it.
+    """The precision of a run on this device. It stays for the whole run, unless `fresh` discards it.
 
-    `auto` is bf16 where the CPU has it and it is measured to help. The choice is kept before the first batch
-    is sent.
+    `auto` chooses bf16 if the CPU has it and it is measured to help. The choice is kept before the first
+    batch is sent.
 
     Args:
-        trainer_of: makes the trainer of a run, to measure with.
+        trainer_of: makes the trainer of a run, for the measurement.
 
     Raises:
-        StateError: the run was begun with another precision, or the choice cannot be kept.
+        StateError: the run began with another precision, or the choice cannot be kept.
     """
     kept = KeptChoice(state.path, "precision", get_args(Precision))
     held = None if fresh else kept.of(spec.run) or _before_there_was_a_choice(state, spec.run)
@@ -61,12 +61,12 @@ def choose_precision(
 
 
 def faster(seconds: dict[Precision, float]) -> Precision:
-    """By the seconds of a training step in each."""
+    """The choice, from the seconds of a training step in each precision."""
     return "bf16" if seconds["fp32"] >= LEAST_GAIN * seconds["bf16"] else "fp32"
 
 
 def _before_there_was_a_choice(state: StateDirectory, run: str) -> Precision | None:
-    """What an earlier release has computed a run in that is in the state; None: there is none."""
+    """The precision that an earlier release used for a run in the state; None: there is no such run."""
     return "fp32" if (state.facts() or {}).get("run") == run else None
 
 
@@ -84,7 +84,7 @@ def _measured(spec: RunSpec, trainer_of: Callable[[RunSpec], ClientTrainer]) -> 
 
 
 def _step(trainer: ClientTrainer) -> float:
-    """Seconds of a training step; the trainer is none the worse for other use, but has trained."""
+    """Seconds of a training step. The trainer can be used afterwards, but has trained."""
     seconds = []
     batches = trainer.round(1)
     for _ in range(min(STEPS, trainer.steps)):
@@ -92,5 +92,5 @@ def _step(trainer: ClientTrainer) -> float:
         next(batches)
         seconds.append(time.perf_counter() - begun)
     del batches, trainer
-    gc.collect()  # it is in reference cycles, and the next one needs its memory
+    gc.collect()  # it has reference cycles, and the next one needs its memory
     return median(seconds[1:] or seconds)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses a device's cut from what every cut costs, and says why in words."""
+"""Chooses a device's cut from the costs of all cuts, and gives the reason in words."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ TIE = 1.02  # rounds closer than this cannot be told apart by measurement
 
 @dataclass(frozen=True)
 class Choice:
-    """The recommended cut, None where none fits, and why."""
+    """The recommended cut and the reason; None: no cut fits."""
 
     cut: int | None
     reason: str
 
 
 def choose(rows: Sequence[CutRow], prefer: Preference, measured: Measured, work: Work) -> Choice:
-    """The cut that a device should take.
+    """Chooses the cut for a device.
 
     Among the cuts whose training fits the memory (less the reserve) and the wanted share of the CPU:
 
-    - fastest: the least predicted time of a round; of those within 2 % of it, the fewest bytes a batch.
+    - fastest: the least predicted time of a round; of those within 2 % of it, the fewest bytes per batch.
     - deepest: the last.
-    - lightest: the least peak memory of training; of those within 2 % of it, the fewest bytes a batch.
+    - lightest: the least peak memory of training; of those within 2 % of it, the fewest bytes per batch.
     """
     fitting = [row for row in rows if row.fits]
     if not fitting:
@@ -70,7 +70,7 @@ def _pace(row: CutRow) -> str:
 
 
 def _others(best: CutRow, fitting: Sequence[CutRow], prefer: Preference) -> str:
-    """What the runner-up would cost."""
+    """The cost of the second-best cut."""
     rest = [row for row in fitting if row.cut != best.cut]
     if not rest:
         return ""
@@ -112,7 +112,7 @@ def _nothing_fits(rows: Sequence[CutRow], measured: Measured, work: Work) -> str
     nearest = min(allowed, key=lambda row: row.needed)
     start = f"no cut fits this device; cut {nearest.cut}: {_obstacle(nearest, measured, work)}"
     if nearest.obstacle == "CPU share":
-        return f"{start}; take fewer --threads, a slower pace is the link's, or allow a larger --cpu-share"
+        return f"{start}; use fewer --threads, or allow a larger --cpu-share"
     helps = [_smaller_batch(nearest, measured, work), "a smaller network"]
     if not measured.spec.codec.startswith("int8"):
         helps.append("--codec int8, which halves the features that wait to be acknowledged")
@@ -122,7 +122,7 @@ def _nothing_fits(rows: Sequence[CutRow], measured: Measured, work: Work) -> str
 
 
 def _smaller_batch(row: CutRow, measured: Measured, work: Work) -> str:
-    """The largest power of two below the batch size with which the cut would fit."""
+    """The largest power of two below the batch size for which the cut would fit."""
     spec, description = measured.spec, measured.description
     allowed = (measured.available or 0) - work.reserve
     size = 1 << (spec.batch_size - 1).bit_length() - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every cut costs, from the cuts that were measured: the others lie between them, stage by stage."""
+"""The costs of all cuts, interpolated stage by stage from the cuts that were measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN = 1.15  # on memory that was not measured at its cut
 
 @dataclass(frozen=True)
 class LinkSpeed:
-    """What the link to the broker gives and takes: bytes a second upwards, seconds there and back, CPU."""
+    """The link to the broker: upload in bytes a second, seconds of a round trip, CPU for sending."""
 
     upload: float
     round_trip: float
@@ -35,19 +35,19 @@ class LinkSpeed:
 
 @dataclass(frozen=True)
 class Work:
-    """What a device does in a round, and what its choice must respect."""
+    """A device's work in a round, and the limits for its choice."""
 
     samples: int  # training images
     steps: int  # batches a round
     reserve: int  # bytes that must stay free
-    cpu_share: float = 1.0  # of the usable cores, that training may keep busy
+    cpu_share: float = 1.0  # share of the usable cores that training may keep busy
     link: LinkSpeed | None = None
     lowest_cut: int = 1  # that its owner allows
 
 
 @dataclass(frozen=True)
 class CutRow:
-    """One cut. Times in seconds, memory in bytes; `inference` is one image's. None: not known."""
+    """One cut. Times in seconds, memory in bytes; `inference` is for one image. None: unknown."""
 
     cut: int
     stage: str
@@ -58,23 +58,23 @@ class CutRow:
     optimizer: float
     spread: float
     encoding: float
-    sending: float  # that it takes from training, where training keeps all cores busy
+    sending: float  # seconds that sending takes from training, if training keeps all cores busy
     memory: int
-    needed: int  # of memory in all: torch, training, images
+    needed: int  # memory in total: torch, training, images
     code: int  # of that, pages of files
     inference: float
     inference_memory: int
     parameters: int
     trained: int  # of the parameters: not those of frozen stages
-    payload: int  # bytes a batch on the wire
+    payload: int  # bytes per batch on the wire
     upload: float | None
     round: float
     cpu_share: float
-    obstacle: str  # why it does not fit; empty: it does
+    obstacle: str  # why it does not fit; empty: it fits
 
     @property
     def compute(self) -> float:
-        """Seconds a batch that training, encoding and sending keep the CPU busy."""
+        """Seconds per batch that training, encoding and sending keep the CPU busy."""
         return self.step + self.encoding + self.sending
 
     @property
@@ -83,12 +83,12 @@ class CutRow:
 
 
 def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
-    """Bytes that training at a cut takes by count: weights, their copies, what is saved for backward.
+    """Bytes that training at a cut needs by count: weights, their copies, tensors saved for backward.
 
-    First all weights of the network, for it is built whole and cut then. Later those of the cut, once more as
-    the run began with them, their gradients and momentum, and the window's payloads; then either a step (what
-    it saves, features with their gradient) or the state being written (weights and momentum, twice). Frozen
-    stages have neither gradients nor momentum, and save nothing.
+    First come all weights of the network, because it is built whole and cut then. Later there are the weights
+    of the cut, a copy of them from the run's beginning, their gradients and momentum, and the window's
+    payloads; and either a step (saved tensors, features and their gradient) or the state being written
+    (weights and momentum, twice). Frozen stages have neither gradients nor momentum, and save nothing.
     """
     stages = description.stages
     held = FLOAT * sum(stage.parameters for stage in stages[:cut])
@@ -102,13 +102,13 @@ def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
 
 
 def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:
-    """Bytes at the peak of training: what is counted, and what measured neighbours took beyond that."""
+    """Bytes at the peak of training: those counted, and what measured neighbours needed beyond the count."""
     beyond = {known: c.memory - modelled_memory(spec, description, known) for known, c in costs.items()}
     return round(modelled_memory(spec, description, cut) + between(beyond, cut))
 
 
 def predict(measured: Measured, work: Work) -> tuple[CutRow, ...]:
-    """All cuts, in order; empty where none could be measured."""
+    """All cuts, in order; empty if none could be measured."""
     if not measured.costs:
         return ()
     model = _Model(measured, work)
@@ -121,14 +121,14 @@ def payload_bytes(measured: Measured) -> int:
 
 
 def between(known: Mapping[int, float], cut: int) -> float:
-    """The value at `cut` on the line between its neighbours that are known, or the nearest one's."""
+    """The value at `cut` on the line between its known neighbours, or the nearest one's."""
     return along(known, range(max(*known, cut) + 1), min(max(cut, min(known)), max(known)))
 
 
 def along(known: Mapping[int, float], place: Sequence[float], cut: int) -> float:
-    """The value at `cut`, where values grow evenly with `place` between the cuts that are known.
+    """The value at `cut`, if values grow evenly with `place` between the known cuts.
 
-    Beyond the first and the last, they are in proportion to `place`.
+    Beyond the first and the last known cut, they are in proportion to `place`.
     """
     if cut in known:
         return known[cut]
@@ -143,7 +143,7 @@ def along(known: Mapping[int, float], place: Sequence[float], cut: int) -> float
 
 
 class _Model:
-    """The measured costs of one network, ready to be asked for any cut."""
+    """The measured costs of one network, for the prediction of any cut."""
 
     def __init__(self, measured: Measured, work: Work) -> None:
         self._measured = measured
@@ -215,7 +215,7 @@ class _Model:
         return "CPU share" if share > self._work.cpu_share + 1e-9 else ""
 
     def _needed(self, memory: int, cut: int) -> int:
-        """Bytes with torch, its code and the images; what was not measured gets MARGIN on top."""
+        """Bytes with torch, its code and the images; a cut that was not measured gets MARGIN on top."""
         margin = 1.0 if cut in self._costs else MARGIN
         spec = self._measured.spec
         images = memory_of(self._work.samples, prod(spec.input_shape), self._measured.available)
@@ -223,7 +223,7 @@ class _Model:
         return self._measured.description.base_memory + self._code + images + round(margin * memory)
 
     def _stage_times(self) -> tuple[list[float], list[float]]:
-        """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""
+        """Seconds from the start to each cut, forward and backward; unmeasured stages by operations."""
         deepest = max((costs.stage_cpu for costs in self._costs.values()), key=len, default=())
         forward = [float(stage.macs) for stage in self._stages]
         backward = [0.0 if self._is_frozen(at) else count for at, count in enumerate(forward)]

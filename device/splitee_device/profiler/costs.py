@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the profiler asks its worker process, and what comes back: a line of JSON each."""
+"""The requests of the profiler to its worker process, and the replies: one line of JSON each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.protocol.run_spec import RunSpec
 
 
 class Setup(JsonMessage, frozen=True):
-    """The first line: what would be trained, and how it is timed."""
+    """The first line: what is to be trained, and how it is timed."""
 
     spec: RunSpec
     threads: int
@@ -22,20 +22,20 @@ class Setup(JsonMessage, frozen=True):
 
 
 class StageFacts(msgspec.Struct, frozen=True):
-    """One stage; what a batch of it costs follows from these."""
+    """One stage; the cost of a batch follows from these values."""
 
     name: str
     feature_shape: tuple[int, ...]
     parameters: int
-    macs: int  # a sample
-    saved_bytes: int  # a sample, kept from the forward for the backward pass
+    macs: int  # per sample
+    saved_bytes: int  # per sample, kept from the forward for the backward pass
 
 
 class Description(JsonMessage, frozen=True):
-    """The reply to Setup: the network, and what Python with torch takes before any of it is built."""
+    """The reply to Setup: the network, and the memory of Python with torch before any of it is built."""
 
     stages: tuple[StageFacts, ...]  # all L of them
-    base_memory: int  # bytes, anonymous: torch and all that the agent imports
+    base_memory: int  # bytes of anonymous memory: torch and all that the agent imports
 
 
 class MeasureCut(JsonMessage, frozen=True):
@@ -44,14 +44,14 @@ class MeasureCut(JsonMessage, frozen=True):
     cut: int
     seconds: float
     most: float
-    stages: bool = False  # say how the time divides among the stages, too
+    stages: bool = False  # also report how the time divides among the stages
 
 
 class CutCosts(JsonMessage, frozen=True):
-    """What training at one cut took. Times are seconds a batch, memory is bytes beyond `base_memory`."""
+    """The costs of training at one cut. Times are seconds per batch, memory is bytes beyond `base_memory`."""
 
     cut: int
-    steps: int  # that were timed
+    steps: int  # number of timed steps
     step: float  # forward, backward, optimizer, and making the batch
     forward: float
     backward: float
@@ -59,17 +59,17 @@ class CutCosts(JsonMessage, frozen=True):
     spread: float  # median absolute deviation of step
     encoding: float  # features to bytes by the codec
     cpu: float  # CPU seconds of all threads, for step and encoding
-    payload: int  # bytes a batch on the wire
+    payload: int  # bytes per batch on the wire
     memory: int  # anonymous, at its peak
-    code: int  # pages of libraries and of the program that training touches; no growth, but needed as well
-    inference: float  # seconds an image
+    code: int  # pages of libraries and of the program that training touches; constant, but needed too
+    inference: float  # seconds per image
     inference_memory: int
     reference: float  # seconds of the reference between the steps: the device's speed at that moment
-    seconds: float  # that the measurement took in all
+    seconds: float  # duration of the whole measurement
     stage_cpu: tuple[tuple[float, float], ...] = ()  # CPU seconds of forward and backward of stages 1..cut
 
     def slower(self, times: float) -> CutCosts:
-        """What it would be if all that the device computes took `times` as long."""
+        """The costs if all that the device computes took `times` as long."""
         return replace(self, **{name: times * getattr(self, name) for name in COMPUTED})
 
 
@@ -77,7 +77,7 @@ COMPUTED = ("step", "forward", "backward", "optimizer", "spread", "encoding", "c
 
 
 def at_one_speed(looks: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]:
-    """By cut, what its looks come to at the device's mean speed over all looks, by the references in them."""
+    """The costs by cut, converted by the references in all looks to the device's mean speed."""
     mean = fmean(look.reference for at_cut in looks.values() for look in at_cut)
     return {
         cut: mean_costs([look.slower(mean / look.reference) for look in at_cut])
@@ -86,7 +86,7 @@ def at_one_speed(looks: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]
 
 
 def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
-    """What looks at one cut at several moments come to: the means of times, the most of memory."""
+    """The costs from several looks at one cut: the means of times, the maxima of memory."""
     first = looks[0]
     if len(looks) == 1:
         return first
@@ -105,11 +105,11 @@ def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
 
 
 class Failed(JsonMessage, frozen=True):
-    """The reply instead: why there are no costs."""
+    """A reply that explains why there are no costs."""
 
     message: str
     killed: bool = False  # the process that tried ran out of memory
-    defect: bool = False  # it ended in a way that nobody foresaw
+    defect: bool = False  # it ended in an unforeseen way
 
 
 class Reply(JsonMessage, frozen=True):
@@ -121,12 +121,12 @@ class Reply(JsonMessage, frozen=True):
 
 
 class Measured(JsonMessage, frozen=True):
-    """What was found out within a budget, at one speed; the device keeps it in its state directory."""
+    """The results within a budget, at one speed; the device keeps them in its state directory."""
 
     spec: RunSpec
     threads: int
-    cores: float  # that this process may use
-    available: int | None  # bytes of memory, with those that this process holds by now
+    cores: float  # usable by this process
+    available: int | None  # bytes of memory, including what this process already uses
     description: Description
     costs: dict[int, CutCosts]  # of the cuts that were measured
     failed: dict[int, str]  # cuts that could not be trained, and why
@@ -134,5 +134,5 @@ class Measured(JsonMessage, frozen=True):
 
     @property
     def reference(self) -> float | None:
-        """Seconds of the reference at the speed that all costs are told at; None: nothing was measured."""
+        """Seconds of the reference at the speed to which all costs refer; None: nothing was measured."""
         return next((costs.reference for costs in self.costs.values()), None)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches whether training takes what was expected; where it does not for several rounds, says so and why.
+"""Compares training with what was expected, and reports a difference of several rounds and its cause.
 
-What is expected at a cut is the profiler's prediction, or what the first rounds took where there is none. A
-round departs from it when its step takes 30 % more or less, its memory 30 % more, or when less memory is left
-than the cut needs. After ROUNDS such rounds in a row the new figures are what is expected from then on: a
-device that stays slow is not told of again, one that recovers is. The ROUNDS rounds after that do not count,
-so that a device that has moved comes to rest before it may move again.
+The expectation for a cut is the profiler's prediction, or the first rounds if there is none. A round departs
+from it if its step takes 30 % more or less, if its memory is 30 % more, or if less memory is available than
+the cut needs. After ROUNDS such rounds in a row, the new figures become the expectation: a device that stays
+slow is not reported again, one that recovers is. The next ROUNDS rounds do not count, so that a device that
+has changed its cut settles before it may change again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from splitee_device.profiler.forecast import Forecast
 from splitee_device.profiler.meter import Meter, Round
 
 ROUNDS = 3
-TOLERANCE = 1.3  # times what is expected, or that part of it
+TOLERANCE = 1.3  # factor above or below the expectation
 
 Kind = Literal["slower", "faster", "memory", "short"]
 T = TypeVar("T")
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Expected:
-    """One cut: seconds a step, bytes at the peak, bytes there must be in all (0: not known)."""
+    """For one cut: seconds per step, bytes at the peak, and bytes that must be available (0: unknown)."""
 
     step: float
     memory: int
@@ -41,7 +41,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Departure:
-    """Rounds in a row that were not as expected. `step` and `memory`: their medians."""
+    """Consecutive rounds that were not as expected. `step` and `memory`: their medians."""
 
     kind: Kind
     rounds: int
@@ -51,7 +51,7 @@ class Departure:
     last: Round
 
     def in_words(self, cores_then: float | None) -> str:
-        """What was found, with figures and causes. `cores_then`: that it might use when it was measured."""
+        """The finding, with figures and causes. `cores_then`: usable cores at the time of the measurement."""
         before = f"for {self.rounds} rounds"
         if self.kind == "memory":
             return f"{before} {mib(self.memory)} at the peak, {mib(self.expected.memory)} were expected"
@@ -68,10 +68,10 @@ class Departure:
 
 
 class Judge:
-    """Knows what is expected at each cut, and when enough rounds have departed from it."""
+    """Knows the expectation for each cut, and decides when enough rounds have departed from it."""
 
     def __init__(self, rounds: int, forecast: Forecast | None = None) -> None:
-        """`rounds`: in a row; without a forecast the first ones at a cut are the reference."""
+        """`rounds`: in a row. Without a forecast the first rounds at a cut are the reference."""
         self._rounds = rounds
         self._forecast = forecast
         self._references: dict[int, Expected] = {}
@@ -79,12 +79,12 @@ class Judge:
         self._kind: Kind | None = None
         self._cut = 0
         self._resting = 0
-        self.slowdown = 1.0  # against the reference, as it is taken for granted by now
-        self.more_memory = 0  # bytes, likewise
+        self.slowdown = 1.0  # relative to the reference, as expected by now
+        self.more_memory = 0  # bytes relative to the reference, as expected by now
         self._known_short = False
 
     def note(self, cut: int, took: Round) -> Departure | None:
-        """A round at `cut` is over."""
+        """Records a finished round at `cut`; returns a departure if this round completes one."""
         if cut != self._cut:
             self._cut, self._seen, self._kind = cut, [], None
         if self._resting:
@@ -143,23 +143,23 @@ class Judge:
 
 
 class DriftMonitor:
-    """Watches one device in one run: the agent's `RoundMonitor`."""
+    """Observes one device in one run: the agent's `RoundMonitor`."""
 
     def __init__(
         self, meter: Meter, *, rounds: int = ROUNDS, forecast: Forecast | None = None, adapts: bool = False
     ) -> None:
-        """`adapts`: it may ask for another cut, for which there must be a forecast."""
+        """`adapts`: it may ask for another cut; this needs a forecast."""
         self._meter = meter
         self._judge = Judge(rounds, forecast)
         self._forecast = forecast
         self._adapts = adapts
 
     def steps(self, batches: Iterator[T]) -> Iterator[T]:
-        """Hands on the batches of a training round as they come."""
+        """Passes on the batches of a training round as they come."""
         return self._meter.steps(batches)
 
     def end_round(self, number: int, cut: int) -> CutWish | None:
-        """The round whose `steps` were handed on counts; the wish for another cut, where it calls for one."""
+        """The round whose `steps` were passed on is committed. Returns the wish for another cut, if any."""
         found = self._judge.note(cut, self._meter.round())
         if found is None:
             return None

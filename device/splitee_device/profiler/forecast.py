@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every cut is expected to cost this device, as it was measured or as the device has changed since."""
+"""The expected costs of all cuts on this device, as measured or as the device has changed since."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee_device.profiler.costs import Measured
 
 @dataclass(frozen=True)
 class Forecast:
-    """A measurement that has tried at least one cut, the work of a round, and what a cut is chosen for."""
+    """A measurement of at least one cut, the work of a round, and the preference for the choice."""
 
     measured: Measured
     work: Work
@@ -24,15 +24,15 @@ class Forecast:
         return predict(self.measured, self.work)
 
     def choose(self) -> Choice:
-        """The cut to take, None where none fits."""
+        """The cut to take; its `cut` is None if none fits."""
         return choose(self.rows(), self.prefer, self.measured, self.work)
 
     def now(self, slowdown: float, more_memory: int, available: int | None) -> Forecast:
-        """The same device when all it computes takes `slowdown` times as long.
+        """The forecast for the same device if all that it computes takes `slowdown` times as long.
 
         Args:
-            more_memory: bytes that training takes beyond what was measured, at any cut.
-            available: bytes that training may take in all; None: not known.
+            more_memory: bytes that training needs beyond the measurement, at any cut.
+            available: bytes that training may use in total; None: unknown.
         """
         costs = {
             cut: replace(found.slower(slowdown), memory=found.memory + more_memory)

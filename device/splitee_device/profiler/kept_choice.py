@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device has chosen for a run by measuring: kept, so that any restart goes on with the same bits."""
+"""A device's measured choice for a run, kept so that a restart continues with the same bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee_device.profiler.store import FOLDER
 
 
 class KeptChoice:
-    """The choice of one thing, such as a codec, in a device's state directory."""
+    """A device's choice of one thing, such as a codec, in its state directory."""
 
     def __init__(self, state: Path, thing: str, among: Collection[str]) -> None:
         self._path = state / FOLDER / f"{thing}.json"
@@ -22,7 +22,7 @@ class KeptChoice:
         self._among = among
 
     def of(self, run: str) -> str | None:
-        """What was chosen for `run`; None when there is nothing, or nothing readable."""
+        """The choice for `run`; None: there is none, or it cannot be read."""
         with suppress(OSError, ValueError, TypeError, KeyError):
             kept = json.loads(self._path.read_bytes())
             if kept["run"] == run and kept[self._thing] in self._among:
@@ -30,7 +30,7 @@ class KeptChoice:
         return None
 
     def keep(self, run: str, choice: str) -> None:
-        """Durable when this returns. Raises StateError: it cannot be kept."""
+        """Keeps the choice, durably. Raises StateError: it cannot be kept."""
         folder = self._path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)

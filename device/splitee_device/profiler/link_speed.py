@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the link to the broker by this device's own echo topic: what counts has come back unharmed."""
+"""Measures the link to the broker through this device's own echo topic: only payloads that return count."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from splitee_device.profiler.cost_model import LinkSpeed
 
 PINGS = 10
 PING_BYTES = 64
-FIRST_BYTES = 64 << 10  # of the payload that tells how large the next may be
+FIRST_BYTES = 64 << 10  # of the payload that determines how large the next may be
 PAYLOADS = 5
-LONGEST = 3.0  # seconds that one payload should take at most
+LONGEST = 3.0  # longest seconds that one payload should take
 PATIENCE = 10.0  # seconds until an echo counts as lost
 
 log = logging.getLogger(__name__)
 
 
 class EchoLost(Exception):
-    """What was sent did not come back."""
+    """A message that was sent did not come back."""
 
 
 class Sent(NamedTuple):
-    """One message's seconds until the broker has it and until it is back, and CPU seconds to send it."""
+    """For one message: seconds until the broker has it, seconds until it is back, CPU seconds to send it."""
 
     accepted: float
     returned: float
     cpu: float
 
     def beyond(self, ping: Sent) -> float:
-        """Seconds for the bytes alone: a `ping` takes what any message takes."""
+        """Seconds for the bytes alone, without the seconds of a `ping`, which every message needs."""
         return max(self.accepted - ping.accepted, self.accepted / 10)
 
 
 class Echo:
     """Two connections: one publishes, the other reads the same topic.
 
-    On a single one, the broker's acknowledgement would queue behind the echo, and time both directions.
+    On a single connection, the broker's acknowledgement would queue behind the echo and time both directions.
     """
 
     def __init__(self, out: Link, back: Link, topic: str) -> None:
@@ -60,7 +60,7 @@ class Echo:
         self._numbers = itertools.count(1)
 
     def speed(self, size: int) -> LinkSpeed | None:
-        """The link's speed with payloads of `size` bytes, as many as LONGEST allows; None: no echo came."""
+        """The link's speed with payloads of `size` bytes, or what LONGEST allows; None: no echo came."""
         try:
             ping = self._typical(PING_BYTES, PINGS)
             first = min(size, FIRST_BYTES)
@@ -88,14 +88,14 @@ class Echo:
         accepted, cpu = time.monotonic() - started, time.thread_time() + self._out.cpu - cpu
         if not taken or self._out.refused:
             raise EchoLost(
-                f"the broker does not take {size} bytes on {self._topic}; "
+                f"the broker does not accept {size} bytes on {self._topic}; "
                 "is --id the name of this client's account or certificate?"
             )
         missing = set(parts)
         while missing:
             event = self._back.receive(max(started + accepted + PATIENCE - time.monotonic(), 0))
             if event is None:
-                raise EchoLost(f"the broker took {size} bytes on {self._topic}, but does not return them")
+                raise EchoLost(f"the broker accepted {size} bytes on {self._topic}, but does not return them")
             if isinstance(event, Message):
                 missing.discard(event.payload)
         return Sent(accepted, time.monotonic() - started, cpu)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the rounds of a device while it trains: its steps, its memory, and what may hold it back."""
+"""Measures a device's rounds during training: its steps, its memory, and what may slow it down."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from splitee_device.machine import hardware
 from splitee_device.machine.memory import peak
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
-FORGET_PEAK = "5"  # written there, it lets VmHWM begin anew (man 5 proc)
-HOT = 80.0  # degrees Celsius, from which a Raspberry Pi slows down
-BUSY = 0.25  # cores of others that are worth a word
-WAITING = 0.7  # of its steps' time with the CPU, below which a process has been kept waiting for it
+FORGET_PEAK = "5"  # written there, it resets VmHWM (man 5 proc)
+HOT = 80.0  # degrees Celsius, from which on a Raspberry Pi slows down
+BUSY = 0.25  # cores used by others from which on they are mentioned
+WAITING = 0.7  # share of its steps' time with the CPU, below which a process has waited for it
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the device was like in a round; None: it does not say."""
+    """The device's conditions in a round; None: unknown."""
 
-    cores: float  # that it may use
+    cores: float  # usable by this process
     threads: int
     machine_cores: int
     others: float  # cores that other processes kept busy
-    cpu: float  # of its steps' time it had the CPU; 1.0 with one thread: all the time
+    cpu: float  # share of its steps' time with the CPU; 1.0 with one thread: all the time
     temperature: float | None = None  # degrees Celsius
-    throttled: tuple[str, ...] = ()  # what the firmware holds back now
+    throttled: tuple[str, ...] = ()  # what the firmware limits now
 
     def causes(self, cores_then: float | None) -> str:
-        """What may have slowed it, in words. `cores_then`: that it might use when it was measured."""
+        """What may have slowed it, in words. `cores_then`: usable cores at the time of the measurement."""
         found = []
         if self.throttled:
             found.append(f"throttled ({', '.join(self.throttled)})")
@@ -54,7 +54,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Round:
-    """What training took in one round. `available`: bytes that it might have taken; None: not known."""
+    """The costs of training in one round. `available`: bytes that it might have used; None: unknown."""
 
     step: float  # seconds
     memory: int  # bytes at the peak, without the pages of files
@@ -66,13 +66,13 @@ class Meter:
     """Times the steps of one round after the other."""
 
     def __init__(self, threads: int, memory: int | None = None) -> None:
-        """`memory`: bytes that training may take, if it is less than there are."""
+        """`memory`: bytes that training may use, if that is less than available."""
         self._threads = threads
         self._memory = memory
         self._begin()
 
     def steps(self, batches: Iterator[T]) -> Iterator[T]:
-        """Hands on a round's `batches`: what each takes to come counts, what is done with it does not."""
+        """Passes on a round's `batches`. The time to make each batch counts, the time to use it does not."""
         self._begin()
         while True:
             cpu, begun = time.process_time(), time.perf_counter()
@@ -85,13 +85,13 @@ class Meter:
             yield batch
 
     def round(self) -> Round:
-        """The round whose steps have been handed on.
+        """The measurement of the round whose steps have been passed on.
 
-        A step is the median, or the mean where a CPU quota lets training run in bursts.
+        A step is the median, or the mean if a CPU quota makes training run in bursts.
         """
         cores = hardware.usable_cores()
-        # A quota makes the process wait at any system call, so between the steps as well; but in the long run
-        # they take no less than their CPU time over what is allowed.
+        # A quota makes the process wait at any system call, also between the steps. In the long run the steps
+        # take at least their CPU time divided by the allowed cores.
         wall = max(sum(self._seconds), self._cpu / cores)
         degrees, throttled = hardware.temperature().value, hardware.throttled().value
         return Round(
@@ -113,5 +113,5 @@ class Meter:
         self._seconds: list[float] = []
         self._cpu = 0.0
         self._load = hardware.Load()
-        with suppress(OSError):  # then the peak is that of all rounds so far
+        with suppress(OSError):  # otherwise the peak is that of all rounds so far
             CLEAR_REFS.write_text(FORGET_PEAK)

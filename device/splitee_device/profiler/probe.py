@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures cuts within a budget of time: which ones, in which order, through the worker of measure.py."""
+"""Measures cuts within a time budget: chooses which ones, in which order, for the worker of worker.py."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from splitee_device.profiler.costs import (
     at_one_speed,
 )
 
-LEAST_STEPS = 5  # that the worker times
+LEAST_STEPS = 5  # timed by the worker
 ENDLESS = 1_000_000  # rounds and steps: a measurement ends by time
-OTHER_STEPS = 8  # that it takes besides: warm-up, evaluation, the stages one by one
-SECONDS = 1.0  # of timed steps a look
+OTHER_STEPS = 8  # in addition: warm-up, evaluation, the stages one by one
+SECONDS = 1.0  # of timed steps per look
 BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
 TICK = 0.5  # seconds
 
@@ -47,10 +47,10 @@ class MemoryTooSmall(NoCutFits):
 
 
 class Probe:
-    """The worker process: started when it is first asked, and again should it die; ended on exit."""
+    """The worker process: started at the first request, restarted if it dies, and ended on exit."""
 
     def __init__(self, setup: Setup, deadline: float, tick: Callable[[], None]) -> None:
-        """`deadline`: of all replies, by time.monotonic. `tick` is called twice a second; it may raise."""
+        """`deadline`: of all replies, by time.monotonic. `tick` is called twice a second, and may raise."""
         self._setup = setup
         self._deadline = deadline
         self._tick = tick
@@ -80,7 +80,7 @@ class Probe:
         return reply.description
 
     def measure(self, asked: MeasureCut) -> CutCosts | Failed:
-        """What training at the cut takes, or why it could not be tried.
+        """The costs of training at the cut, or why it could not be tried.
 
         Raises:
             TimeoutError: the deadline has passed.
@@ -124,7 +124,7 @@ class Probe:
             )
 
     def _end(self, worker: subprocess.Popen[bytes]) -> int:
-        """Ends the worker with all that it has forked; its exit status."""
+        """Ends the worker and all its forks; returns its exit status."""
         self._worker, self._buffer = None, b""
         code = worker.poll()
         with suppress(ProcessLookupError):
@@ -166,14 +166,14 @@ def _no_description(failed: Failed | None) -> Exception:
 class Plan:
     """Which cut to measure next: the first, the deepest that may fit, then the middle of the widest gap.
 
-    When all are measured, each is once more, as long as half of the time lasts: what else a device does comes
-    and goes, and two moments tell more than one.
+    When all are measured, each is measured once more, while half of the time lasts. The device's other load
+    changes, so two moments tell more than one.
     """
 
     def __init__(
         self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
     ) -> None:
-        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps a look.
+        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps per look.
 
         `deadline`: by time.monotonic.
         """
@@ -189,11 +189,11 @@ class Plan:
 
     @property
     def costs(self) -> dict[int, CutCosts]:
-        """By cut, of those that were measured."""
+        """The costs by cut, of those that were measured."""
         return at_one_speed(self._looks) if self._looks else {}
 
     def next(self) -> MeasureCut | None:
-        """None when all are measured, or none is left that fits the time."""
+        """The next request; None: all are measured, or no remaining one fits the time."""
         left = self._deadline - time.monotonic()
         for cut in self._candidates():
             if not self._looks or self._expected(cut) < left:
@@ -212,7 +212,7 @@ class Plan:
             self._looks.pop(asked.cut, None)
 
     def _candidates(self) -> list[int]:
-        """Cuts by how much they would tell."""
+        """Cuts in the order of the information that they would give."""
         killed = [cut for cut, failed in self.failed.items() if failed.killed]
         last = min([len(self.description.stages), *killed]) - 1
         open_cuts = [cut for cut in range(1, last + 1) if cut not in self._looks and cut not in self.failed]
@@ -223,7 +223,7 @@ class Plan:
         return [*reversed(beyond), *sorted(between, key=self._distance, reverse=True)]
 
     def _distance(self, cut: int) -> int:
-        """Multiply-accumulates to the nearest cut that is measured."""
+        """Multiply-accumulates to the nearest measured cut."""
         return min(abs(self._work[cut] - self._work[known]) for known in self._looks)
 
     def _may_fit(self, cut: int) -> bool:
@@ -235,7 +235,7 @@ class Plan:
         return self.description.base_memory + needed + code <= self._available
 
     def _expected(self, cut: int) -> float:
-        """Seconds that a measurement will take, from the nearest one: its steps grow with the work."""
+        """Expected seconds of a measurement, from the nearest one; its steps grow with the work."""
         nearest = self._looks[min(self._looks, key=lambda known: abs(known - cut))][0]
         step = nearest.step * max(self._work[cut] / max(self._work[nearest.cut], 1), 0.1)
         rest = max(nearest.seconds - (nearest.steps + OTHER_STEPS) * nearest.step, 0)
@@ -254,9 +254,9 @@ def measure_cuts(
     """Measure as many cuts as `budget` seconds allow.
 
     Args:
-        memory: bytes that training may take; cuts that need more are not tried. None: what there is.
-        progress: is told what is being done.
-        tick: is called twice a second; what it raises ends the measurement.
+        memory: bytes that training may use; cuts that need more are not tried. None: all that is available.
+        progress: receives a description of the current step.
+        tick: is called twice a second; if it raises, the measurement ends.
 
     Raises:
         ConfigError: the budget is too short for one measurement.

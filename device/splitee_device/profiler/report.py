@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A profile as people read it (tables, a chart) and as programs do (JSON)."""
+"""A profile for people (tables, a chart) and for programs (JSON)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def as_json(
     rows: Sequence[CutRow],
     choice: Choice | None,
 ) -> dict[str, Any]:
-    """Everything, in SI units; what is not known is null."""
+    """Everything, in SI units; unknown values are null."""
     return {
         "device": {name: asdict(fact) for name, fact in facts.items()},
         "link": asdict(work.link) if work.link else None,
@@ -53,7 +53,7 @@ def as_json(
 
 
 def facts_table(facts: Mapping[str, Fact]) -> RenderableType:
-    """What is known with its source, and in one line what is not there."""
+    """The known facts with their sources, and the unknown ones in one line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     known = {name: fact for name, fact in facts.items() if fact.value is not None}
     for name, fact in known.items():
@@ -63,7 +63,7 @@ def facts_table(facts: Mapping[str, Fact]) -> RenderableType:
 
 
 def cuts_table(measured: Measured, work: Work, rows: Sequence[CutRow], choice: Choice) -> RenderableType:
-    """A row a cut; the recommended one is marked."""
+    """One row per cut; the recommended one is marked."""
     spec = measured.spec
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("")
@@ -114,7 +114,7 @@ def _notes(measured: Measured, work: Work, rows: Sequence[CutRow]) -> list[Text]
         f"{mib(work.reserve)} stay in reserve"
     ]
     if any(not row.measured for row in rows):
-        notes.append("~ interpolated between cuts that were measured")
+        notes.append("~ interpolated between measured cuts")
     if work.link is None:
         notes.append("link not measured: a round is training alone")
     else:
@@ -134,13 +134,13 @@ def _words(name: str, fact: Fact) -> str:
 
 
 def require_matplotlib() -> None:
-    """Raises ExtraMissing where `plot` would find none."""
+    """Raises ExtraMissing: `plot` would not find it."""
     if find_spec("matplotlib") is None:
         raise ExtraMissing("--plot needs matplotlib: pip install 'hetero-splitee[lab]'")
 
 
 def plot(path: Path, measured: Measured, rows: Sequence[CutRow], choice: Choice) -> None:
-    """Time a batch and memory at every cut, as a PNG; interpolated cuts are pale."""
+    """Time per batch and memory at every cut, as a PNG; interpolated cuts are pale."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each stage of a network keeps for its backward pass, and the CPU time that it takes."""
+"""What each stage of a network saves for its backward pass, and its CPU time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from splitee_device.data.batches import batch
 from splitee_device.data.image_sets import LabelledImages
 from splitee_device.profiler.costs import StageFacts
 
-SMALL = 2  # samples that show what a stage saves for its backward pass
+SMALL = 2  # samples in the batch that shows what a stage saves for its backward pass
 STAGE_STEPS = 3
 
 
 def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
-    """All stages, and what each keeps for its backward pass, seen on a batch of SMALL samples."""
+    """All stages, and what each saves for its backward pass, measured on a batch of SMALL samples."""
     network = build_for(spec)
     features = torch.zeros(SMALL, *spec.input_shape)
     kept = [features]
@@ -46,7 +46,7 @@ def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
 
         with saved_tensors_hooks(pack, lambda tensor: tensor):
             features = network.stage(stage.index)(features)
-        kept.append(features)  # no address is used twice
+        kept.append(features)  # keeps its address from being reused
         yield StageFacts(stage.name, stage.feature_shape, stage.parameters, stage.macs, sum(sizes) // SMALL)
 
 
@@ -55,8 +55,8 @@ def stage_cpu(
 ) -> Iterator[tuple[float, float]]:
     """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
 
-    The gradient reaches the boundary between two stages when the backward pass of all behind it is done;
-    frozen stages it does not reach.
+    The gradient reaches the boundary between two stages when the backward pass of all later stages is done.
+    It does not reach frozen stages.
     """
     network = build_for(spec)
     stages = [network.stage(index) for index in range(1, cut + 1)]
@@ -70,7 +70,7 @@ def stage_cpu(
         ends = [time.process_time()]
         for place, stage in enumerate(stages, start=1):
             features = stage(features)
-            if features.requires_grad:  # behind frozen stages nothing does
+            if features.requires_grad:  # the features of frozen stages do not
                 features.register_hook(partial(_note_arrival, arrived, place))
             ends.append(time.process_time())
         F.cross_entropy(exit_head(features), labels).backward()  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a training step and each of its parts take."""
+"""The duration of a training step and of each of its parts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Times:
     def __init__(self, *, bursty: bool) -> None:
         """`bursty`: a CPU quota makes the process wait now and then."""
         self.bursty = bursty
-        self.stretch = 1.0  # seconds that a CPU second took, over all
-        self.reference = 0.0  # that ran between the steps
+        self.stretch = 1.0  # wall seconds per CPU second, overall
+        self.reference = 0.0  # seconds of the reference that ran between the steps
         self.steps: list[float] = []
         self.forward: list[float] = []
         self.backward: list[float] = []
@@ -30,15 +30,15 @@ class Times:
         self.payload = 0
 
     def typical(self) -> tuple[float, float]:
-        """A step and its encoding. Where a quota makes the process wait, each has its share by CPU time:
-        the wait itself comes at whichever system call is next."""
+        """A step and its encoding. If a quota makes the process wait, each gets its share by CPU time,
+        because the wait itself occurs at whichever system call comes next."""
         if not self.bursty:
             return median(self.steps), median(self.encode)
         step = self.stretch * fmean(self.step_cpu)
         return step, self.stretch * fmean(self.cpu) - step
 
     def in_blocks(self, length: float) -> list[float]:
-        """The mean step of each run of steps that takes `length` seconds."""
+        """The mean step of each block of steps that takes `length` seconds."""
         means: list[float] = []
         block: list[float] = []
         for step in self.steps:
@@ -50,7 +50,7 @@ class Times:
 
 
 class StepClock:
-    """Marks where one step's forward, backward and optimizer begin and end, from hooks of torch's own."""
+    """Records when a step's forward, backward and optimizer begin and end, with torch's own hooks."""
 
     def __init__(self, trainer: ClientTrainer) -> None:
         self._marks: dict[str, float] = {}
@@ -68,7 +68,7 @@ class StepClock:
         times.optimizer.append(optimizer)
 
     def _begin(self) -> None:
-        """Of a step's forward; where all stages are frozen, images go through them in groups."""
+        """Marks the start of a step's forward, once: with all stages frozen, images pass in groups."""
         if self._marks.get("begin", 0.0) <= self._marks.get("end", 0.0):
             self._mark("begin")
 

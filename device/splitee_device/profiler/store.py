@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what was measured in the device's state directory, for as long as nothing that matters changes."""
+"""Keeps measurements in the device's state directory, as long as nothing relevant changes."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class MeasuredStore:
-    """Measurements in DIR/profile, each by what it depends on: the network, the batch, this machine."""
+    """Measurements in DIR/profile, identified by what they depend on: network, batch, machine."""
 
     def __init__(self, state: Path) -> None:
         self._folder = state / FOLDER
 
     def save(self, measured: Measured) -> None:
-        """A measurement in which a cut has failed is not kept: what was short then may not be now.
+        """Save a measurement. If a cut failed in it, it is not kept: memory that was short may be free later.
 
         Raises:
             StateError: the directory cannot be written.
@@ -44,7 +44,7 @@ class MeasuredStore:
         write_atomically(path, measured.encode())
 
     def load(self, spec: RunSpec, threads: int) -> Measured | None:
-        """The measurement for this run on this machine, if there is one, with the memory there is now."""
+        """The measurement for this run on this machine, if any, with the memory that is available now."""
         path = self._path(spec, threads)
         try:
             measured = Measured.decode(path.read_bytes())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The profiler's worker process: trains at a cut as the agent does, and says what it took.
+"""The profiler's worker process: trains at a cut as the agent does, and reports the costs.
 
     python -m splitee_device.profiler.worker   (requests and replies are lines of JSON, see costs.py)
 
-Each cut is measured in a process forked from this one, which has imported torch and done nothing with it: so
-a cut's memory is its own, and where the system kills for want of memory, it kills only the attempt.
+Each cut is measured in a process forked from this one, which has imported torch and done nothing with it. So
+a cut's memory is its own, and if the system kills a process for lack of memory, it kills only the attempt.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ import torch.fx.experimental.symbolic_shapes  # measuring a network loads it: on
 
 import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
 import splitee.mqtt.link  # noqa: F401
-import splitee_device.agent.agent  # what the agent imports is part of what it takes; so are link and monitor
+import splitee_device.agent.agent  # its imports count as part of its memory; so do link and monitor
 import splitee_device.profiler.drift  # noqa: F401
 from splitee.errors import SpliteeError
 from splitee.networks.zoo import first_line
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.process import prepare_to_train
 from splitee.training.state import packing
 from splitee_device.data.batches import batch
 from splitee_device.data.image_sets import ImageSet
@@ -46,8 +47,8 @@ from splitee_device.profiler.step_times import StepClock, Times
 from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
-LEAST_STEPS = 5  # to be timed, as long as there is time
-BLOCK = 0.5  # seconds of steps that are one sample where a quota makes single steps meaningless
+LEAST_STEPS = 5  # least number of timed steps, if there is time
+BLOCK = 0.5  # seconds of steps that form one sample if a quota makes single steps meaningless
 INFERENCES = 5
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     _offer_to_be_killed(500)
     setup = Setup.decode(sys.stdin.buffer.readline())
     base = memory()["RssAnon"]
-    gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
+    gc.freeze()  # otherwise each fork's garbage collector would touch, and so copy, all that torch has made
 
     def describe() -> Reply:
         return Reply(description=Description(stages=tuple(describe_stages(setup.spec)), base_memory=base))
@@ -67,7 +68,7 @@ def main() -> None:
 
 
 def _offer_to_be_killed(score: int) -> None:
-    """When memory runs out, the system takes an attempt first, then the worker, never who asked."""
+    """When memory runs out, the system kills an attempt first, then the worker, never the requester."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score))
 
@@ -78,7 +79,7 @@ def _send(reply: bytes) -> None:
 
 
 def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
-    """The encoded reply of `work`, done in a process of its own."""
+    """The encoded reply of `work`, done in a forked process."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -97,12 +98,12 @@ def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
 
 
 def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
-    """The forked process's life: one reply, and no way back into the worker's loop."""
+    """The forked process: it sends one reply, and never returns to the worker's loop."""
     code = 1
     _offer_to_be_killed(1000)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a network of the user's own may print
-    try:  # whatever happens, this process does not go on as its parent
-        torch.set_num_threads(setup.threads)
+    try:  # in any case, this process must not continue as its parent
+        prepare_to_train(setup.threads)
         try:
             reply = work()
         except SpliteeError as error:
@@ -120,7 +121,7 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
 
 
 def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
-    """Train at the cut as the agent does it: its weights, its window of payloads, its state in bytes."""
+    """Train at the cut as the agent does: with its weights, its window of payloads, its state in bytes."""
     started = time.perf_counter()
     before = memory()["RssAnon"]
     spec = setup.spec
@@ -130,7 +131,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         trainer = open_trainer(spec, asked.cut, "profile", data)
         inference = _infer(trainer, data, spec)
     inference_memory = watch.peak - before
-    initial = copy.deepcopy(trainer.state())  # the agent keeps it to start a run anew
+    initial = copy.deepcopy(trainer.state())  # the agent keeps it, to start a run again
     times = Times(bursty=setup.bursty)
     _train(trainer, spec, asked, times, started, watch)
     with watch:
@@ -167,16 +168,16 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
 def _train(
     trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, times: Times, started: float, watch: MemoryWatch
 ) -> None:
-    """Steps as the agent does them, with the last payloads kept as its window keeps them."""
+    """Steps as the agent does them, with the last payloads kept as in its window."""
     clock = StepClock(trainer)
     window: deque[bytes] = deque(maxlen=spec.window)
     batches = trainer.round(1)
-    with watch:  # which would disturb the steps that are timed
+    with watch:  # which would disturb the timed steps
         for _ in range(WARM_UP):
             window.append(_encode(spec, next(batches)))
             if time.perf_counter() - started >= asked.most:
                 break
-    reference = Reference()  # only now: its memory is not training's
+    reference = Reference()  # only now, because its memory is not training's
     timed_from = time.perf_counter()
     while True:
         begun, cpu_begun = time.perf_counter(), time.process_time()
@@ -204,7 +205,7 @@ def _encode(spec: RunSpec, batch: CutBatch) -> bytes:
 
 
 def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
-    """Seconds to classify one image by the exit."""
+    """Seconds to classify one image with the exit."""
     trainer.client.eval()
     trainer.exit.eval()
     image, _ = batch(data.held_out, np.arange(1), spec.mean, spec.std)
@@ -218,7 +219,7 @@ def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
 
 
 def _noise(spec: RunSpec) -> DeviceData:
-    """Training and held-out images: what training costs does not depend on what is in the images."""
+    """Training and held-out images of noise: the cost of training does not depend on their content."""
     generator = np.random.default_rng(0)
 
     def some(count: int) -> ImageSet:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device learns by itself: its client network and exit, on its own images, without the fleet."""
+"""The baseline: the device trains its client network and exit on its own images, without the fleet."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class _Baseline(msgspec.Struct, frozen=True):
 
 
 def by_itself(spec: RunSpec) -> RunSpec:
-    """The run for a device that trains without a fleet: its own exit only, for no other is averaged."""
+    """The run's settings for a device that trains without a fleet: only its own exit, and no averaging."""
     return replace(spec, exits="own", exit_cuts=(), client_averaging="none", soft_labels=0.0)
 
 
 def exit_accuracy(trainer: ClientTrainer) -> float:
-    """The share of its held-out images, at least one, that the device's exit gets right."""
+    """The accuracy of the device's exit on its held-out images, of which there must be at least one."""
     right = 0
     for batch in trainer.evaluate():
         right += int(np.sum(batch.exit_labels == batch.labels))
@@ -50,10 +50,11 @@ def alone_accuracy(
     state: Path,
     on_step: Callable[[int, int, int, float], None],
 ) -> float | None:
-    """The accuracy, on the held-out images, of the exit that the device trains for all rounds by itself.
+    """The held-out accuracy of the exit after the device has trained by itself for all rounds.
 
-    With the run's seeds and settings, from the weights that the run begins with. It is kept in the device's
-    state, and trained again only for another run, or another number of rounds.
+    It uses the run's seeds and settings, and the weights that the run begins with. The result is kept in the
+    device's state. Training is repeated only for another run, or another number of rounds.
+
 
     Args:
         on_step: called after each step with the round, the step, the steps of the round, and the mean loss.
@@ -73,7 +74,7 @@ def alone_accuracy(
             on_step(number, step, trainer.steps, trainer.loss)
     found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer))
     write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
-    log.info("baseline: alone, the exit is right in %.1f %% of the held-out images", 100 * found.accuracy)
+    log.info("baseline: trained alone, the exit has an accuracy of %.1f %%", 100 * found.accuracy)
     del trainer
     gc.collect()  # a small device has no room for two networks
     return found.accuracy

@@ -15,13 +15,13 @@ from splitee.training.soft_labels import SoftLabels
 
 
 class Teacher:
-    """Finds the soft label of each image; one that was in no batch of that round has none."""
+    """Finds the soft label of each image. An image that was in no batch of that round has none."""
 
     def __init__(self, spec: RunSpec, device: str, samples: int, labels: SoftLabels | None) -> None:
-        """`samples`: the device's training images. `labels`: None teaches nothing."""
+        """`samples`: the number of the device's training images. `labels`: None: the loss is zero."""
         self._weight = spec.soft_labels
         self._labels = labels
-        self._rows = np.full(samples, -1)  # of each image's latest soft label
+        self._rows = np.full(samples, -1)  # index of each image's latest soft label
         if labels is not None:
             order = np.concatenate(list(epoch_batches(spec, device, labels.round, samples)))
             self._rows[order] = np.arange(len(order))

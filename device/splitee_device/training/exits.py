@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's exits learn: the labels, and what the best of them knows."""
+"""The loss of a device's exits: from the labels, and from the best exit's predictions."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def exits_loss(logits: Sequence[Tensor], labels: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """What several exits learn together from a batch.
+    """The joint loss of several exits for a batch.
 
-    Each learns from the labels, and the others from the one with the lowest loss in the batch, as in ReeFL
-    (Lee et al., ICML 2024): the loss is the sum of their cross-entropies and of the divergences
+    Each exit learns from the labels. All others also learn from the exit with the lowest loss in the batch,
+    as in ReeFL (Lee et al., ICML 2024): the loss is the sum of their cross-entropies and of the divergences
     KL(best || other).
 
     Args:
@@ -23,7 +23,7 @@ def exits_loss(logits: Sequence[Tensor], labels: Tensor, offsets: Tensor) -> tup
         offsets: (classes,), added to logits before they are compared with labels.
 
     Returns:
-        The loss, a scalar; and that of the device's own exit on the labels.
+        The loss, a scalar; and the cross-entropy of the device's own exit on the labels.
     """
     on_labels = [F.cross_entropy(one + offsets, labels) for one in logits]
     if len(logits) == 1:

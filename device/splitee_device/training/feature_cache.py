@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features on disk: what frozen stages give an image is computed once."""
+"""Features on disk: the output of frozen stages for an image is computed once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 NAME = "features.cache"
-KEY = 16  # bytes that an image is known by
+KEY = 16  # bytes of an image's key
 HEAD = KEY + 4  # of a record: the key, and the checksum of what follows
 
 Features = npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CacheRoom:
-    """Where features may be kept, and how many bytes they may take; 0: none are kept."""
+    """Where features may be kept, and how many bytes they may use; 0: none are kept."""
 
     folder: Path
     most: int
@@ -33,8 +33,8 @@ class CacheRoom:
 class FeatureCache:
     """A file of records of one size: key, checksum, features as float32, exactly as they were computed.
 
-    It belongs to one network and one preparation of images, which `owner` stands for; what another has left
-    is dropped. A record that was torn is computed again. Once the file is full, nothing more is kept.
+    It belongs to one network and one preparation of images, which `owner` identifies. Features of another
+    owner are deleted. A torn record is computed again. A full file takes no further records.
     """
 
     def __init__(self, room: CacheRoom, owner: str, shape: tuple[int, ...]) -> None:
@@ -42,7 +42,7 @@ class FeatureCache:
         self._shape = shape
         self._size = HEAD + 4 * int(np.prod(shape))  # bytes of a record
         self._places: dict[bytes, int] = {}  # by key: the record's offset
-        self._end = 0  # 0: nothing is kept, or no longer
+        self._end = 0  # where the next record goes; 0: nothing is kept, or nothing more
         self._most = room.most
         try:
             self._file = os.open(room.folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -51,7 +51,7 @@ class FeatureCache:
             log.warning("features are not kept on disk: %s: %s", room.folder / NAME, error.strerror)
 
     def get(self, key: bytes) -> Features | None:
-        """The features that were kept for an image; None: there are none."""
+        """The cached features of an image; None: there are none."""
         place = self._places.get(key)
         if place is None:
             return None
@@ -62,7 +62,7 @@ class FeatureCache:
         return np.frombuffer(record, np.float32, offset=HEAD).reshape(self._shape)
 
     def put(self, key: bytes, features: Features) -> None:
-        """Keep the features of an image, where there is room."""
+        """Store the features of an image, if there is room."""
         data = np.ascontiguousarray(features, np.float32).tobytes()
         if not self._end or key in self._places or self._end + self._size > self._most:
             return
@@ -92,7 +92,7 @@ class FeatureCache:
 
 
 def key_of(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """What an image is known by, before it is normalised."""
+    """The key of an image, from its pixels before they are normalised."""
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=KEY).digest()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features of a client network whose stages are all frozen: an image always gives the same, to the bit."""
+"""Features of a client network whose stages are all frozen: those of an image never change, to the bit."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitee_device.data.batches import Batch
 from splitee_device.data.image_sets import LabelledImages, Numbers
 from splitee_device.training.feature_cache import CacheRoom, FeatureCache, key_of
 
-GROUP = 32  # images that are computed together, always: another number could change the last bits
-CHANNELS_LAST = torch.channels_last  # in which convolutions take half to four fifths of the time
+GROUP = 32  # images computed together; always this number, because another could change the last bits
+CHANNELS_LAST = torch.channels_last  # a layout in which convolutions need half to four fifths of the time
 
 
 class FrozenFeatures:
-    """Takes images through the network, or out of the cache what was computed before.
+    """Computes the features of images, or takes them from the cache if they were computed before.
 
-    The bits are the same with a cache, without one, and with one that is full.
+    The bits are the same with a cache, without one, and with a full one.
     """
 
     def __init__(self, client: nn.Module, shape: tuple[int, ...], spec: RunSpec) -> None:
@@ -38,15 +38,15 @@ class FrozenFeatures:
         self._keys: dict[tuple[int, int], bytes] = {}  # of images that this process has seen
 
     def cache_in(self, room: CacheRoom | None) -> None:
-        """Keep features there; None: nowhere."""
+        """Keep features in `room`; None: keep none."""
         self._room = room if room is not None and room.most else None
 
     def forget(self) -> None:
-        """The network may have got other weights."""
+        """Call this when the network may have got other weights."""
         self._owner = ""
 
     def batches(self, image_set: LabelledImages, order: Iterable[Numbers]) -> Iterator[Batch]:
-        """The batches of `order`, with features (B, *shape) in evaluation mode in the place of images."""
+        """The batches of `order`, with features (B, *shape) in evaluation mode instead of images."""
         return (self._batch(image_set, numbers) for numbers in order)
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class FrozenFeatures:
         return Batch(numbers, torch.stack(rows).to(place), labels.to(place))
 
     def _computed(self, image_set: LabelledImages, images: dict[int, Pixels]) -> dict[int, Tensor | None]:
-        """The features of images (C, H, W) by their numbers: those that are kept, and the others computed."""
+        """The features of images (C, H, W) by their numbers: from the cache, or else computed."""
         if self._cache is not None:
             for number, pixels in images.items():
                 self._keys.setdefault((id(image_set), number), key_of(pixels))
@@ -72,7 +72,7 @@ class FrozenFeatures:
         self._client.eval()
         for start in range(0, len(missing), GROUP):
             group = missing[start : start + GROUP]
-            # A short group is filled up with the same once more.
+            # A short group is filled up with copies of its own images.
             pixels = np.stack([images[number] for number in np.resize(group, GROUP)])
             inputs = torch.from_numpy(normalize(pixels, self._spec.mean, self._spec.std)).to(place)
             computed = self._client(inputs.to(memory_format=CHANNELS_LAST)).cpu().contiguous()
@@ -82,7 +82,7 @@ class FrozenFeatures:
         return found
 
     def _open(self) -> None:
-        """The cache of this network, where there is room for one."""
+        """Open the cache of this network, if there is room for one."""
         if self._room is None or self._owner:
             return
         self._owner = f"{weights_digest(self._client.state_dict())} {self._spec.mean} {self._spec.std}"
@@ -90,7 +90,7 @@ class FrozenFeatures:
             self._cache = FeatureCache(self._room, self._owner, self._shape)
 
     def _kept(self, image_set: LabelledImages, number: int) -> Tensor | None:
-        """What is kept of an image that this process has read; None: nothing."""
+        """The cached features of an image that this process has read; None: there are none."""
         key = self._keys.get((id(image_set), number))
         features = None if key is None or self._cache is None else self._cache.get(key)
         return None if features is None else torch.from_numpy(features.copy())

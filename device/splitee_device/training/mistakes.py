@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The most confident mistakes of an exit: images worth a look, for they may be labelled wrongly."""
+"""The most confident mistakes of an exit: images worth checking, because their labels may be wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT = 10
 
 @dataclass(frozen=True, order=True)
 class Mistake:
-    """An image that the exit took for another class; the higher the `probability`, the surer it was."""
+    """An image for which the exit predicted a wrong class; `probability`: of the predicted class."""
 
     probability: float
     number: int  # of the image in its set
@@ -25,7 +25,7 @@ class Mistake:
 
 
 class Mistakes:
-    """The KEPT most confident ones of an evaluation; an image that comes twice counts once."""
+    """The KEPT most confident mistakes of an evaluation; an image that occurs twice counts once."""
 
     def __init__(self) -> None:
         self._found: set[Mistake] = set()
@@ -48,7 +48,7 @@ class Mistakes:
         self._found = set(heapq.nlargest(KEPT, self._found))
 
     def as_json(self, name: Callable[[int], str], class_names: Sequence[str]) -> dict[str, Any]:
-        """The surest first. `name`: of an image, by its number."""
+        """The most confident first. `name`: gives an image's name by its number."""
         return {
             "mistakes": [
                 {
@@ -63,5 +63,5 @@ class Mistakes:
 
 
 def _class_name(label: int, names: Sequence[str]) -> str:
-    """Of a class; its number where a run tells apart more classes than this device has names for."""
+    """The name of a class, or its number if the run has more classes than this device has names."""
     return names[label] if label < len(names) else str(label)

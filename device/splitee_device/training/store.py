@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device's durable state: its last committed rounds, and the round that waits for its commit."""
+"""The device's durable state: its last committed rounds, and the round that awaits its commit."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from splitee_device.training.trainer import ClientTrainer
 log = logging.getLogger(__name__)
 
 
-IDENTITY = ("run", "network", "cut")  # the facts by which a state is told from another
+IDENTITY = ("run", "network", "cut")  # the facts that identify a state
 CALIBRATION_IMAGES = 128
 MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
 
 
 class DeviceStore:
-    """States of one run in a state directory, and the images that an exported model is tried on."""
+    """States of one run in a state directory, and images to test an exported model."""
 
     def __init__(
         self, directory: StateDirectory, device: str, images: DeviceImages, region: Region | None = None
     ) -> None:
-        """`region`: of each picture that the images were made of; None: all of it."""
+        """`region`: the part of each original image that is used; None: all of it."""
         self._directory = directory
         self._device = device
         self._images = images
@@ -46,14 +46,14 @@ class DeviceStore:
 
     @property
     def cuts(self) -> frozenset[int]:
-        """Where this device was cut in the run, or has asked to be; over all of its processes."""
+        """The cuts that this device had in the run, or asked for, in all of its processes."""
         return frozenset(self._cuts)
 
     def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
         """Use the directory for this run.
 
         Raises:
-            StateError: it holds another run that has not finished, or this one at another cut.
+            StateError: it holds another run that has not finished, or this run at another cut.
         """
         self._open(spec, cut, fresh=fresh)
         before = kept_region(self._directory.path)
@@ -87,7 +87,7 @@ class DeviceStore:
             )
 
     def ask(self, spec: RunSpec, cut: int, wanted: int) -> None:
-        """This device, cut at `cut`, asks to be cut at `wanted`; a later process knows of it."""
+        """Record that this device, cut at `cut`, asks for cut `wanted`; later processes then know it."""
         self._cuts.add(wanted)
         self._directory.save_facts(self._facts(spec, cut, finished=False))
 
@@ -96,22 +96,22 @@ class DeviceStore:
         self._directory.save_facts(self._facts(spec, cut, finished=True))
 
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
-        """The state after round `number`, durable; it counts once the server commits the round."""
+        """Save the state after round `number` durably; it counts once the server commits the round."""
         self._cuts.add(cut)
         facts, mine = self._directory.facts(), self._facts(spec, cut, finished=False)
-        if facts is None or _class_names(facts) != _class_names(mine):  # by which labels are numbered
+        if facts is None or _class_names(facts) != _class_names(mine):  # which number the labels
             self._save_samples()
-        if facts != mine:  # it has moved, or a run that was finished has been given more rounds
+        if facts != mine:  # its cut has changed, or a finished run got more rounds
             self._directory.save_facts(mine)
         self._directory.save_round(number, packing(trainer.state()))
 
     def save_division(self) -> None:
-        """What each image is for, from now on."""
+        """Save what each image is used for from now on."""
         if self._images.data.division is not None:
             keep_division(self._directory.path, self._images.data.division)
 
     def save_mistakes(self, number: int, mistakes: Mistakes) -> None:
-        """The exit's most confident mistakes after round `number`, for people at this device."""
+        """Save the exit's most confident mistakes after round `number`, for the device's owner."""
         content = {
             "round": number,
             **mistakes.as_json(self._images.data.held_out.name, self._images.data.class_names),
@@ -122,17 +122,17 @@ class DeviceStore:
         self._directory.prune(number)
 
     def holds(self, number: int, digest: str | None, trainer: ClientTrainer) -> bool:
-        """Whether the state after round `number` is here with these weights; `trainer` has them then."""
+        """Whether the state after round `number` is here with these weights; then `trainer` has them."""
         here = number in self._directory.rounds() and self._load(number, trainer)
         return here and trainer.digest() == digest
 
     def restore(
         self, number: int, digest: str | None, trainer: ClientTrainer, initial: Callable[[], dict[str, Any]]
     ) -> None:
-        """Bring `trainer` to its committed round `number`; `initial` gives what the run begins from.
+        """Bring `trainer` to its committed round `number`; `initial` gives the state before round 1.
 
-        A round whose file is missing or torn is trained again from the one before, which gives the same
-        weights, as long as nothing of the server's has entered them: no average, no soft labels.
+        A round whose file is missing or torn is trained again from the one before. That gives the same
+        weights unless something from the server entered them: an average or soft labels.
         """
         found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), None)
         if found is None:
@@ -172,7 +172,7 @@ class DeviceStore:
         }
 
     def _save_samples(self) -> None:
-        """Some of the device's images, for what is done with the model once the data may be gone."""
+        """Save some of the device's images, for work on the model when the data may no longer be there."""
         train, held_out = self._images.data.train, self._images.data.held_out
         each = held_out.take(np.arange(1)).nbytes
         numbers, images = held_out.read(some_of(len(held_out), HELD_OUT_IMAGES, each))
@@ -187,7 +187,7 @@ def _class_names(facts: dict[str, Any]) -> Any:
 
 
 def _cuts(facts: dict[str, Any]) -> set[int]:
-    """Those of a state's facts; of a state without them the cut that it is at."""
+    """The cuts in a state's facts. Older facts have only the current cut."""
     found = facts.get("cuts")
     listed = found if isinstance(found, list) else []
     return {cut for cut in (*listed, facts.get("cut")) if isinstance(cut, int)}

@@ -45,7 +45,7 @@ from splitee_device.training.mistakes import Mistakes
 def open_trainer(
     spec: RunSpec, cut: int, device: str, data: DeviceData, cache: CacheRoom | None = None
 ) -> ClientTrainer:
-    """The trainer of a device in a run, on a network of its own of which it keeps only its part.
+    """The trainer of a device in a run. It keeps only its part of the network that is built for it.
 
     Args:
         cache: where it may keep features of frozen stages.
@@ -60,20 +60,20 @@ def open_trainer(
     trainer = ClientTrainer(network, cut, spec, device, data)
     del network
     trainer.features.cache_in(cache)
-    gc.collect()  # the trunk's weights hang in reference cycles, and a small device needs their memory
+    gc.collect()  # the trunk's weights are in reference cycles, and a small device needs their memory
     return trainer
 
 
 class ClientTrainer:
-    """One client network and its exits, their optimizer, and what they learn in a round.
+    """One client network and its exits, their optimizer, and the results of a round.
 
-    It computes where the network's weights are.
+    It computes on the torch device of the network's weights.
 
     Attributes:
         client: stages 1..cut.
-        exit: the device's own, by which it predicts.
-        body: what a training step runs before the exits: `client`, or where the run has exits at shallower
-            cuts too, the same stages giving the features at each.
+        exit: the device's own exit, which makes its predictions.
+        body: what a training step runs before the exits: `client`, or, if the run also has exits at
+            shallower cuts, the same stages with the features at each of these cuts.
     """
 
     def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
@@ -94,7 +94,7 @@ class ClientTrainer:
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
         self.features = FrozenFeatures(self.client, network.stages[cut - 1].feature_shape, spec)
-        self._is_frozen = network.frozen >= cut  # so that images always give the same features
+        self._is_frozen = network.frozen >= cut  # then an image always gives the same features
         self._train_batches = self._batches_of(data.train, self._is_frozen and spec.augmentation == "none")
         self._held_out_batches = self._batches_of(data.held_out, self._is_frozen)
         self.samples = len(data.train)
@@ -112,8 +112,8 @@ class ClientTrainer:
         """Train round `number` (from 1), yielding each batch's features as it goes.
 
         Args:
-            soft_labels: of an earlier round; the exit learns from them beside the labels.
-            steps: batches, where they are not as many as these images make.
+            soft_labels: of an earlier round; the exit learns from them and from the labels.
+            steps: the number of batches, if these images make another number.
         """
         for head in self._exits:
             head.train()
@@ -141,10 +141,10 @@ class ClientTrainer:
 
     @torch.no_grad()
     def statistics(self, number: int, steps: int) -> Iterator[CutBatch]:
-        """Training batches through the network of committed round `number`, which stays as it is.
+        """Training batches through the network of committed round `number`, which is not changed.
 
-        What its BatchNorm layers see in them is in `fresh_statistics` then. For exits, whose statistics are
-        over few values an image, it sees more than the `steps` batches that are yielded, and sent.
+        Afterwards `fresh_statistics` gives what its BatchNorm layers saw. Exits have few values per image for
+        their statistics. Therefore it runs more than the `steps` batches that are yielded and sent.
         """
         for head in self._exits:
             head.train()
@@ -161,7 +161,7 @@ class ClientTrainer:
                 yield CutBatch(_array(found[-1]), _array(batch.labels))
 
     def fresh_statistics(self) -> dict[str, Tensor]:
-        """Means and variances of BatchNorm by name, as `statistics` has found them; not of frozen stages."""
+        """Means and variances of BatchNorm by name, as found by `statistics`; not those of frozen stages."""
         means = self._fresh.means()
         return {
             name: means.get(name, tensor)
@@ -170,10 +170,10 @@ class ClientTrainer:
         }
 
     def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
-        """The held-out images at the cut, with what the exit predicts.
+        """The held-out images' features at the cut, with the exit's predictions.
 
         Args:
-            steps: batches, where they are not as many as these images make: fewer, or some once more.
+            steps: the number of batches, if these images make another number; some batches may come again.
         """
         self._model.eval()
         self.mistakes = Mistakes()
@@ -191,13 +191,13 @@ class ClientTrainer:
             yield CutBatch(_array(features), labels, predicted, normalized_entropy(scores))
 
     def _batches_of(self, image_set: LabelledImages, is_frozen: bool) -> Batches:
-        """`is_frozen`: features come in the place of images."""
+        """`is_frozen`: the batches have features instead of images."""
         if is_frozen:
             return partial(self.features.batches, image_set)
         return batches_at(self._place, image_set, self._spec)
 
     def _train_features(self, batch: Batch, precision: Precision = "fp32") -> Sequence[Tensor]:
-        """What each exit learns from: the features of a batch at its cut, (B, *feature_shape) there."""
+        """The input of each exit: the features of a batch at its cut, (B, *feature_shape) there."""
         if self._is_frozen and self._spec.augmentation == "none":
             return [batch.images]
         images = augment(batch.images, self._spec)
@@ -206,7 +206,7 @@ class ClientTrainer:
         return [one.float() for one in found] if isinstance(found, list) else [found.float()]
 
     def _features(self, batch: Batch) -> Tensor:
-        """What the client network makes of a batch, as it is: (B, *feature_shape)."""
+        """The client network's features of an unchanged batch: (B, *feature_shape)."""
         features: Tensor = batch.images if self._is_frozen else self.client(batch.images)
         return features
 
@@ -215,22 +215,22 @@ class ClientTrainer:
         return self._model.state_dict()
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """Those of `weights` that training changes, and that travel: not those of frozen stages."""
+        """Those of `weights` that training changes, and that are sent; not those of frozen stages."""
         return {name: tensor for name, tensor in self.weights().items() if name not in self._frozen_keys}
 
     def frozen_weights(self) -> dict[str, Tensor]:
-        """Those of `weights` that are the same in the whole fleet, from the first round on."""
+        """Those of `weights` that are the same in the whole fleet from the first round on."""
         return {name: tensor for name, tensor in self.weights().items() if name in self._frozen_keys}
 
     def digest(self) -> str:
         return weights_digest(self.weights())
 
     def state(self) -> dict[str, Any]:
-        """Everything the next round depends on."""
+        """Everything that the next round depends on."""
         return {"model": self._model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
-        """Go on from other weights; their momentum starts anew."""
+        """Continue from other weights, without momentum."""
         self._model.load_state_dict(weights)
         self.features.forget()
         self.forget_momentum()

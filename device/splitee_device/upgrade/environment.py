@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the environment of new software, and tries whether it starts.
+"""Makes the environment of new software, and tests whether it starts.
 
-What an upgrade brings lies over what the device was installed with: a later entry of the path has all that
-the upgrade does not replace, so that a wheel of 1 MB is enough and torch is neither sent nor copied.
+An upgrade's packages lie over those that the device was installed with. A later entry of the path has
+everything that the upgrade does not replace: a wheel of 1 MB is enough, and torch is neither sent nor copied.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from splitee.errors import SoftwareError, StateError
 from splitee.software.wheelhouse import PACKAGE, SoftwareManifest, Wheelhouse, normalised
 from splitee_device.upgrade.software import BASE, FOREIGN, Software
 
-MARGIN = 64 << 20  # bytes that stay free
-SLOWEST = 300  # seconds that a step may take, on a slow card
+MARGIN = 64 << 20  # bytes to keep free
+SLOWEST = 300  # the longest that a step may take, in seconds, on a slow card
 FULL = "No space left on device"
 PATHS = "splitee-base.pth"
 
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 
 
 def make_environment(software: Software, name: str, wheelhouse: Wheelhouse) -> None:
-    """Makes `name`, durably; where that fails, nothing of it is left.
+    """Makes `name`, durably; if that fails, nothing of it is left.
 
     Raises:
         StateError: it cannot be written, such as on a full disk.
-        SoftwareError: the file is damaged, packages are missing, or what was installed does not start.
+        SoftwareError: the file is damaged, packages are missing, or the installed software does not start.
     """
     manifest, folder = wheelhouse.manifest, software.path / name
     _check_space(software.path, manifest)
-    shutil.rmtree(folder, ignore_errors=True)  # of an installation that was cut off
+    shutil.rmtree(folder, ignore_errors=True)  # of an interrupted installation
     try:
         venv.EnvBuilder(symlinks=True).create(folder)
         (_packages(folder) / PATHS).write_text(_paths(software))
@@ -76,11 +76,11 @@ def _packages(environment: Path) -> Path:
 
 
 def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
-    """The wheels, from the file or from the index that it names; only those whose digests are signed."""
+    """Installs the wheels from the file, or from the index that it names; only those with signed digests."""
     wheels = folder / "wheels"
     wheels.mkdir()
     flags = ["--isolated", "--no-deps", "--ignore-installed", "--no-cache-dir", "--only-binary", ":all:"]
-    flags.append("--no-compile")  # what a device needs is compiled as it is tried
+    flags.append("--no-compile")  # the test compiles what a device needs
     if index := wheelhouse.manifest.index:
         pins = wheels / "requirements.txt"
         pins.write_text(
@@ -102,12 +102,12 @@ def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
 
 
 def _pip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The base's pip, in the environment and at work on it."""
+    """Runs the base's pip, in the environment and on it."""
     return _run([_python(folder), "-P", "-m", "pip", "--disable-pip-version-check", *arguments], folder)
 
 
 def _carry_over(software: Software, folder: Path) -> None:
-    """Packages that an earlier upgrade has brought and this one does not."""
+    """Links packages that an earlier upgrade brought and this one does not."""
     if software.in_service == BASE:
         return
     before, now = _packages(software.path / software.in_service), _packages(folder)
@@ -130,19 +130,19 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _paths(software: Software) -> str:
-    """A line for Python's `site`: behind the environment's own packages come those of the base."""
+    """A line for Python's `site`: the base's packages come after the environment's own."""
     return f"import site; site.addsitedir({str(_packages(software.path / BASE))!r})\n"
 
 
 def _check_requirements(folder: Path) -> None:
-    """Raises SoftwareError: splitee needs what neither the file nor the device has."""
+    """Raises SoftwareError: splitee needs a package that neither the file nor the device has."""
     done = _pip(folder, "check")
     if missing := [line for line in done.stdout.splitlines() if line.startswith(f"{PACKAGE} ")]:
-        raise SoftwareError(f"{missing[0]} Pack the wheel of it as well (`splitee pack`)")
+        raise SoftwareError(f"{missing[0]} Pack its wheel as well (`splitee pack`)")
 
 
 def _try(folder: Path, version: str) -> None:
-    """Raises SoftwareError: what was installed does not load here, or is of another version."""
+    """Raises SoftwareError: the installed software does not load here, or is of another version."""
     done = _run([_python(folder), "-P", "-m", "splitee_device.upgrade.self_check"], folder)
     if done.returncode != 0:
         raise SoftwareError(f"splitee {version} does not start on this device: {_reason(done.stderr)}")
@@ -155,9 +155,9 @@ def _python(folder: Path) -> str:
 
 
 def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """What it writes beside its task goes with a folder of its own; no settings of pip's lead it elsewhere.
+    """Runs a command. Its temporary files go into a folder of its own; pip's settings have no effect.
 
-    Raises SoftwareError: it does not end.
+    Raises SoftwareError: it does not end in time.
     """
     scratch = {name: str(folder / "tmp") for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
     environment = {**os.environ, **scratch, "PYTHONNOUSERSITE": "1", "PIP_CONFIG_FILE": os.devnull}
@@ -179,7 +179,7 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
 
 @contextmanager
 def _emptied(scratch: Path) -> Iterator[None]:
-    """A folder that is there for as long as something runs."""
+    """A folder that exists while something runs."""
     scratch.mkdir(exist_ok=True)
     try:
         yield
@@ -188,7 +188,7 @@ def _emptied(scratch: Path) -> Iterator[None]:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip, or of a traceback, that says most."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it says nothing"]
+    """The most informative line of pip's output, or of a traceback."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
     said = [line for line in lines if line.startswith("ERROR: ")] or lines
     return said[-1].removeprefix("ERROR: ")[:300]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How new software shows the launcher that it has come up: it works, and the broker has let it in."""
+"""How new software shows the launcher that it has come up: it works, and the broker accepts it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from splitee.clock import Clock
 from splitee.mqtt.address import BrokerAddress
 from splitee_device.upgrade.software import RUNS, TRIED, Software
 
-STEADY = 5.0  # seconds that the connection holds, before software has come up
+STEADY = 5.0  # seconds that the connection must hold before software counts as having come up
 
 log = logging.getLogger(__name__)
 
 
 class Health:
-    """Of this process; `tick` comes from the loop that works, not from a thread that would outlive it."""
+    """The health of this process. The working loop calls `tick`; a thread could outlive that loop."""
 
     def __init__(
         self, address: BrokerAddress, software: Software | None, clock: Clock = time.monotonic
     ) -> None:
-        """`software`: whose launcher has started this process; None: nobody waits for its health."""
+        """`software`: the one whose launcher started this process; None: nobody waits for its health."""
         self._broker = address.host, address.port
         self._software = software
         self._clock = clock
@@ -34,9 +34,9 @@ class Health:
         return cls(address, Software.of_this_process())
 
     def tick(self, connected: bool) -> None:
-        """Says once that this process is healthy, as soon as its connection has held for a while.
+        """Reports once that this process is healthy, when its connection has held for a while.
 
-        Where that cannot be written, such as on a full disk, it is tried again while the trial lasts.
+        If that cannot be written, as on a full disk, it is tried again while the trial lasts.
         """
         if self._software is None:
             return
@@ -50,7 +50,7 @@ class Health:
                 self._software = None
 
     def _confirm(self, software: Software) -> bool:
-        """Whether all is written, or none of it matters to a trial."""
+        """Whether everything is written, or what is not does not matter to a trial."""
         is_trial = software.target(TRIED) == os.environ.get(RUNS, "")
         try:
             if is_trial:
@@ -60,5 +60,5 @@ class Health:
                 is_trial = False
             software.note_broker(*self._broker)
         except OSError as error:
-            log.warning("%s: %s: it cannot be noted that this has come up", software.path, error.strerror)
+            log.warning("%s: %s: cannot record that this software has come up", software.path, error.strerror)
         return not is_trial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes software that the fleet has signed, and has the launcher try it."""
+"""Installs software that the fleet has signed, and has the launcher try it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class SoftwareInstaller:
-    """The software of one device, by its owner's hand or by the fleet's releases."""
+    """Installs the software of one device, at its owner's command or from the fleet's releases."""
 
     def __init__(self, software: Software) -> None:
         self.software = software
@@ -42,17 +42,17 @@ class SoftwareInstaller:
         version: str | None = None,
         before_trial: Callable[[str], None] = lambda name: None,
     ) -> str:
-        """Installs what `file` has beside what runs; the launcher tries it next. Returns its version.
+        """Installs the software in `file` beside what runs; the launcher tries it next. Returns its version.
 
         Args:
             version: that the file must have; None: any.
-            before_trial: called with the name of the environment once it is there, and before the launcher
-                may see it. What it raises ends the installation.
+            before_trial: called with the name of the environment when it is complete, before the launcher can
+                see it. If it raises, the installation ends.
 
         Raises:
             SoftwareError: it is damaged, not signed by `key`, for another machine or Python, not newer than
                 what is in service, or does not start.
-            StateError: it cannot be written, or another process installs something.
+            StateError: it cannot be written, or another process is installing software.
         """
         try:
             wheelhouse = Wheelhouse.read(file, key)
@@ -78,17 +78,17 @@ class SoftwareInstaller:
     def _check_newer(self, version: str, name: str, allow_downgrade: bool) -> None:
         installed = self.installed()
         if name == self.software.in_service:
-            raise SoftwareError(f"splitee {version} is in service already")
+            raise SoftwareError(f"splitee {version} is already in service")
         if not allow_downgrade and not is_newer(version, installed):
             raise SoftwareError(
                 f"splitee {version} is not newer than {installed}, which is in service "
-                "(--allow-downgrade takes it by hand)"
+                "(--allow-downgrade installs it all the same)"
             )
 
     def roll_back(self) -> str:
         """Has the launcher try what was in service before; returns its version.
 
-        Raises SoftwareError: there is nothing; StateError: the link cannot be written.
+        Raises SoftwareError: there is none; StateError: the link cannot be written.
         """
         before = self.software.before
         if before is None:
@@ -126,7 +126,7 @@ class SoftwareInstaller:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Raises StateError: another process installs something, or the launcher tries it."""
+        """Raises StateError: another process is installing software, or the launcher is trying some."""
         try:
             lock = os.open(self.software.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:

@@ -2,7 +2,7 @@
 """`splitee-start`: runs a `splitee` command from the software in service, and tries what was installed.
 
 It runs from what the device was installed with, needs the standard library only, and does not change with an
-upgrade: new software that does not even start is one that does not come up.
+upgrade. New software that does not even start counts as software that does not come up.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from splitee_device.upgrade.software import (
     Software,
 )
 
-WITHIN = 60.0  # seconds in which software comes up
-LONGEST = 86_400.0  # seconds, likewise, that may be asked for
+WITHIN = 60.0  # seconds in which software must come up
+LONGEST = 86_400.0  # seconds; the limit of --within
 POLL = 1.0  # seconds between two looks at the links
 TO_STOP = 110.0  # seconds that a process has to save its state, before the unit's TimeoutStopSec
-TO_STOP_TRIAL = 5.0  # likewise, of one that did not come up
+TO_STOP_TRIAL = 5.0  # likewise, for software that did not come up
 CONNECT = 5.0  # seconds to wait for the broker's port
 UNREACHABLE, STATE = 3, 10  # exit codes; docs/reference/exit-codes.md
 KILLED = 128  # and the signal's number
 
 
 class Launcher:
-    """Starts processes, one after the other, until one of them ends by itself or a signal asks for it."""
+    """Starts processes, one after the other, until one ends by itself or a signal asks for the end."""
 
     def __init__(self, software: Software, arguments: Sequence[str], within: float = WITHIN) -> None:
         """`within`: seconds in which software under trial comes up."""
@@ -56,8 +56,8 @@ class Launcher:
             self._signals.add(signal.SIGHUP)
 
     def run(self) -> int:
-        """The exit code of the last process. Raises OSError: the links cannot be changed."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code comes
+        """Returns the exit code of the last process. Raises OSError: the links cannot be changed."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # while it is ignored, exit codes are lost
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         orphans = Orphans()
         self._software.install_base(Path(sys.prefix))
@@ -67,7 +67,7 @@ class Launcher:
             name = self._begin_trial() or self._software.in_service
             self._start(name)
             code = self._watch(name)
-            orphans.end()  # a camera's program, say, which the next process could not start beside it
+            orphans.end()  # such as a camera's program, which would block that of the next process
             if self._software.target(TRIED) == name:
                 code = self._end_trial(name, code)
             if code is not None:
@@ -101,7 +101,7 @@ class Launcher:
         self._child = os.posix_spawn(python, command, environment, setsigmask=())
 
     def _watch(self, name: str) -> int | None:
-        """The exit code of the process; None: it was ended here, as something else is to run."""
+        """The exit code of the process; None: it was ended here, because other software is to run."""
         due = time.monotonic() + self._within
         while (code := self._wait(POLL)) is None:
             if self._asked_to_stop:
@@ -119,7 +119,7 @@ class Launcher:
         return code
 
     def _end_trial(self, name: str, code: int | None) -> int | None:
-        """What becomes of software that has not come up: it is given up, unless that was not its fault."""
+        """Handles the end of software that has not come up: gives it up, unless that was not its fault."""
         if self._asked_to_stop or (code == UNREACHABLE and not self._broker_answers()):
             self._software.move(TRIED, TRIAL)
             return code or 0
@@ -135,7 +135,7 @@ class Launcher:
         _say(f"{name} is given up: {reason}; {self._software.in_service} runs again")
 
     def _broker_answers(self) -> bool:
-        """Whether the broker's port can be reached from here; yes, where it is not known."""
+        """Whether the broker's port can be reached from here; also if no broker is known."""
         broker = self._software.broker()
         if broker is None:
             return True
@@ -148,7 +148,7 @@ class Launcher:
         return True
 
     def _stop(self, patience: float) -> int:
-        """Asks the process to end, and ends it after so many seconds; its exit code."""
+        """Asks the process to end, and kills it after `patience` seconds; returns its exit code."""
         os.kill(self._child, signal.SIGTERM)
         due = time.monotonic() + patience
         while (code := self._wait(max(0.0, due - time.monotonic()))) is None:
@@ -158,7 +158,7 @@ class Launcher:
         return code
 
     def _wait(self, timeout: float) -> int | None:
-        """The process's exit code, as soon as it has ended; None after a signal, or so many seconds."""
+        """The process's exit code as soon as it has ended; None: after a signal, or `timeout` seconds."""
         due = time.monotonic() + timeout
         while True:
             if (code := self._reap()) is not None:
@@ -174,14 +174,14 @@ class Launcher:
                 return self._reap()
 
     def _abort(self) -> NoReturn:
-        """As systemd's watchdog asks for: the process first, which shows where it hangs."""
+        """On a request of systemd's watchdog: aborts the process first, which shows where it hangs."""
         os.kill(self._child, signal.SIGABRT)
         while self._reap() is None:
             signal.sigwait({signal.SIGCHLD})
         os.abort()
 
     def _reap(self) -> int | None:
-        """The exit code of the process if it has ended; in a container, orphans come here as well."""
+        """The exit code of the process if it has ended. In a container, orphans are reaped here as well."""
         while True:
             process, status = os.waitpid(-1, os.WNOHANG)
             if process == 0:
@@ -198,7 +198,7 @@ def _say(line: str) -> None:
 
 
 def _notify(state: str) -> None:
-    """Tells systemd, where it listens."""
+    """Tells systemd, if it listens."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -206,7 +206,7 @@ def _notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError as error:
-            _say(f"systemd is not told {state}: {error.strerror}")
+            _say(f"cannot tell systemd {state}: {error.strerror}")
 
 
 def _given() -> argparse.Namespace:
@@ -238,7 +238,7 @@ def _given() -> argparse.Namespace:
 
 
 def _is_alone(path: Path) -> bool:
-    """Whether no other launcher runs from the folder; none does from now on, as long as this process runs."""
+    """Whether no other launcher runs from the folder; if so, none can while this process runs."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -254,7 +254,7 @@ def main() -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not _is_alone(path):
-            _say(f"{path}: another splitee-start runs from it; give each a folder of its own by --software")
+            _say(f"{path}: another splitee-start runs from it; give each its own folder with --software")
             sys.exit(STATE)
         sys.exit(Launcher(Software(path), given.arguments, given.within).run())
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process has started and left behind when it ended: adopted by the launcher, and ended by it."""
+"""Processes that an ended process has left behind: the launcher adopts and ends them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ PATIENCE = 5.0  # seconds that killed processes have to end
 
 
 class Orphans:
-    """From now on the orphans among this process's descendants become its children.
+    """From now on, orphans among this process's descendants become its children.
 
-    Children that it has already are spared: a script may have started them before it became this process.
+    Existing children are spared: a script may have started them before it became this process.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Orphans:
         self._spared = _children()
 
     def end(self) -> None:
-        """Ends them, and what they leave behind in turn."""
+        """Ends the orphans, and those that they leave behind in turn."""
         due = time.monotonic() + PATIENCE
         while (left := _children() - self._spared) and time.monotonic() < due:
             for process in left:

@@ -24,13 +24,13 @@ from splitee_device.upgrade.installer import SoftwareInstaller
 from splitee_device.upgrade.software import TRIAL, TRIED, Software
 
 STATE = "release.json"
-BY_HAND = "0" * 64  # stands for what the owner has installed, and is no release's digest
+BY_HAND = "0" * 64  # stands for software that the owner installed; no release has this digest
 
 log = logging.getLogger(__name__)
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """What the fleet has asked for, and this device has not said yet how it went."""
+    """A request of the fleet whose outcome this device has not reported yet."""
 
     release: Digest
     action: ReleaseAction
@@ -45,14 +45,14 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 class ReleasedSoftware:
-    """Of one device. It installs; the launcher ends this process then, and starts what is to be tried."""
+    """The released software of one device. To try it, the launcher ends this process and starts another."""
 
     kind: ReleaseKind = "software"
 
     def __init__(self, software: Software | None, key: ReleaseKey | None) -> None:
-        """`software`: whose launcher has started this process; `key`: that it is signed by.
+        """`software`: the one whose launcher started this process; `key`: the one that signs it.
 
-        None of either: nothing can be taken.
+        If either is None, no software is accepted.
         """
         self._software = software
         self._key = key
@@ -83,11 +83,11 @@ class ReleasedSoftware:
         return 0 if self._software is None else self._kept().signed_at
 
     def check(self, offer: ReleaseOffer) -> None:
-        """Raises ModelError: it is not newer, or this process was not started so that it could be tried."""
+        """Raises ModelError: it is not newer, or this process cannot have it tried."""
         assert isinstance(offer, SoftwareOffer)
         if self._key is None:
             raise ModelError(
-                "this device takes no software: it has no key of the fleet's for that; --software-key names "
+                "this device accepts no software: it has no software key of the fleet; --software-key names "
                 "the software.pub of its bundle"
             )
         with _in_words():
@@ -118,7 +118,7 @@ class ReleasedSoftware:
         return self._trying(offer)
 
     def outcome(self) -> Outcome | None:
-        """Once what was asked for has come up or has not; and at a start, what runs."""
+        """The outcome of a request that has come up or has not; at a start, what runs."""
         if self._software is None or self._has_told or self._is_under_way(self._software):
             return None
         self._has_told = True
@@ -128,7 +128,7 @@ class ReleasedSoftware:
         try:
             self._keep(_Kept(self.newest_signature))
         except StateError as error:
-            log.warning("%s; what has become of the release is told again at the next start", error)
+            log.warning("%s; the outcome of the release is reported again at the next start", error)
         return _outcome(self._software, asked)
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
@@ -149,7 +149,7 @@ class ReleasedSoftware:
 
     @property
     def _launched(self) -> Software:
-        """Raises ModelError: this process was started otherwise."""
+        """Raises ModelError: no launcher has started this process."""
         if self._software is None:
             raise ModelError(
                 "this device runs from an environment of its own: start it by `splitee-start`, as the "
@@ -161,12 +161,12 @@ class ReleasedSoftware:
         return software.target(TRIAL) is not None or software.target(TRIED) is not None
 
     def _note(self, offer: ReleaseOffer, name: str) -> None:
-        """Durable before the launcher may see it: a later process says how it went."""
+        """Durable before the launcher may see it, so that a later process reports the outcome."""
         self._keep(_Kept(offer.signed_at, _Asked(offer.release, offer.action, name)))
 
     @contextmanager
     def _restored_on_failure(self) -> Iterator[None]:
-        """What is not tried after all has not been asked for, and may be offered again as it was signed."""
+        """A request that is not tried after all is forgotten; the same signed offer may come again."""
         kept = self._kept()
         try:
             yield
@@ -179,7 +179,7 @@ class ReleasedSoftware:
         return Outcome(offer.release, "trying")
 
     def _asked(self) -> _Asked | None:
-        """What cannot be read is nothing; nothing new is taken then."""
+        """The open request. If it cannot be read, there is none, and no new one is accepted."""
         try:
             return self._kept().asked
         except ModelError:
@@ -214,7 +214,7 @@ def _outcome(software: Software, asked: _Asked) -> Outcome:
 
 @contextmanager
 def _in_words() -> Iterator[None]:
-    """What a release fails by is a ModelError, of whichever kind it is."""
+    """Raises each SoftwareError as a ModelError."""
     try:
         yield
     except SoftwareError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What new software tries of itself before it is run: that all loads which a device needs.
+"""The test of new software before it runs: whether everything that a device needs loads.
 
 It runs in the new environment, by `python -m splitee_device.upgrade.self_check`, and prints its version.
 """
@@ -12,7 +12,7 @@ from splitee.cli.plain_text import echo
 
 
 def main() -> None:
-    """Ends with a traceback where something does not load."""
+    """Ends with a traceback if something does not load."""
     import onnxruntime
 
     import splitee

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The software of a device on disk: environments, and links that say which of them runs.
 
-`VERSION-DIGEST/` is a virtual environment each; `base` links to the one that the device was installed with.
+Each `VERSION-DIGEST/` is a virtual environment; `base` links to the one that the device was installed with.
 These links name one of them:
 
 - `current`: in service; none: base.
 - `previous`: in service before it; none: base.
 - `trial`: to be tried as soon as the launcher sees it.
-- `tried`: under trial. One that is found when the launcher starts did not come up.
+- `tried`: under trial. If it is found when the launcher starts, it did not come up.
 
-A link is replaced by a rename: whoever reads it sees one environment or the other. `failed.json` says why
-the last one that was tried did not come up, `broker` where the last healthy process found its broker.
-Launcher and environments may be of different releases: these names and their meaning stay. This module needs
-no package.
+A link is replaced by a rename, so that readers see one environment or the other. `failed.json` says why the
+last one under trial did not come up, `broker` where the last healthy process found its broker. Launcher and
+environments may be of different releases: these names and their meaning stay. This module needs no package.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ from pathlib import Path
 
 BASE, CURRENT, PREVIOUS, TRIAL, TRIED = "base", "current", "previous", "trial", "tried"
 FAILED, BROKER, RELEASE, LOCK = "failed.json", "broker", "release", ".lock"
-FOREIGN = "PYTHONPATH", "PYTHONHOME"  # variables that lead Python to packages of no environment
+FOREIGN = "PYTHONPATH", "PYTHONHOME"  # variables that make Python load packages from outside an environment
 VARIABLE = "SPLITEE_SOFTWARE"  # the folder
-LAUNCHER = "SPLITEE_LAUNCHER"  # number of the launcher's process, in the environment of what it started
+LAUNCHER = "SPLITEE_LAUNCHER"  # process number of the launcher, in the environment of what it starts
 RUNS = "SPLITEE_RUNS"  # name of the environment, likewise
 
 _NAME = re.compile(r"[0-9][0-9A-Za-z.]{0,60}-[0-9a-f]{12}")
@@ -39,27 +38,27 @@ LONGEST_REASON = 500  # characters
 
 
 class Software:
-    """The folder of one device."""
+    """The software folder of one device."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def of_this_process(cls) -> Software | None:
-        """That whose launcher has started this process; None: it was started otherwise."""
+        """The folder whose launcher started this process; None: it was started otherwise."""
         path = os.environ.get(VARIABLE, "")
         is_launched = os.environ.get(LAUNCHER) == str(os.getppid())
         return cls(Path(path)) if path and is_launched else None
 
     @property
     def in_service(self) -> str:
-        """The name of the environment in service; base where the one that was chosen is not there."""
+        """The name of the environment in service; base if the chosen one is missing."""
         name = self.target(CURRENT)
         return name if name is not None and self.is_there(name) else BASE
 
     @property
     def before(self) -> str | None:
-        """The name of the environment in service before, else base; None: there is no other one."""
+        """The name of the environment that was in service before, else base; None: there is no other."""
         now = self.in_service
         for name in (self.target(PREVIOUS), BASE):
             if name not in (None, now) and self.is_there(name):
@@ -74,7 +73,7 @@ class Software:
         return self.path / name / "bin" / "python"
 
     def target(self, link: str) -> str | None:
-        """The name that a link has; None: there is none, or it is no environment's."""
+        """The name that a link points to; None: there is no link, or it points to no environment."""
         try:
             name = (self.path / link).readlink().name
         except OSError:
@@ -82,7 +81,7 @@ class Software:
         return name if name == BASE or _NAME.fullmatch(name) else None
 
     def point(self, link: str, name: str | Path) -> None:
-        """Durable when this returns. Raises OSError."""
+        """Sets a link, durably. Raises OSError."""
         temporary = self.path / f".{link}.new"
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(name, target_is_directory=True)
@@ -90,12 +89,12 @@ class Software:
         self._sync()
 
     def move(self, link: str, to: str) -> None:
-        """Durable when this returns. Raises OSError."""
+        """Renames a link, durably. Raises OSError."""
         (self.path / link).replace(self.path / to)
         self._sync()
 
     def drop(self, link: str) -> None:
-        """Durable when this returns. Raises OSError."""
+        """Removes a link, durably. Raises OSError."""
         (self.path / link).unlink(missing_ok=True)
         self._sync()
 
@@ -105,13 +104,13 @@ class Software:
             self.point(BASE, path)
 
     def take(self) -> None:
-        """What is being tried is in service from now on, durably. Raises OSError."""
+        """Puts the software under trial into service, durably. Raises OSError."""
         self.point(PREVIOUS, self.in_service)
         self.move(TRIED, CURRENT)
 
     def give_up(self, name: str, reason: str) -> None:
-        """What was being tried did not come up, durably. Raises OSError."""
-        with suppress(OSError):  # on a full disk the reason is lost, and no more
+        """Ends the trial of software that did not come up, durably. Raises OSError."""
+        with suppress(OSError):  # on a full disk only the reason is lost
             self._write(FAILED, json.dumps({"name": name, "reason": reason[:LONGEST_REASON]}))
         self.drop(TRIED)
 
@@ -135,7 +134,7 @@ class Software:
         return None
 
     def note_broker(self, host: str, port: int) -> None:
-        """Where this healthy process has its broker. Raises OSError."""
+        """Records where this healthy process found its broker. Raises OSError."""
         if self.broker() != (host, port):
             self._write(BROKER, f"{host} {port}")
 
@@ -148,7 +147,7 @@ class Software:
             return None
 
     def prune(self) -> None:
-        """Removes the environments that no link names, and what unfinished work has left."""
+        """Removes the environments that no link names, such as those of unfinished work."""
         kept = {self.target(link) for link in (CURRENT, PREVIOUS, TRIAL, TRIED)}
         with suppress(OSError):
             for entry in self.path.iterdir():
@@ -156,7 +155,7 @@ class Software:
                     shutil.rmtree(entry, ignore_errors=True)
 
     def prune_if_idle(self) -> None:
-        """Likewise, unless somebody installs something now, which no link names yet."""
+        """The same, unless a process is installing something, which no link names yet."""
         with suppress(OSError):
             lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee calibrate`: choose the threshold of a device's model on held-out images."""
+"""`splitee calibrate`: chooses the threshold of a device's model on held-out images."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
         type=DIRECTORY,
         metavar="DIR",
         help="Exported model of the server, which gives the trunk's predictions.",
-        show_default="none, --broker gives them",
+        show_default="none, --broker provides them",
     ),
     setting(
         "--data",
@@ -84,7 +84,7 @@ log = logging.getLogger(__name__)
         "--max-drop",
         type=number(0, 1),
         metavar="SHARE",
-        help="Largest share of accuracy, with certainty, below the better of exit and trunk.",
+        help="Largest loss of accuracy, with certainty, against the better of exit and trunk.",
         show_default=f"{MAX_DROP}, or any with --max-offload",
     ),
     setting(
@@ -181,7 +181,7 @@ def calibrate(
 def evaluate(
     client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
 ) -> HeldOutLogits:
-    """What exit and trunk make of held-out images, uint8 (N, C, H, W) with labels (N,)."""
+    """The logits of exit and trunk for held-out images, uint8 (N, C, H, W) with labels (N,)."""
     exits, trunks = [], []
     for start in range(0, len(labels), BATCH):
         features, logits = client(pictures[start : start + BATCH])
@@ -191,7 +191,7 @@ def evaluate(
 
 
 def draw(points: tuple[Point, ...], chosen: Point, measure: str, path: Path) -> None:
-    """Accuracy over the share of offloads, as a file of the kind that its name says."""
+    """Plots accuracy over the share of offloads, into a file of the type that its name implies."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -244,7 +244,7 @@ def _remote(offload: Offload) -> Callable[[Array], Array]:
     def ask(features: Array) -> Array:
         logits = offload.logits(features)
         if logits is None:
-            raise Stalled("the server gave no answer: is `splitee serve` running, for this fleet and run?")
+            raise Stalled("the server does not reply: is `splitee serve` running, for this fleet and run?")
         return logits
 
     return ask

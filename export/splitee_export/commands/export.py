@@ -54,8 +54,8 @@ class RoundType(click.ParamType[str]):
         "wanted",
         type=RoundType(),
         default=LAST,
-        help="Round to export: last; best, of a server's state, as a run releases it; or the number of one "
-        "that is kept.",
+        help="Round to export: last; best, of a server's state, as its run releases it; or the number of a "
+        "round that is kept.",
     ),
     setting(
         "--network",
@@ -69,7 +69,7 @@ class RoundType(click.ParamType[str]):
         type=DIRECTORY,
         multiple=True,
         metavar="DIR",
-        help="Exported model of a device, whose images' features try its trunk: for a server's state.",
+        help="Exported model of a device, whose images' features test its trunk: for a server's state.",
         show_default="none",
     ),
 )
@@ -81,7 +81,7 @@ class RoundType(click.ParamType[str]):
         type=number(0, 1),
         default=0.01,
         metavar="SHARE",
-        help="Largest share of accuracy that the exit may lose by --int8; beyond it fp32 stays in service.",
+        help="Largest loss of the exit's accuracy with --int8; if it is larger, fp32 stays in service.",
     ),
     setting(
         "--benchmark",
@@ -102,7 +102,7 @@ def export(
     """Write a committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
     require("--int8 or --benchmark", int8 or benchmark, "--max-int8-drop")
     if out.resolve() == state.resolve():
-        raise ConfigError("--out is the --state directory: give the model a directory of its own")
+        raise ConfigError("--out is the --state directory: give the model its own directory")
 
     from splitee_export.models import Int8Policy, export_client, export_trunks  # with torch
     from splitee_export.states import DeviceState, read_state

@@ -10,9 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
 from splitee.errors import ChildFailed, SpliteeError
+from splitee.training.process import prepare_to_train
 from splitee_lab.local.forked import CONTEXT, start
 
 
@@ -103,7 +102,7 @@ class _Team(Generic[Job, News]):
 
 
 def _work(connection: Connection, work: Work[Job, News]) -> None:
-    torch.set_num_threads(1)
+    prepare_to_train(1)
     while True:
         try:
             job: Job = connection.recv()

@@ -243,15 +243,14 @@ def server(
         resident=resident,
     )
 
-    import torch  # this takes seconds, so wrong flags are reported before it
-
+    # torch takes seconds to import; a wrong flag is reported before that
+    from splitee.training.process import prepare_to_train
     from splitee_server.learning.initial.begin import open_run
     from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
     from splitee_server.rounds.checkpoints import Checkpoints
     from splitee_server.service import MODELS, RELEASES, Service
 
-    if threads:
-        torch.set_num_threads(threads)
+    prepare_to_train(threads)
     stop = stop_on_signals()
     with side_by_side(
         place,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements of a page; what comes from names of files and classes is only ever set as text.
+// Elements of a page. The names of files and classes are only ever set as text.
 
 const SVG = "http://www.w3.org/2000/svg";
 

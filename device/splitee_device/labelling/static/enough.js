@@ -10,7 +10,7 @@ const range = ({ low, high }, words) => `${words(low)} to ${words(high)}`;
 
 export function showEnough(box, found) {
   const shown = [element("p", { class: "strong" }, found.verdict), element("p", {}, found.advice)];
-  if (!found.model) shown.push(element("p", { class: "quiet" }, "Of pixels alone: with a model the curve is that of its network."));
+  if (!found.model) shown.push(element("p", { class: "quiet" }, "From pixels alone: with a model the curve is that of its network."));
   const details = element("details", {}, element("summary", {}, "Learning curve, and each class"));
   if (found.curve.length > 1) details.append(plotCard(found));
   if (found.classes.length) details.append(table(found));
@@ -26,7 +26,7 @@ function plotCard(found) {
   const draw = () => holder.replaceChildren(plot(found, Number(select.value)));
   select.addEventListener("change", draw);
   draw();
-  const words = "Accuracy on held-out labelled images; the band holds 95 % of single divisions into fitted and held out.";
+  const words = "Accuracy on held-out labelled images. The band holds 95 % of single divisions into fitted and held-out images.";
   return element("figure", { class: "card" },
     element("figcaption", {}, element("p", {}, words)),
     element("p", {}, element("label", {}, "Show the recall of ", select)), holder);

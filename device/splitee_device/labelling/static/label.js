@@ -17,7 +17,7 @@ let state = { classes: [], none: 0, unlabelled: 0, unscored: 0, undoable: 0, mod
 let shown = AT_ONCE;
 let fetching = false, again = false;
 const leaving = new Set(); // identifiers of images whose label is on its way
-const left = new Set(); // of those that were taken out: a list that was made before may still have them
+const left = new Set(); // of removed images: an earlier list may still have them
 
 const tiles = new Tiles(find("tiles"), find("to-label"), { changed: showCounts, open: showLarge, broken: showBroken });
 const sending = new Sending((waiting) => trouble("connection", waiting && `The device does not reply: ${several(waiting, "action")} will be sent again.`));
@@ -88,7 +88,7 @@ async function fetchImages() {
   fetching = false;
 }
 
-// Tiles never change their places under somebody's hand: what is new comes last.
+// Tiles never change their places under somebody's hand: new ones come last.
 function showImages(images) {
   const isFirst = !tiles.all.length;
   images.forEach((image) => tiles.update(image));
@@ -249,7 +249,7 @@ function onKey(event) {
   if (act(event, event.key.length === 1 ? event.key.toLowerCase() : event.key)) event.preventDefault();
 }
 
-// True where the key was one of the page's.
+// True if the key was one of the page's.
 function act(event, key) {
   if (event.ctrlKey || event.metaKey) {
     if (key === "z") undo();

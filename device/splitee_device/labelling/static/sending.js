@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// Actions on their way to the device: one after the other, and again until it has replied.
+// Sends actions to the device, one after the other, and repeats each until the device replies.
 
-const AGAIN = 1000; // milliseconds after which what did not arrive is sent again
+const AGAIN = 1000; // milliseconds after which an action without a reply is sent again
 
 export class Sending {
-  // `waiting(n)` is told how many actions wait for a device that does not reply; 0: it does again.
+  // `waiting(n)` receives the number of actions that wait for a device that does not reply; 0: it does again.
   constructor(waiting) {
     this.queue = [];
     this.busy = false;
     this.waiting = waiting;
   }
 
-  // Resolves to the reply, {failed} for one that was refused.
+  // Resolves to the reply, or to {failed} for an action that was refused.
   send(path, body) {
     return new Promise((resolve) => {
       this.queue.push({ path, body, resolve });

@@ -15,7 +15,7 @@ export class Tiles {
 
   get all() { return [...this.box.children]; }
   get selected() { return this.all.filter(isSelected); }
-  // What an action is about: what is selected, else the current image.
+  // What an action applies to: the selected images, else the current one.
   get meant() {
     const selected = this.selected;
     return selected.length || !this.current ? selected : [this.current];
@@ -33,7 +33,7 @@ export class Tiles {
     return fresh;
   }
 
-  // What a model has found out since the tile was made.
+  // Shows what a model has computed since the tile was made.
   update(image) {
     const tile = this.find(image.id);
     if (!tile || JSON.stringify(tile.image) === JSON.stringify(image)) return;
@@ -41,7 +41,7 @@ export class Tiles {
     describe(tile, this.broken);
   }
 
-  // Its file turned out to hold no image.
+  // Marks an image whose file turned out to hold none.
   spoil(id) {
     const tile = this.find(id);
     if (tile) this.update({ ...tile.image, readable: false });
@@ -98,7 +98,7 @@ export class Tiles {
     this.anchor = this.current;
   }
 
-  // True where the key was one that moves.
+  // True if the key was one that moves.
   move(key, extends_) {
     const all = this.all, at = all.indexOf(this.current), columns = this.columns(all);
     const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -at, End: all.length - 1 - at };
