@@ -9,10 +9,10 @@ computed from (device, round, step) alone. The result of a run is therefore know
 Speed: both servers train a network at 32 pixels at the same time, with --strategy, one thread per process. On
 a shared machine wall time says little, so CPU time counts: the batches trained per CPU second of the busiest
 rank, from the opening of the second round to the last commit. This is the pace of ranks that have a core
-each, with all that rank 0 does while the others wait. Processes keep a core for 100 ms at a time, so that none
-loses its caches to others all the time (`benchmarks.time_slices`). The median of the repetitions counts. With
-four devices a rank has two batches in a joint step, the fewest for which ranks make sense. With more devices
-a larger part of a step is training.
+each, with all that rank 0 does while the others wait. Processes keep a core for 100 ms at a time, so that
+none loses its caches to others all the time (`benchmarks.time_slices`). The median of the repetitions counts.
+With four devices a rank has two batches in a joint step, the fewest for which ranks make sense. With more
+devices a larger part of a step is training.
 Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun restarts all of
 them.
 Prints a JSON line for each part, and exits with 1 if a figure is out of its bounds.
