@@ -31,7 +31,7 @@ LOADED_ONCE = [
     "splitee_device.commands.device",
     "splitee_device.participate",
 ]
-LAST = "splitee_lab.local.frozen_heap"
+FIRST, LAST = "splitee_lab.local.growing_heap", "splitee_lab.local.frozen_heap"
 FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
 COMM = Path("/proc/self/comm")  # what `top` and `ps -e` show
 
@@ -40,7 +40,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def load_once(*modules: str) -> None:
     """Have the fork server load these too, if it is not there yet."""
-    CONTEXT.set_forkserver_preload([*LOADED_ONCE, *modules, LAST])
+    CONTEXT.set_forkserver_preload([FIRST, *LOADED_ONCE, *modules, LAST])
 
 
 load_once()

@@ -6,4 +6,6 @@ Else each collection in a forked process touches, and so copies, every page that
 
 import gc
 
+gc.collect()
 gc.freeze()
+gc.enable()
