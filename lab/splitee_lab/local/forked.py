@@ -55,7 +55,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     process = CONTEXT.Process(target=_begin, args=(target, arguments), daemon=daemon)
     try:
         resource_tracker.ensure_running()  # its own start would let the signals through again
-        with _signals_blocked(), _one_thread():
+        with _signals_blocked(), _environment():
             process.start()
     except (OSError, EOFError) as error:
         raise ChildFailed(
@@ -176,14 +176,19 @@ def _signals_blocked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The fork server's OpenMP has one thread, which its processes inherit."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _environment() -> Iterator[None]:
+    """The fork server's OpenMP has one thread, which its processes inherit; its modules are this process's.
+
+    Python 3.11 would look for what it loads on other paths, and pass over what it does not find there.
+    """
+    changed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
