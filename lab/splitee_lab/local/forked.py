@@ -25,6 +25,7 @@ from splitee.errors import ChildFailed
 # what a device measures as its own memory.
 LOADED_ONCE = [
     "splitee.cli.main",
+    "numpy.ma",  # np.unique asks for it
     "torch",
     "torchvision",
     "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
