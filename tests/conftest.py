@@ -6,10 +6,10 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # As every `splitee` process begins: torch's compiler, which takes seconds, is loaded only where it is used.
 import splitee.cli.main  # noqa: F401  # isort: skip
@@ -53,9 +53,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=cost, reverse=True)
 
 
-def pytest_collection_finish() -> None:
-    """What has been imported by now stays: no garbage collection need look at it again."""
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is imported meanwhile stays: no garbage collection need look at it, then or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def cost(item: pytest.Item) -> float:

@@ -20,11 +20,13 @@ import psutil
 from splitee_lab.local.forked import ForkedCommand, load_once
 
 load_once(
+    "splitee.commands.status",
+    "splitee_web.commands.page",
     "splitee_server.commands.server",
     "splitee_server.learning.initial.begin",
     "splitee_server.service",
     "splitee_server.release.exporting",
-    "first_export",
+    "first_uses",
 )
 FORK = "splitee.tests.fork"  # audit event of each start
 

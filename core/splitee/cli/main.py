@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 
 import click
@@ -35,14 +36,15 @@ EXTRAS = {
 class Commands(Group):
     """Loads the module of a command only when it is called, so that no command pays for another's imports."""
 
+    @cached_property
     def _found(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group="splitee.commands")}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found())
+        return sorted(self._found)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        entry = self._found().get(cmd_name)
+        entry = self._found.get(cmd_name)
         if entry is None:
             return None
         try:

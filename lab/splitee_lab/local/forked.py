@@ -26,13 +26,14 @@ from splitee.errors import ChildFailed
 # what a device measures as its own memory.
 LOADED_ONCE = [
     "splitee.cli.main",
+    "numpy.ma",  # np.unique asks for it
     "torch",
     "torchvision",
     "torch.fx.experimental.symbolic_shapes",  # measuring a network needs it
     "splitee_device.commands.device",
     "splitee_device.participate",
 ]
-LAST = "splitee_lab.local.frozen_heap"
+FIRST, LAST = "splitee_lab.local.growing_heap", "splitee_lab.local.frozen_heap"
 FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
 COMM = Path("/proc/self/comm")  # what `top` and `ps -e` show
 
@@ -41,7 +42,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 def load_once(*modules: str) -> None:
     """Have the fork server load these, too, if it has not started yet."""
-    CONTEXT.set_forkserver_preload([*LOADED_ONCE, *modules, LAST])
+    CONTEXT.set_forkserver_preload([FIRST, *LOADED_ONCE, *modules, LAST])
 
 
 load_once()
@@ -56,7 +57,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     process = CONTEXT.Process(target=_begin, args=(target, arguments), daemon=daemon)
     try:
         resource_tracker.ensure_running()  # a later start of it would unblock the signals
-        with _signals_blocked(), _one_thread():
+        with _signals_blocked(), _environment():
             process.start()
     except (OSError, EOFError) as error:
         raise ChildFailed(
@@ -177,14 +178,19 @@ def _signals_blocked() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """The fork server's OpenMP has one thread, which its processes inherit."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+def _environment() -> Iterator[None]:
+    """The fork server's OpenMP has one thread, which its processes inherit; its modules are this process's.
+
+    Python 3.11 would look for what it loads on other paths, and pass over what it does not find there.
+    """
+    changed = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ.get(name) for name in changed}
+    os.environ.update(changed)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -6,4 +6,6 @@ Otherwise each collection in a forked process would touch, and so copy, every pa
 
 import gc
 
+gc.collect()
 gc.freeze()
+gc.enable()

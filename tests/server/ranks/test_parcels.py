@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import warm  # noqa: F401  what the other process has loaded
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
+from splitee_lab.local.forked import start
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.parcels import receive_apart, send_apart
 from splitee_server.ranks.place import Place
@@ -40,8 +41,7 @@ def send_back(meeting: Path, shares_memory: bool) -> None:
 @pytest.fixture(params=[False, True], ids=["sent", "in-shared-memory"])
 def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Group]:
     meeting = tmp_path / "meeting", request.param
-    other = multiprocessing.get_context("spawn").Process(target=send_back, args=meeting)
-    other.start()
+    other = start(send_back, *meeting)
     made = joined(0, *meeting)
     yield made
     assert ("memfd:splitee-rank" in Path("/proc/self/maps").read_text()) == request.param
