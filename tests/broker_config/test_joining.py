@@ -204,7 +204,7 @@ def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: 
         line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1")
         assert "the fleet knows a device pi-1 already: choose another --id" in line
         line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "server")
-        assert "it does not take the name server" in line
+        assert "it refuses the name server" in line
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2").exception is None
         assert invitation.ended() == 0
         assert "tries" not in invitation.shown()
@@ -273,7 +273,7 @@ def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path
         with connected(invitation.hub, print) as exchange:
             exchange.prove(invitation.code.replace("-", ""))
             exchange.request(FLEET, "pi-1")
-        invitation.wait_for("pi-1 did not say that it has stored its identity; it may try again")
+        invitation.wait_for("pi-1 did not confirm that it has stored its identity; it may try again")
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1").exception is None
         assert invitation.ended() == 0
         assert "pi-1: make the broker read it" in invitation.shown()

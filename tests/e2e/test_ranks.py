@@ -136,7 +136,7 @@ def test_one_machine_goes_on_when_the_other_leaves(mosquitto_broker: RunningBrok
     with Fleet(str(mosquitto_broker.address), "two-machines", tmp_path) as fleet:
         for name in ("server", "other"):
             fleet.server(*flags, name=name, program=machine(endpoint, is_host=name == "server"))
-        until(lambda: "of 2: trains what" in fleet.log("server") + fleet.log("other"), long=RESTART)
+        until(lambda: "of 2: trains for" in fleet.log("server") + fleet.log("other"), long=RESTART)
         fleet.three_devices()
         await_training(watcher, topics, 2)
         leaving = fleet.processes.pop("other")

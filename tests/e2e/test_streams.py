@@ -192,7 +192,7 @@ def test_a_service_whose_model_is_spoilt_stays_for_another_one(
     assert "stopped after 1 images" in log.read_text()
     (tmp_path / "models" / "current" / CLIENT).write_bytes(b"spoilt")
     waits = infer("spoilt", "--stdin", model=False)
-    until(lambda: "waiting for one to be released to pi-2" in log.read_text(), log.read_text)
+    until(lambda: "waiting for a release to pi-2" in log.read_text(), log.read_text)
     assert "is damaged: SHA-256" in log.read_text()
     waits.terminate()
     assert waits.wait(LONG) == 0, log.read_text()

@@ -232,7 +232,7 @@ def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Pa
         (
             ("--state", trained.path / "pi-1", "--out", trained.path / "pi-1"),
             ConfigError,
-            "directory of its own",
+            "its own directory",
         ),
     ]
     for arguments, kind, words in cases:
