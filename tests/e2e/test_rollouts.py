@@ -22,6 +22,7 @@ from splitee.inference.manifest import CLIENT, write_manifest
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.inference import ReleaseWant, SoftwareReport
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
@@ -50,6 +51,7 @@ class Fleet:
         self.updates: dict[str, DeviceUpdate] = {}
         self.rollouts: dict[str, Rollout] = {}
         self.wants: list[tuple[str, int]] = []
+        self.presence: dict[str, str] = {}
         self.metrics_port = free_port()
 
     def start(self, name: str, *words: object) -> WarmProcess:
@@ -115,6 +117,8 @@ class Fleet:
             self.rollouts = {one.rollout: one for one in Rollouts.decode(message.payload).rollouts}
         elif route is routes.MODEL_WANT:
             self.wants.append((device, ReleaseWant.decode(message.payload).offset))
+        elif route is routes.STATUS:
+            self.presence[device] = DeviceStatus.decode(message.payload).state
 
     def state(self, device: str) -> tuple[str, str | None]:
         """The rollout that the device stands in, and how."""
@@ -134,7 +138,7 @@ class Fleet:
 def fleet(
     trained: Trained, mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
 ) -> Iterator[Fleet]:
-    watched = (routes.DEVICE_UPDATE, routes.ROLLOUTS, routes.MODEL_WANT)
+    watched = (routes.DEVICE_UPDATE, routes.ROLLOUTS, routes.MODEL_WANT, routes.STATUS)
     link = make_link(mosquitto_broker.address, "rollouts-watcher", *(one.topic(TOPICS) for one in watched))
     fleet = Fleet(mosquitto_broker, link, trained.model("server"), tmp_path)
     yield fleet
@@ -167,6 +171,7 @@ def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(flee
     sleeper.wait(LONG)
     [incoming] = (fleet.path / "d3").glob("*.incoming")
     have = incoming.stat().st_size
+    fleet.see(lambda: fleet.presence.get("d3") == "offline")  # what it requested before is seen by then
     fleet.wants.clear()
     fleet.wake("d3")
     fleet.serve()
