@@ -156,7 +156,7 @@ class Member:
             routes.SYNC: Sync(run=run, instance=1, weights=("client.conv1.weight",), soft_labels=0),
             routes.INFER: InferRequest(run=run, cut=CUT, features=features),
             routes.PREDICTIONS: PredictionReport(
-                picture="x.jpg", label="a", probability=0.5, entropy=0.5, source="exit", milliseconds=1.0,
+                image="x.jpg", label="a", probability=0.5, entropy=0.5, source="exit", milliseconds=1.0,
                 time=1.0,
             ),
             routes.MODEL_WANT: ReleaseWant(release="0" * 64, offset=0),

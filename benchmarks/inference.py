@@ -100,7 +100,7 @@ def export_run(run: Path, out: Path) -> Exported:
 
 
 def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
-    """From process start to the answer's end, on one image."""
+    """From the start of the process to its end, with one prediction."""
     model = exported.clients[exported.layer2]
     image = directory / "image.png"
     Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(image)
@@ -109,7 +109,10 @@ def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
         json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, *predict]))
         for _ in range(COLD_STARTS)
     ]
-    seconds, memory = [answer["seconds"] for answer in told], [answer["mb"] for answer in told]
+    seconds, memory = (
+        [prediction["seconds"] for prediction in told],
+        [prediction["mb"] for prediction in told],
+    )
     return {
         "target": f"cold start <= {MAX_START} s and <= {MAX_MEMORY:.0f} MB",
         "met": median(seconds) <= MAX_START and max(memory) <= MAX_MEMORY,
@@ -197,7 +200,7 @@ def _judge(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
 
 
 def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -> dict[str, Any]:
-    """A server that ends, or stands still, in the middle of predictions that all want its answer."""
+    """A server that is killed, or frozen, in the middle of predictions that are all offloaded."""
     device = exported.layer2
     model = ClientModel(exported.clients[device], threads=1)
     images = Samples.read(exported.clients[device]).held_out
@@ -208,11 +211,11 @@ def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -
             if index == PREDICTIONS // 2:
                 server.process.send_signal(how)
             told.append(predictor(images[index % len(images)]))
-    sources = [answer.source for answer in told]
-    latest = max(answer.milliseconds for answer in told)
+    sources = [prediction.source for prediction in told]
+    latest = max(prediction.milliseconds for prediction in told)
     lost = sources[PREDICTIONS // 2 :].count("local-fallback")
     return {
-        "target": f"{PREDICTIONS} answers, none later than the time-out, fallbacks marked",
+        "target": f"{PREDICTIONS} predictions, none later than the time-out, fallbacks marked",
         "met": len(told) == PREDICTIONS and latest <= 1000 * TIMEOUT and lost > 0,
         "signal": how.name,
         "timeout_ms": 1000 * TIMEOUT,
@@ -222,7 +225,7 @@ def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -
 
 
 def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> dict[str, Any]:
-    """Latency of requests from many devices, each of which waits for its answer before it asks again."""
+    """Latency of requests from many devices, each of which waits for its reply before the next."""
     device = exported.layer2
     model = ClientModel(exported.clients[device], threads=1)
     features = model(Samples.read(exported.clients[device]).held_out[:64])[0]
@@ -233,22 +236,22 @@ def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> 
         (directory / name).symlink_to(exported.server / name)
     write_manifest(directory, replace(manifest, devices=dict.fromkeys(names, manifest.devices[device])))
     milliseconds: list[float] = []
-    unanswered = 0
+    missed = 0
 
-    def ask(name: str) -> None:
-        nonlocal unanswered
+    def request(name: str) -> None:
+        nonlocal missed
         with offloading(model, options, name) as offload:
             ready.wait(LONG)
             for number in range(REQUESTS):
                 sample = features[number % len(features)][None]
                 started = time.perf_counter()
-                answer = offload.logits(sample)
+                prediction = offload.logits(sample)
                 milliseconds.append(1000 * (time.perf_counter() - started))
-                unanswered += answer is None
+                missed += prediction is None
 
     ready = threading.Barrier(DEVICES)
     with serving(directory, options) as server:
-        threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+        threads = [threading.Thread(target=request, args=(name,)) for name in names]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -256,13 +259,13 @@ def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> 
     requests, passes = server.counts()
     return {
         "target": "p99 is reported; requests that arrive together share a forward pass",
-        "met": unanswered == 0 and passes < requests,
+        "met": missed == 0 and passes < requests,
         "devices": DEVICES,
         "p50_ms": float(np.quantile(milliseconds, 0.5)),
         "p99_ms": float(np.quantile(milliseconds, 0.99)),
         "requests": requests,
         "passes": passes,
-        "unanswered": unanswered,
+        "unanswered": missed,
     }
 
 

@@ -19,7 +19,7 @@ class PeakMemory:
         self._peaks: Bytes = {}
 
     def sample(self) -> None:
-        """Remember the peaks so far, of processes that will have ended when they are asked for."""
+        """Remember the peaks so far, of processes that will have ended when they are read."""
         for name, pid in self._pids.items():
             with suppress(OSError):
                 found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())

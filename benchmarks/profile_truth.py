@@ -136,13 +136,13 @@ def measure(spec: RunSpec, cut: int, threads: int, broker: str) -> None:
                 break
     del initial
     bursty = usable_cores() < threads
-    answer = {
+    result = {
         "cut": cut,
         "memory": watch.peak - before,
         "reference": reference.seconds(bursty=bursty),
         **training.times(reference, bursty=bursty),
     }
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

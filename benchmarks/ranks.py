@@ -55,7 +55,7 @@ from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker
 LEAST_SPEEDUP = 1.8  # of two ranks over one
 CLASSES = tuple(f"class-{number}" for number in range(10))
 CUT = 3
-ASK = 5.0  # seconds without a word of the server after which a device asks for one
+SYNC_AFTER = 5.0  # seconds without a message of the server after which a device sends a `sync`
 LONGEST = 3600.0  # seconds
 TICK = 0.05  # seconds
 TURN = threading.Lock()  # one thread works at a time: msgspec has been seen to crash in several
@@ -82,7 +82,7 @@ class Settings:
 
 @dataclass
 class Device:
-    """Sends what is asked for, one thread a device; it trains nothing."""
+    """Sends the batches that the server requests, one thread a device; it trains nothing."""
 
     name: str
     topics: Topics
@@ -113,9 +113,9 @@ class Device:
                 elif isinstance(event, Message) and event.payload:
                     heard = time.monotonic()
                     self._hear(event)
-                elif time.monotonic() - heard > ASK:
+                elif time.monotonic() - heard > SYNC_AFTER:
                     heard = time.monotonic()
-                    self._ask()
+                    self._sync()
 
     def _introduce(self) -> None:
         samples = self.settings.steps * self.settings.batch
@@ -132,7 +132,7 @@ class Device:
         self._say(routes.STATUS, status.encode(), retain=True)
         self._say(routes.PROFILE, profile.encode(), retain=True)
 
-    def _ask(self) -> None:
+    def _sync(self) -> None:
         if self.run is not None:
             self._say(routes.SYNC, Sync(run=self.run.run, instance=self.instance).encode())
 

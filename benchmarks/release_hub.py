@@ -206,7 +206,7 @@ class Watcher:
     """What the fleet says, read by the server's identity on a thread of its own.
 
     Attributes:
-        wants: offsets of the bytes that a device has asked for, by device.
+        wants: offsets of the bytes that a device has requested, by device.
         sizes: bytes of the releases that a device was to fetch.
         updates: the newest of the server's words.
         predictions: by device.
@@ -247,11 +247,11 @@ class Watcher:
     def is_awake(self, device: str) -> bool:
         return device in self._awake
 
-    def when_asked(self, device: str, have: int, action: Callable[[], None]) -> None:
-        """Does so at once when the device has so many bytes of a release or more, and asks for others."""
+    def when_requested(self, device: str, have: int, action: Callable[[], None]) -> None:
+        """Calls `action` once the device has `have` bytes of a release or more, and requests others."""
 
-        def act(asking: str, offset: int) -> None:
-            if asking == device and offset >= have:
+        def act(requester: str, offset: int) -> None:
+            if requester == device and offset >= have:
                 self._on_want = None
                 action()
 

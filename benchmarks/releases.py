@@ -156,13 +156,13 @@ class Story:
             lambda: not any(self._watcher.is_awake(name) for name in ASLEEP), "five devices are asleep"
         )
         self._watcher.wants.clear()
-        self._watcher.when_asked(KILLED, MIDDLE, self._devices[KILLED].kill)
+        self._watcher.when_requested(KILLED, MIDDLE, self._devices[KILLED].kill)
         folders = self._models.variants(DEVICES, GOOD, 4, 1.0001)
         pace = ("--waves", "1,10%,100%", "--max-failures", 0, "--soak", 1)
         self._hub.release(*folders, "--name", GOOD, *pace, "--detach")
         wait_until(self._devices[KILLED].is_off, "a device is killed in the middle of its download")
         partial = next(iter(self._devices[KILLED].models.glob("*.incoming")))
-        have, asked = partial.stat().st_size, len(self._watcher.wants[KILLED])
+        have, before = partial.stat().st_size, len(self._watcher.wants[KILLED])
         self._devices[KILLED].start()
         awake = [name for name in DEVICES if name not in ASLEEP]
         self._await_state(awake, "in service")
@@ -172,9 +172,9 @@ class Story:
         in_waves = list(self._watcher.wants)[:2] == ORDER[:2]
         found = (
             f"{len(awake)} devices; killed at {have >> 10} of {size >> 10} KiB, went on from "
-            f"{wants[asked] >> 10}, {twice >> 10} KiB on their way were sent again"
+            f"{wants[before] >> 10}, {twice >> 10} KiB on their way were sent again"
         )
-        passed = in_waves and 0 < have < size and wants[asked] == have and twice <= PART
+        passed = in_waves and 0 < have < size and wants[before] == have and twice <= PART
         return "a good model: 1, then 2, then all", found, passed
 
     def _size(self, name: str) -> int:
@@ -224,15 +224,15 @@ class Story:
         link = self._hub.link("benchmark-thief", old)
         try:
             link.open(10)
-            answer = "still gets in"
+            outcome = "still gets in"
         except SpliteeError as error:
-            answer = type(error).__name__
+            outcome = type(error).__name__
         finally:
             link.close()
         return (
             "a device is paired anew",
-            f"{REPAIRED} is back; its old key: {answer}",
-            answer == "CertificateRevoked",
+            f"{REPAIRED} is back; its old key: {outcome}",
+            outcome == "CertificateRevoked",
         )
 
     def _count(self) -> tuple[str, str, bool]:

@@ -41,7 +41,7 @@ WARM_UP = 3  # batches that are trained, but not measured
 MAX_SHARE = 0.05  # of the training step that encoding may take
 MIN_SHRINKING = 5.0  # of fp32's bytes by int8+zstd, after the first residual layer
 MAX_LOST = 0.5  # percentage points of accuracy that int8+zstd may cost
-LINK = LinkSpeed(upload=125e6, round_trip=0.001)  # 1 Gb/s: what `auto` is asked about
+LINK = LinkSpeed(upload=125e6, round_trip=0.001)  # 1 Gb/s: for which `auto` chooses
 
 T = TypeVar("T")
 

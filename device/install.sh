@@ -13,7 +13,7 @@ sudo device/install.sh --uninstall [--purge]
   --bundle FILE  this device's identity, made by `splitee broker add-device ID`; without it, once all is
                  installed: splitee join HOST CODE, as `splitee broker invite` shows it
   --data SPEC    what to train on, as for `splitee device --data`
-  --infer-only   without torch: the device classifies and asks, it does not train
+  --infer-only   without torch: the device classifies and offloads, it does not train
   --wheels DIR   install from the wheels in DIR, and reach for no index
   --no-hashes    take other versions and builds than those that requirements/*.txt pins
   --python EXE   the Python to use (3.11 or later); default: python3

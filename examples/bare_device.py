@@ -30,7 +30,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 PROTOCOL = 1
 CODECS = {"fp16": "<f2", "fp32": "<f4"}
 BATCH = 64  # images in evaluation
-SILENCE = 15.0  # seconds without an answer from the server after which the device asks
+SILENCE = 15.0  # seconds without a message of the server after which the device sends a request
 PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of those what topic and headers may take
 READ = ("run", "round", "devices/{id}/status", "devices/{id}/inbox/#")
 KEY = ("run", "attempt", "round", "phase")
@@ -115,8 +115,8 @@ class Device:
         message = {"state": state, "instance": self.instance, "time": time.time(), "doing": doing}
         return message | ({"step": phase.acked, "steps": phase.steps} if phase else {})
 
-    def ask(self) -> None:
-        """Asks to be taken in, or for a fresh acknowledgement."""
+    def request(self) -> None:
+        """Requests to take part, or a fresh acknowledgement."""
         self.heard, options = time.monotonic(), self.options
         profile = {"protocol": PROTOCOL, "instance": self.instance, "version": "bare 1", "cut": options.cut}
         profile |= {"train_samples": options.train, "held_out_samples": options.held_out}
@@ -189,7 +189,7 @@ class Device:
         if another:
             say(f"run {message['run']}: waits for the server's plan")
             self.forget_run()
-            self.ask()
+            self.request()
 
     def on_round(self, message: Message) -> None:
         self.heard, self.opening = time.monotonic(), message
@@ -249,7 +249,7 @@ class Device:
         self.client.subscribe([(self.root + topic.format(id=self.id), 1) for topic in READ])
         say("connected" if self.spec else "connected: waits for a run")
         if self.spec:
-            self.ask()
+            self.request()
 
     def on_message(self, topic: str, payload: bytes) -> None:
         name = topic.removeprefix(self.root).removeprefix(self.own).replace("/", "_")
@@ -269,7 +269,7 @@ class Device:
             if self.client.is_connected():
                 self.publish("status", self.status("online"), retain=True)
                 if self.spec and time.monotonic() - self.heard > SILENCE:
-                    self.ask()
+                    self.request()
 
     def run(self) -> None:
         host, _, port = self.options.broker.rpartition(":")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs Home Assistant into an environment of its own, build/homeassistant, for a test that asks its schemas.
+# Installs Home Assistant into an environment of its own, build/homeassistant, for a test that checks messages by its schemas.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -42,7 +42,7 @@ def balanced(labels: Bytes, count: int, generator: np.random.Generator) -> npt.N
     """The places of `count` labels in ascending order, the same number of each class."""
     each, rest = divmod(count, len(CLASS_NAMES))
     if rest:
-        raise click.ClickException(f"{count} pictures cannot be shared equally by {len(CLASS_NAMES)} classes")
+        raise click.ClickException(f"{count} images cannot be shared equally by {len(CLASS_NAMES)} classes")
     places = [np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES))]
     return np.sort(np.concatenate([generator.choice(of_class, each, replace=False) for of_class in places]))
 
@@ -63,7 +63,7 @@ def main(source: Path, out: Path, train: int, test: int, seed: int) -> None:
         arrays[f"{split}_images"] = read_idx(source / f"{prefix}-images-idx3-ubyte.gz")[chosen]
         arrays[f"{split}_labels"] = labels[chosen]
     np.savez_compressed(out, allow_pickle=False, **arrays)
-    click.echo(f"{out}: {train} + {test} pictures, {out.stat().st_size:,} bytes")
+    click.echo(f"{out}: {train} + {test} images, {out.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

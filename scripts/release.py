@@ -78,7 +78,7 @@ def environment(path: Path, what: str) -> Path:
 
 
 def try_out(wheel: Path, work: Path) -> None:
-    """Raises SystemExit: a fleet does not train, or a device without torch does not answer."""
+    """Raises SystemExit: a fleet does not train, or a device without torch does not predict."""
     lab = environment(work / "lab", f"{wheel}[lab]")
     started = time.monotonic()
     run(lab / "splitee", "demo", "--quick", "--out", work / "demo", cwd=work)
@@ -86,10 +86,10 @@ def try_out(wheel: Path, work: Path) -> None:
     base = environment(work / "base", str(wheel))
     run(base / "python", "-c", SAMPLE, work / "sample.png")
     [model, *_] = sorted((work / "demo").rglob("manifest.json"))
-    answer = json.loads(
+    prediction = json.loads(
         run(base / "splitee", "predict", "--json", "--model", model.parent, work / "sample.png", cwd=work)
     )
-    print(f"predict: {answer}")
+    print(f"predict: {prediction}")
     if list((work / "base" / "lib").glob("python*/site-packages/torch")):
         raise SystemExit("the base install has brought torch")
 

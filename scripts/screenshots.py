@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a demo's page in a real browser: at 1,300 and 400 pixels, light and dark.
+"""Screenshots of a demo's page in a real browser: at 1,300 and 400 pixels, light and dark.
 
     python scripts/screenshots.py OUT [NAME=REPORT.json ...]
 
@@ -91,7 +91,7 @@ class Browser:
         measured = json.loads(html.unescape(found[1]))
         return {name: (one["height"], one["faults"]) for name, one in measured.items()}
 
-    def picture(self, content: str, width: int, height: int, theme: str, path: Path) -> None:
+    def capture(self, content: str, width: int, height: int, theme: str, path: Path) -> None:
         """Of a whole page."""
         self._run(
             _frames({path.stem: (content, width)}),
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str]) -> int:
             for width in WIDTHS:
                 for theme in THEMES:
                     path = out / f"{name}-{width}-{theme}.png"
-                    opened.picture(content, width, measured[f"{name}-{width}"][0], theme, path.resolve())
+                    opened.capture(content, width, measured[f"{name}-{width}"][0], theme, path.resolve())
     faults = [f"{name}: {fault}" for name, (_, found) in measured.items() for fault in found[:MOST]]
-    print("\n".join(faults) or f"all fits; {len(pages) * len(WIDTHS) * len(THEMES)} pictures in {out}")
+    print("\n".join(faults) or f"all fits; {len(pages) * len(WIDTHS) * len(THEMES)} screenshots in {out}")
     return 1 if faults else 0
 
 

@@ -18,7 +18,7 @@ HEAD = """# Commands and settings
 Made by `make docs` from the commands themselves. Each setting is a flag, a `SPLITEE_*` variable where one is
 named, and a key of the settings file (`--config FILE`, TOML: the flag without its dashes).
 Flag > variable > file > default. `splitee config COMMAND` prints the settings in force, and where each comes
-from. Names of commands, flags and choices that do not exist are answered with the nearest that do.
+from. Names of commands, flags and choices that do not exist are refused with the nearest that do.
 
 ## Log level
 

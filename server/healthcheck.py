@@ -25,7 +25,7 @@ SILENT = 60.0  # seconds without a word of the server; it speaks every 5
 @click.command()
 @link_options
 def healthcheck(link: LinkOptions) -> None:
-    """Ask the broker what the server said last."""
+    """Read the last status of the server that the broker retains."""
     view = FleetView(link.fleet)
     with closing(
         Link(link.address, f"splitee-health-{os.getpid()}-{time.time_ns()}", tls=link.tls)

@@ -92,7 +92,7 @@ def follow(job: Job, strategy: str, environment: Path, directory: Path) -> Follo
 
 
 def _variables(environment: Path, home: Path) -> dict[str, str]:
-    """Flower finds its own programs on PATH; it is to tell nobody of this run, and asks for no update."""
+    """Flower finds its own programs on PATH; it sends no telemetry and looks for no update."""
     inherited = without_settings()
     inherited.pop("PYTHONPATH", None)
     return {

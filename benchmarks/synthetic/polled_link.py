@@ -30,7 +30,7 @@ class Turn:
         """As above."""
 
     def notify(self) -> None:
-        """Whoever gives turns asks `is_due`."""
+        """The caller that gives turns checks `is_due`."""
 
     notify_all = notify
 
@@ -63,7 +63,7 @@ class PolledLink(Link):
         return self._turn.is_due(now)
 
     def dial(self) -> int:
-        """Connect; returns the socket's number. The broker's answer, and all else, comes with `read`."""
+        """Connect; returns the socket's number. The broker's reply, and all else, comes with `read`."""
         self._connection._dial()
         client = self._client
         for end in (client._sockpairR, client._sockpairW):  # they wake paho's own loop

@@ -148,7 +148,7 @@ class SyntheticStore:
     def finish(self, *_: object) -> None:
         """Nothing is left to be done."""
 
-    ask = save_mistakes = save_division = finish
+    request_cut = save_mistakes = save_division = finish
 
 
 class Unwatched:

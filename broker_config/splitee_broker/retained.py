@@ -15,7 +15,7 @@ from splitee.mqtt.link import Link
 from splitee.protocol.retained import clear
 from splitee.protocol.topics import Topics
 
-PATIENCE = 2.0  # seconds for the broker to answer
+PATIENCE = 2.0  # seconds for the broker to reply
 QUIET = 0.5  # seconds without a message after which all retained messages have come
 
 

@@ -43,7 +43,7 @@ class Part:
 
     Attributes:
         spec: the run's settings, as the device has made them its own.
-        cuts: those it had in the run, or asked for.
+        cuts: those it had in the run, or requested.
         class_names: of its images.
         outdated: the release that was in service before this process trained; None: there was none, or this
             process has not trained.
@@ -162,7 +162,7 @@ def _after_step_alone(session: Session, number: int, step: int, steps: int, loss
 def _choose_cut(
     session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, samples: int
 ) -> ChosenCut:
-    """The cut to begin with. A device that may ask for another one later also gets the costs of all cuts.
+    """The cut to begin with. A device that may request another one later also gets the costs of all cuts.
 
     Raises:
         ConfigError: the run was trained at a cut that is no longer allowed.

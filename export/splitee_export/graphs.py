@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from splitee.errors import ModelError
 from splitee.inference.graph_check import parse_checked
-from splitee.inference.graphs import FEATURES, LOGITS, open_session
+from splitee.inference.graphs import FEATURES, IMAGES, LOGITS, open_session
 from splitee.inference.uncertainty import Array
 from splitee.networks.exits import ExitHead
 from splitee_export.operators import describe_operators_once
@@ -26,7 +26,7 @@ EXAMPLES = 2  # a batch of one would be treated as a constant
 
 
 class ClientGraph(nn.Module):
-    """Client network and exit: pictures (B, C, H, W) -> features (B, *feature_shape), logits (B, classes).
+    """Client network and exit: images (B, C, H, W) -> features (B, *feature_shape), logits (B, classes).
 
     Both are always computed. Whether the exit's prediction is used is decided outside, because a graph that
     branches on its data cannot be exported.
@@ -37,17 +37,17 @@ class ClientGraph(nn.Module):
         self.client = client
         self.exit = head
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.client(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.client(images)
         return features, self.exit(features)
 
 
 def client_graph(client: nn.Module, head: ExitHead, input_shape: Sequence[int]) -> bytes:
-    """ONNX of a device's model: `pictures` -> `features`, `logits`.
+    """ONNX of a device's model: images -> `features`, `logits`.
 
     Raises ModelError: torch cannot export it, or devices would refuse its operators.
     """
-    graph = to_onnx(ClientGraph(client, head), input_shape, "pictures", [FEATURES, LOGITS])
+    graph = to_onnx(ClientGraph(client, head), input_shape, IMAGES, [FEATURES, LOGITS])
     parse_checked(graph, "this network")
     return graph
 

@@ -90,15 +90,15 @@ def export_client(
     graph = client_graph(state.client, state.exit, spec.input_shape)
     run = GraphRunner(graph, CLIENT)
     tried_on = _noise(spec.input_shape) if samples is None else samples.held_out
-    pictures = normalize(tried_on, spec.mean, spec.std)
+    inputs = normalize(tried_on, spec.mean, spec.std)
     torch_run = partial(run_torch, ClientGraph(state.client, state.exit))
     kind: Literal["pictures", "random"] = "random" if samples is None else "pictures"
-    parity = check_parity(CLIENT, torch_run, run, pictures, kind, threshold=spec.threshold)
+    parity = check_parity(CLIENT, torch_run, run, inputs, kind, threshold=spec.threshold)
     graphs = {CLIENT: graph}
     quantization = None
     if int8 is not None and samples is not None:
         smaller = to_int8(graph, normalize(samples.training, spec.mean, spec.std))
-        quantization = _judge(graph, smaller, pictures, samples, int8)
+        quantization = _judge(graph, smaller, inputs, samples, int8)
         if quantization.kept:
             graphs[CLIENT_INT8] = smaller
     manifest = ClientManifest(
@@ -212,14 +212,14 @@ def _trunk_files(state: ServerState) -> dict[str, str]:
     return files
 
 
-def _judge(fp32: bytes, int8: bytes, pictures: Array, samples: Samples, policy: Int8Policy) -> Quantization:
+def _judge(fp32: bytes, int8: bytes, inputs: Array, samples: Samples, policy: Int8Policy) -> Quantization:
     """Compares the two graphs on held-out images, and their times on this machine."""
     one = GraphRunner(fp32, CLIENT), GraphRunner(int8, CLIENT_INT8)
-    before, after = (accuracy(run, pictures, samples.labels) for run in one)
+    before, after = (accuracy(run, inputs, samples.labels) for run in one)
     result = Quantization(accuracy_fp32=before, accuracy_int8=after, kept=before - after <= policy.max_drop)
     if not policy.benchmark:
         return result
-    fp32_ms, int8_ms = time_both(*one, pictures)
+    fp32_ms, int8_ms = time_both(*one, inputs)
     return replace(result, fp32_ms=fp32_ms, int8_ms=int8_ms, kept=result.kept and int8_ms < fp32_ms)
 
 

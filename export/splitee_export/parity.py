@@ -51,7 +51,7 @@ def check_parity(
     )
     if not (error <= MAX_ERROR and min(parity.same_label, parity.same_decision) >= MIN_AGREEMENT):
         raise ModelError(
-            f"{name}: ONNX Runtime does not answer as torch does: off by {error:.1e} of the largest value "
+            f"{name}: ONNX Runtime does not predict as torch does: off by {error:.1e} of the largest value "
             f"(at most {MAX_ERROR:.0e}), same label {parity.same_label:.1%}, same decision "
             f"{parity.same_decision:.1%} of {len(inputs)} {kind}; nothing was exported"
         )

@@ -19,6 +19,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
+from splitee.inference.graphs import IMAGES
 from splitee.inference.uncertainty import Array
 from splitee_export.graphs import GraphRunner
 
@@ -26,22 +27,22 @@ BATCH = 16
 TIMED = 50  # runs of one image, after a warm-up of a tenth as many
 
 
-class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+class _Images(CalibrationDataReader):  # type: ignore[misc]
     """The images from which the ranges of the activations are taken."""
 
-    def __init__(self, pictures: Array) -> None:
-        self._batches = iter([pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)])
+    def __init__(self, images: Array) -> None:
+        self._batches = iter([images[i : i + BATCH] for i in range(0, len(images), BATCH)])
 
     def get_next(self) -> dict[str, Array] | None:
         batch = next(self._batches, None)
-        return None if batch is None else {"pictures": batch}
+        return None if batch is None else {IMAGES: batch}
 
 
-def to_int8(graph: bytes, pictures: Array) -> bytes:
+def to_int8(graph: bytes, images: Array) -> bytes:
     """The graph with int8 weights and uint8 activations, around QuantizeLinear and DequantizeLinear (QDQ).
 
     Args:
-        pictures: normalised, float32 (N, C, H, W), for the ranges of the activations.
+        images: normalised, float32 (N, C, H, W), for the ranges of the activations.
     """
     root = logging.getLogger()
     level = root.level
@@ -52,7 +53,7 @@ def to_int8(graph: bytes, pictures: Array) -> bytes:
             quantize_static(
                 onnx.load_from_string(graph),
                 path,
-                _Pictures(pictures),
+                _Images(images),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -63,22 +64,22 @@ def to_int8(graph: bytes, pictures: Array) -> bytes:
         return path.read_bytes()
 
 
-def accuracy(run: GraphRunner, pictures: Array, labels: npt.NDArray[np.int64]) -> float:
+def accuracy(run: GraphRunner, images: Array, labels: npt.NDArray[np.int64]) -> float:
     """The exit's accuracy on normalised images (N, C, H, W)."""
     correct = 0
     for start in range(0, len(labels), BATCH):
-        logits = run(pictures[start : start + BATCH])[-1]
+        logits = run(images[start : start + BATCH])[-1]
         correct += int((logits.argmax(axis=1) == labels[start : start + BATCH]).sum())
     return correct / len(labels)
 
 
-def time_both(first: GraphRunner, second: GraphRunner, pictures: Array) -> tuple[float, float]:
+def time_both(first: GraphRunner, second: GraphRunner, images: Array) -> tuple[float, float]:
     """Median milliseconds of each for one image. They alternate, so that both run under the same load."""
     taken: tuple[list[float], list[float]] = ([], [])
     for index in range(TIMED + TIMED // 10):
-        picture = pictures[index % len(pictures)][None]
+        image = images[index % len(images)][None]
         for run, times in zip((first, second), taken, strict=True):
             started = time.perf_counter()
-            run(picture)
+            run(image)
             times.append(1000 * (time.perf_counter() - started))
     return median(taken[0][TIMED // 10 :]), median(taken[1][TIMED // 10 :])

@@ -23,7 +23,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.commit_files import CommitFiles
 from splitee.training.history import course, read_history
 from splitee.training.named_trunks import NamedTrunks
-from splitee.training.state import answers_digest
+from splitee.training.state import output_digest
 from splitee.training.weights import client_model
 from splitee_export.round_names import BEST, LAST
 
@@ -176,7 +176,7 @@ def server_state(spec: RunSpec, number: int, named: NamedTrunks) -> ServerState:
     for name, trunk in named.trunks.items():
         stages = network.stage_keys(trunk.cut + 1, network.num_layers)
         weights = {key: trunk.weights[key] for key in stages}
-        what = trunk.cut, answers_digest(weights)
+        what = trunk.cut, output_digest(weights)
         if what not in modules:
             modules[what] = copy.deepcopy(network.trunk(trunk.cut)).eval()
             modules[what].load_state_dict(weights, assign=True)

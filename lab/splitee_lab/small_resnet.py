@@ -49,8 +49,8 @@ class SmallResNet(nn.Module):
         self.flatten = nn.Flatten()
         self.classifier = nn.Linear(channels, num_classes)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        features = self.blocks(self.stem(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.blocks(self.stem(images))
         logits: Tensor = self.classifier(self.flatten(self.pool(features)))
         return logits
 

@@ -20,7 +20,7 @@ from splitee.protocol.accuracies import ConfusionMatrix
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import (
     DeviceFigures,
-    DismissalAnswer,
+    DismissalReply,
     ErrorReport,
     Metrics,
     ServerClaim,
@@ -256,10 +256,10 @@ class Announcer:
         self._beat_due = self._clock() + HEARTBEAT
         return True
 
-    def answer(self, request: int, code: ExitCode, message: str) -> None:
+    def reply(self, request: int, code: ExitCode, message: str) -> None:
         """Publish the result of a dismissal."""
-        answer = DismissalAnswer(request=request, code=int(code), message=message[:1000])
-        self._port.publish(routes.DISMISSED.topic(self._topics), answer.encode())
+        reply = DismissalReply(request=request, code=int(code), message=message[:1000])
+        self._port.publish(routes.DISMISSED.topic(self._topics), reply.encode())
 
     def forget(self, device: str) -> None:
         """Do not publish this device's retained messages again."""

@@ -230,7 +230,7 @@ class Service:
         """Serve until the run is finished; returns the report.
 
         Raises:
-            Stopped: the process was asked to stop; the last committed round is safe.
+            Stopped: the process received a signal to stop; the last committed round is safe.
         """
         observed = (topic for observer in self._observers for topic in observer.filters)
         filters = (route.topic(self._topics) for route in self._heard)
@@ -310,7 +310,7 @@ class Service:
         """Handle one event, after waiting at most `timeout` seconds; False: none came."""
         event = self._port.receive(timeout)
         if event is None:
-            self._predictions.answer()
+            self._predictions.reply_to_all()
             return False
         self._take_in(event)
         return True
@@ -325,7 +325,7 @@ class Service:
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Overflow):
-            self._coordinator.ask_again()
+            self._coordinator.request_again()
         elif isinstance(event, Message):
             if not event.payload and event.topic in self._cleared:
                 self._cleared -= Counter([event.topic])  # this server cleared the topic itself

@@ -12,9 +12,9 @@ def run(bench: Workbench) -> Result:
     topic = bench.topic("access")
     client = bench.connect("access")
     client.subscribe(topic)
-    answer = client.publish(topic, b"x")
-    if answer.is_failure:
-        return Result("missing", f"{topic}: {answer.getName().lower()}; {_hint(bench.link)}")
+    code = client.publish(topic, b"x")
+    if code.is_failure:
+        return Result("missing", f"{topic}: {code.getName().lower()}; {_hint(bench.link)}")
     if client.receive(bench.left() / 2) is None:
         return Result("missing", f"{topic}: what is published there does not come back; {_hint(bench.link)}")
     return Result("ok", f"this client may write and read {bench.topic('#')}")

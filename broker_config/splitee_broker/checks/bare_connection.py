@@ -17,10 +17,10 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
 from splitee.mqtt.websockets import carrier
 
-ANSWER = 8  # seconds in which the broker must reply
+TIMEOUT = 8  # seconds in which the broker must reply
 KEEP_ALIVE = 300  # seconds
 OF_THIS_MACHINE = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
-CLOSED = "it closed the connection without an answer, as at max_connections, or without a descriptor left"
+CLOSED = "it closed the connection without a reply, as at max_connections, or without a descriptor left"
 
 
 class Refused(Exception):
@@ -46,7 +46,7 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
             raise
         return opened
     except TimeoutError:
-        raise Refused(f"no answer in {ANSWER} s, as without a descriptor left (LimitNOFILE)") from None
+        raise Refused(f"no reply in {TIMEOUT} s, as without a descriptor left (LimitNOFILE)") from None
     except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError):
         raise Refused(CLOSED) from None
     except OSError as error:
@@ -55,12 +55,12 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
 
 def _dial(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) -> socket.socket:
     """TCP, TLS and websocket through paho; a running paho client would need two more descriptors."""
-    client = new_client(address, client_id, MQTTProtocolVersion.MQTTv5, ANSWER)
+    client = new_client(address, client_id, MQTTProtocolVersion.MQTTv5, TIMEOUT)
     if tls is not None:
         client.tls_set_context(tls)
-    client.connect_async(address.host, address.port, keepalive=ANSWER)  # it also limits the handshake
+    client.connect_async(address.host, address.port, keepalive=TIMEOUT)  # it also limits the handshake
     opened = cast(socket.socket, client._create_socket())
-    carrier(opened).settimeout(ANSWER)
+    carrier(opened).settimeout(TIMEOUT)
     return opened
 
 

@@ -68,7 +68,7 @@ class Client:
         self.session_present = False
         self.properties = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
         self._deadline = deadline
-        self._answer: ReasonCode | None = None
+        self._connack: ReasonCode | None = None
         self._granted: dict[int, ReasonCode] = {}
         self._acknowledged: dict[int, ReasonCode] = {}
         self._messages: deque[MQTTMessage] = deque()
@@ -109,9 +109,9 @@ class Client:
             )
         except OSError as error:
             raise Lost(error.strerror or str(error)) from None
-        answer = self._wait(lambda: self._answer)
-        if answer.is_failure:
-            raise Lost(f"it refused a client: {answer.getName().lower()}")
+        code = self._wait(lambda: self._connack)
+        if code.is_failure:
+            raise Lost(f"it refused a client: {code.getName().lower()}")
         self._window = min(IN_FLIGHT, getattr(self.properties, "ReceiveMaximum", IN_FLIGHT))
         return self
 
@@ -123,11 +123,11 @@ class Client:
 
     def subscribe(self, *filters: str) -> None:
         """Subscribes, and waits until the subscriptions are in force. Lost: one is refused."""
-        asked = [(name, SubscribeOptions(qos=1)) for name in filters]
-        _, number = self._paho.subscribe(asked)
-        answer = self._wait(lambda: self._granted.get(number or 0))
-        if answer.is_failure:
-            raise Lost(f"it refused a subscription: {answer.getName().lower()}")
+        wanted = [(name, SubscribeOptions(qos=1)) for name in filters]
+        _, number = self._paho.subscribe(wanted)
+        code = self._wait(lambda: self._granted.get(number or 0))
+        if code.is_failure:
+            raise Lost(f"it refused a subscription: {code.getName().lower()}")
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> ReasonCode:
         """Publishes at QoS 1; returns the acknowledgement. `properties`: by their names in MQTT v5."""
@@ -148,9 +148,9 @@ class Client:
             yield self._acknowledgement(under_way.popleft())
 
     def _acknowledgement(self, number: int) -> ReasonCode:
-        answer = self._wait(lambda: self._acknowledged.get(number))
+        code = self._wait(lambda: self._acknowledged.get(number))
         del self._acknowledged[number]
-        return answer
+        return code
 
     def next_message(self) -> MQTTMessage:
         """Waits for the next message. Late: none has come by the deadline."""
@@ -196,9 +196,9 @@ class Client:
     def _wait(self, found: Callable[[], T | None]) -> T:
         while (value := found()) is None:
             if time.monotonic() > self._deadline:
-                raise Late("it gave no answer in time")
+                raise Late("it gave no reply in time")
             self._move(TICK)
-            if found() is None and self._answer is not None and not self._is_open():
+            if found() is None and self._connack is not None and not self._is_open():
                 raise Lost(self._why)
         return value
 
@@ -209,15 +209,15 @@ class Client:
         """Transfers packets, waiting for them at most `seconds`."""
         if self._paho.socket() is not None:
             code = self._paho.loop(seconds)
-            if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._answer is None:
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._connack is None:
                 raise Lost(self._why)
 
     def _on_connect(
-        self, _client: Any, _data: Any, flags: ConnectFlags, answer: ReasonCode, properties: Properties
+        self, _client: Any, _data: Any, flags: ConnectFlags, code: ReasonCode, properties: Properties
     ) -> None:
         self.session_present = flags.session_present
         self.properties = properties
-        self._answer = answer
+        self._connack = code
 
     def _on_subscribe(
         self, _client: Any, _data: Any, number: int, reasons: list[ReasonCode], _properties: Properties

@@ -33,7 +33,7 @@ def run(bench: Workbench) -> Result:
     topic = bench.topic("packets")
     client.subscribe(topic)
     try:
-        answer = client.publish(topic, bytes(size - ENVELOPE))
+        code = client.publish(topic, bytes(size - ENVELOPE))
         came = client.next_message()
     except Late:
         return Result("limited", f"a packet of {words.size(size)} takes more than {LIMIT:.0f} s", 0, LINK)
@@ -41,7 +41,7 @@ def run(bench: Workbench) -> Result:
         return Result(
             "missing", f"a packet of {words.size(size)}: {lost}; it announces no such limit", 0, LINK
         )
-    if answer.is_failure or len(came.payload) != size - ENVELOPE:
+    if code.is_failure or len(came.payload) != size - ENVELOPE:
         return Result("missing", f"a packet of {words.size(size)} does not arrive", 0, LINK)
     parts = math.ceil(BATCH / (size - ENVELOPE))
     in_parts = f"a batch of the default network ({words.size(BATCH)}) takes {parts:,}"

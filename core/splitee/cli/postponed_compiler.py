@@ -32,7 +32,7 @@ def disable(*arguments: Any, **named: Any) -> Any:
     return module.disable(*arguments, **named)
 
 
-ANSWERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+STAND_INS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "torch._dynamo": {"disable": disable, "graph_break": lambda *_, **__: None},
     "torch._dynamo.trace_rules": {"clear_lru_cache": lambda: None},
     "torch._dynamo.utils": {"is_compile_supported": lambda _: False},
@@ -47,12 +47,12 @@ def postpone_compiler() -> None:
 
 
 class PostponingFinder(MetaPathFinder):
-    """Finds the modules of `ANSWERS`, and postpones loading them until any other part of them is needed."""
+    """Finds the modules of `STAND_INS`, and postpones loading them until any other part of them is needed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname in ANSWERS:
+        if fullname in STAND_INS:
             spec = PathFinder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 spec.loader = PostponingLoader(spec.loader)
@@ -66,13 +66,13 @@ class PostponingFinder(MetaPathFinder):
 
 
 class PostponingLoader(Loader):
-    """Makes a module that has only the attributes in `ANSWERS`."""
+    """Makes a module that has only the attributes in `STAND_INS`."""
 
     def __init__(self, real: Loader) -> None:
         self.real = real
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(ANSWERS[module.__name__])
+        vars(module).update(STAND_INS[module.__name__])
         module.__class__ = PostponedModule
 
     def load(self, module: ModuleType) -> None:
@@ -95,12 +95,12 @@ class LoadedAlready(Loader):
 
 
 class PostponedModule(ModuleType):
-    """Becomes the real module when an attribute is needed that is not in `ANSWERS`."""
+    """Becomes the real module when an attribute is needed that is not in `STAND_INS`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if (module := f"{self.__name__}.{name}") in ANSWERS:
+        if (module := f"{self.__name__}.{name}") in STAND_INS:
             return import_module(module)
         become_real(self)
         return getattr(self, name)

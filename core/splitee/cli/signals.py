@@ -11,19 +11,19 @@ from splitee.errors import Unwinding
 
 
 class Stopped(Unwinding):
-    """The process was asked to stop."""
+    """The process received a signal to stop."""
 
 
 def stop_on_signals() -> threading.Event:
     """An event that the first signal sets; a second SIGINT interrupts as usual."""
     stop = threading.Event()
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has asked for
-        signal.signal(signal.SIGHUP, ask)
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        signal.signal(signal.SIGHUP, request_stop)
     return stop

@@ -67,9 +67,9 @@ def settings(
         ConfigError: a key of the settings file is unknown.
         click.UsageError: a flag is unknown, or a value is not of its type.
     """
-    asked = click.Command(command.name, params=[_optional(parameter) for parameter in command.params])
-    with asked.make_context(command.name, flags, parent=parent) as context:
-        for parameter in asked.params:
+    lenient = click.Command(command.name, params=[_optional(parameter) for parameter in command.params])
+    with lenient.make_context(command.name, flags, parent=parent) as context:
+        for parameter in lenient.params:
             if not isinstance(parameter, click.Option) or parameter.name not in context.params:
                 continue
             value = _written(context.params[parameter.name], parameter.type)

@@ -20,7 +20,7 @@ from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol import routes
-from splitee.protocol.fleet import Dismissal, DismissalAnswer, ServerStatus
+from splitee.protocol.fleet import Dismissal, DismissalReply, ServerStatus
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics, check_name
 
@@ -56,15 +56,15 @@ def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float
     with closing(
         Link(link.address, f"splitee-{link.fleet}-dismiss-{request.request}", tls=link.tls)
     ) as connection:
-        answer = _ask(connection, Topics(link.fleet), request, link, wait)
-    if answer.code:
-        raise _failure(answer)
-    echo(answer.message)
+        reply = _await_reply(connection, Topics(link.fleet), request, link, wait)
+    if reply.code:
+        raise _failure(reply)
+    echo(reply.message)
 
 
-def _ask(
+def _await_reply(
     connection: Link, topics: Topics, request: Dismissal, link: LinkOptions, wait: float
-) -> DismissalAnswer:
+) -> DismissalReply:
     """The server's reply. The request is repeated after each reconnection, which changes nothing.
 
     Raises:
@@ -89,8 +89,8 @@ def _ask(
         match received.message if received is not None else None:
             case ServerStatus() as server:
                 pass
-            case DismissalAnswer() as answer if answer.request == request.request:
-                return answer
+            case DismissalReply() as reply if reply.request == request.request:
+                return reply
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
                 f"no server runs for fleet {link.fleet!r} at {link.address}, so nobody was dismissed: start "
@@ -102,9 +102,9 @@ def _ask(
     )
 
 
-def _failure(answer: DismissalAnswer) -> SpliteeError:
+def _failure(reply: DismissalReply) -> SpliteeError:
     """The server's failure, as an error with its exit code."""
-    failure = SpliteeError(answer.message)
+    failure = SpliteeError(reply.message)
     known = {int(code): code for code in ExitCode}
-    failure.exit_code = known.get(answer.code, ExitCode.INTERNAL)
+    failure.exit_code = known.get(reply.code, ExitCode.INTERNAL)
     return failure

@@ -13,6 +13,7 @@ from splitee.inference.uncertainty import Array, uncertainty
 from splitee.samples.fitting import Pixels
 from splitee.samples.images import normalize
 
+IMAGES = "pictures"  # the name of a model's input since the first release, so that all releases serve it
 FEATURES, LOGITS = "features", "logits"
 
 
@@ -77,14 +78,14 @@ class ClientModel:
         check_signature(
             self._session,
             name,
-            {"pictures": tuple(manifest.input_shape)},
+            {IMAGES: tuple(manifest.input_shape)},
             {FEATURES: tuple(manifest.feature_shape), LOGITS: (len(manifest.class_names),)},
         )
 
     def __call__(self, images: Pixels) -> tuple[Array, Array]:
         """uint8 (N, C, H, W) -> features (N, *feature_shape) and the exit's logits (N, classes)."""
         inputs = normalize(images, self.manifest.mean, self.manifest.std)
-        features, logits = self._session.run([FEATURES, LOGITS], {"pictures": inputs})
+        features, logits = self._session.run([FEATURES, LOGITS], {IMAGES: inputs})
         return features, logits
 
     def uncertainty(self, logits: Array) -> Array:

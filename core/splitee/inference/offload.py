@@ -21,7 +21,7 @@ from splitee.protocol import routes
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.inference import InferAnswer, InferRequest
+from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.parts import message_numbers, split
 from splitee.protocol.topics import Topics
 
@@ -53,18 +53,18 @@ class Offload:
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
-        self._gate = Gate(topics, (routes.ANSWER, routes.SERVER_STATUS), device=device)
+        self._gate = Gate(topics, (routes.INFER_REPLY, routes.SERVER_STATUS), device=device)
         self._requests = routes.INFER.topic(topics, device)
-        self._responses = routes.ANSWER.topic(topics, device)
+        self._responses = routes.INFER_REPLY.topic(topics, device)
         self._link = Link(options.address, f"splitee-{options.fleet}-{device}-{role}", tls=options.tls)
         self._link.meter = meter
         self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
-        self._log_unanswered = RateLimiter()
+        self._log_no_prediction = RateLimiter()
         self._silent_until = 0.0
         self.sent = 0  # bytes of requests
-        self.asked = 0  # images
+        self.offloaded = 0  # images
 
     def open(self) -> None:
         """Connect; without a broker, keep trying in the background while the exit predicts.
@@ -95,31 +95,31 @@ class Offload:
         """
         deadline = time.monotonic() + self._timeout - waited - MARGIN
         while (event := self._link.receive(0)) is not None:
-            self._answer_in(event, None)
-        if not self._worth_asking():
+            self._reply_in(event, None)
+        if not self._may_reply():
             return None
         correlation = secrets.token_bytes(16)
-        if not self._ask(features, correlation, deadline):
+        if not self._request(features, correlation, deadline):
             return None
         while (left := deadline - time.monotonic()) > 0:
             event = self._link.receive(left)
             if event is None:
                 continue
-            answer = self._answer_in(event, correlation)
-            if isinstance(event, Disconnected) or not self._worth_asking():
+            reply = self._reply_in(event, correlation)
+            if isinstance(event, Disconnected) or not self._may_reply():
                 return None
-            if answer is not None:
-                return self._logits_of(answer, len(features))
+            if reply is not None:
+                return self._logits_of(reply, len(features))
         self._silent_until = time.monotonic() + self._pause
-        log.warning("no response within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
+        log.warning("no response within %.1f s; no requests for the next %.0f s", self._timeout, self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return None
 
-    def _worth_asking(self) -> bool:
+    def _may_reply(self) -> bool:
         offline = self._status is not None and self._status.state == "offline"
         return self._link.connected and not offline and time.monotonic() >= self._silent_until
 
-    def _ask(self, features: Array, correlation: bytes, deadline: float) -> bool:
+    def _request(self, features: Array, correlation: bytes, deadline: float) -> bool:
         """Returns False if the broker does not accept the request in time; it was not sent as a whole."""
         manifest = self._manifest
         payload = InferRequest(
@@ -139,11 +139,11 @@ class Offload:
             ):
                 return False
         self.sent += len(payload)
-        self.asked += len(features)
+        self.offloaded += len(features)
         return True
 
-    def _answer_in(self, event: Event, correlation: bytes | None) -> Received | None:
-        """The answer to the request of `correlation`, if `event` completes it. Records server statuses."""
+    def _reply_in(self, event: Event, correlation: bytes | None) -> Received | None:
+        """The reply to the request of `correlation`, if `event` completes it. Records server statuses."""
         received = self._gate.read(event) if isinstance(event, Message) else None
         if received is None:
             return None
@@ -160,17 +160,17 @@ class Offload:
         self._status = status
 
     def _logits_of(self, received: Received, samples: int) -> Array | None:
-        """The logits of an answer; None: it has none, or not those of `samples` samples."""
+        """The logits of a reply; None: it has none, or not those of `samples` samples."""
         self._pause = FIRST_PAUSE
-        answer: InferAnswer = received.message
-        if answer.error or answer.logits is None:
-            if self._log_unanswered.due():
-                log.warning("the server gives no prediction: %s", answer.error or "no logits")
+        reply: InferReply = received.message
+        if reply.error or reply.logits is None:
+            if self._log_no_prediction.due():
+                log.warning("the server gives no prediction: %s", reply.error or "no logits")
             return None
         try:
-            logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))
+            logits = decode_tensor(reply.logits, (len(self._manifest.class_names),))
             if len(logits) != samples:
-                raise MalformedMessage(f"InferAnswer: {len(logits)} samples for {samples}")
+                raise MalformedMessage(f"InferReply: {len(logits)} samples for {samples}")
         except MalformedMessage as error:
             self._gate.reject(received.route, received.device, received.envelope, error)
             return None

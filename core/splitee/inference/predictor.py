@@ -76,7 +76,7 @@ class Predictor:
         self.threshold = max(threshold, floors.lowest_threshold)
         self._trunk = trunk
         self._most = round(floors.most_offload * WINDOW)
-        self._asked: deque[bool] = deque(maxlen=WINDOW - 1)  # whether the previous images were offloaded
+        self._recently: deque[bool] = deque(maxlen=WINDOW - 1)  # whether the previous images were offloaded
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,34 +95,34 @@ class Predictor:
         started = time.perf_counter()
         features, logits = self._model(pixels)
         uncertainties = self._model.uncertainty(logits)
-        asks = np.array([self._is_offloaded(float(uncertainty)) for uncertainty in uncertainties])
+        offloaded = np.array([self._is_offloaded(float(uncertainty)) for uncertainty in uncertainties])
         trunk_logits = None
-        if self._trunk is not None and asks.any():
-            trunk_logits = self._trunk.logits(features[asks], time.perf_counter() - started)
+        if self._trunk is not None and offloaded.any():
+            trunk_logits = self._trunk.logits(features[offloaded], time.perf_counter() - started)
         if trunk_logits is not None:
             logits = logits.copy()
-            logits[asks] = self._model.manifest.combination(logits[asks], trunk_logits)
+            logits[offloaded] = self._model.manifest.combination(logits[offloaded], trunk_logits)
         milliseconds = 1000 * (time.perf_counter() - started)
         return [
             Prediction(
                 label=self.class_names[row.argmax()],
                 probability=float(row.max()),
                 entropy=float(uncertainty),
-                source=self._source(float(uncertainty), bool(asked) and trunk_logits is not None),
+                source=self._source(float(uncertainty), bool(is_offloaded) and trunk_logits is not None),
                 milliseconds=milliseconds,
             )
-            for row, uncertainty, asked in zip(softmax(logits), uncertainties, asks, strict=True)
+            for row, uncertainty, is_offloaded in zip(softmax(logits), uncertainties, offloaded, strict=True)
         ]
 
-    def _source(self, uncertainty: float, trunk_answered: bool) -> Source:
-        if trunk_answered:
+    def _source(self, uncertainty: float, is_from_trunk: bool) -> Source:
+        if is_from_trunk:
             return "trunk"
         return "exit" if self._trunk is None or uncertainty <= self.threshold else "local-fallback"
 
     def _is_offloaded(self, uncertainty: float) -> bool:
         """Whether the trunk is to predict the next image: of each WINDOW, at most a share."""
         is_offloaded = (
-            self._trunk is not None and uncertainty > self.threshold and sum(self._asked) < self._most
+            self._trunk is not None and uncertainty > self.threshold and sum(self._recently) < self._most
         )
-        self._asked.append(is_offloaded)
+        self._recently.append(is_offloaded)
         return is_offloaded

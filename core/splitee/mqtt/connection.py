@@ -22,19 +22,19 @@ from paho.mqtt.reasoncodes import ReasonCode
 from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.client import new_client
-from splitee.mqtt.http_answer import HttpAnswer, ask_for_http
+from splitee.mqtt.http_response import HttpResponse, request_http
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.packet_loop import PacketLoop
 from splitee.mqtt.patient_client import PatientClient
-from splitee.mqtt.probe import answers_mqtt_311, speaks_mqtt_311_only
+from splitee.mqtt.probe import speaks_mqtt_311_only, supports_mqtt_311
 from splitee.mqtt.refusals import (
     Closed,
     Garbage,
     Lacking,
+    NoReply,
     TryFailed,
-    Unanswered,
     lack,
-    no_answer,
+    no_reply,
     refusal,
     web_failure,
 )
@@ -46,7 +46,7 @@ LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
 LINGER = 2.0  # seconds that the broker has to read the last packet
 LOOP = 1.0  # seconds between two looks at the keep-alive, where there is nothing else to do
-CERTAIN = 3  # connections closed although MQTT 3.1.1 is answered, before the broker counts as 3.1.1 only
+CERTAIN = 3  # connections closed although MQTT 3.1.1 gets a reply, before the broker counts as 3.1.1 only
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Connection:
         self._on_accepted = on_accepted
         self._on_lost = on_lost
         self._trouble = _Trouble()
-        self._answer: ReasonCode | None = None
+        self._connack: ReasonCode | None = None
         self._lack: str | None = None  # what the broker does not offer, and we need
         self._context: ssl.SSLContext | None = None
         self._farewell: str | None = None  # why the broker, or the keep-alive, ended the connection
@@ -93,7 +93,7 @@ class Connection:
         client.enable_logger(errors)
         client.on_socket_open = quietly(send_at_once)
         client.on_socket_close = quietly(self._let_broker_read)
-        client.on_connect = quietly(self._note_answer)
+        client.on_connect = quietly(self._note_connack)
         client.on_disconnect = quietly(self._note_end)
         return client
 
@@ -104,63 +104,63 @@ class Connection:
     def connect(self, limit: float) -> None:
         """Try once for about `limit` seconds: TCP, TLS, CONNECT, CONNACK. TryFailed or BrokerRefused."""
         deadline = time.monotonic() + limit
-        answer = self._ask(deadline) if self._opened else self._ask_a_stranger(deadline)
-        if answer.is_failure:
-            raise refusal(self._address, self._client_id, answer)
+        connack = self._connect(deadline) if self._opened else self._connect_first(deadline)
+        if connack.is_failure:
+            raise refusal(self._address, self._client_id, connack)
         if self._lack is not None:
             self._hang_up()
             raise Lacking(f"broker {self._address} {self._lack}")
         self._opened = True
 
-    def _ask_a_stranger(self, deadline: float) -> ReasonCode:
-        """As `_ask`, for an address that has not answered yet; finds out what kind of server is there.
+    def _connect_first(self, deadline: float) -> ReasonCode:
+        """As `_connect`, for an address that has never replied; finds out what kind of server is there.
 
         A broker of MQTT 3.1.1 may close the connection when it receives a CONNECT of v5. A full broker closes
         every connection.
         """
         for _ in range(CERTAIN):
             try:
-                return self._ask(deadline)
-            except Unanswered as failure:
-                if not self._answers_311_only(failure, max(1.0, deadline - time.monotonic())):
+                return self._connect(deadline)
+            except NoReply as failure:
+                if not self._speaks_311_only(failure, max(1.0, deadline - time.monotonic())):
                     raise
                 if isinstance(failure, Garbage):
                     break
         raise speaks_mqtt_311_only(self._address)
 
-    def _answers_311_only(self, failure: Unanswered, limit: float) -> bool:
-        """Whether the server answers MQTT 3.1.1 but not v5. BrokerRefused, TryFailed: it is no broker."""
-        web = None if self._address.path else ask_for_http(self._address, self._context, limit)
+    def _speaks_311_only(self, failure: NoReply, limit: float) -> bool:
+        """Whether the server speaks MQTT 3.1.1 but not v5. BrokerRefused, TryFailed: it is no broker."""
+        web = None if self._address.path else request_http(self._address, self._context, limit)
         if web is not None:
             raise web_failure(self._address, web) from None
         if not isinstance(failure, Closed | Garbage):
             return False  # silence: it may be slow
-        answers = answers_mqtt_311(self._address, self._client_id, self._context, limit)
-        if isinstance(failure, Garbage) and not answers:
+        supports_it = supports_mqtt_311(self._address, self._client_id, self._context, limit)
+        if isinstance(failure, Garbage) and not supports_it:
             raise BrokerRefused(f"broker {self._address}: {failure}; check the address") from None
-        return answers
+        return supports_it
 
-    def _ask(self, deadline: float) -> ReasonCode:
-        """Dials, and returns the broker's answer."""
-        self._answer = self._lack = None
+    def _connect(self, deadline: float) -> ReasonCode:
+        """Dials, and returns the reason code of the broker's CONNACK."""
+        self._connack = self._lack = None
         self._trouble.take()
         dialled = False
         try:
             self._dial()
             dialled = True
-            return self._wait_for_answer(deadline)
+            return self._wait_for_connack(deadline)
         except ssl.SSLEOFError:
             self._hang_up()
             raise TryFailed("it broke off the TLS handshake; is this its TLS port?") from None
         except ssl.SSLError as error:
             self._hang_up()
             raise tls_failure(self._address, error, self._files) from None
-        except HttpAnswer as answer:
+        except HttpResponse as response:
             self._hang_up()
-            raise web_failure(self._address, answer) from None
+            raise web_failure(self._address, response) from None
         except OSError as error:
             self._hang_up()
-            raise no_answer(self._address, error, dialled) from None
+            raise no_reply(self._address, error, dialled) from None
 
     def _dial(self) -> None:
         if self._opened:
@@ -176,20 +176,20 @@ class Connection:
         )
         self.client.connect(self._address.host, self._address.port, self._keepalive, properties=properties)
 
-    def _wait_for_answer(self, deadline: float) -> ReasonCode:
+    def _wait_for_connack(self, deadline: float) -> ReasonCode:
         code = MQTTErrorCode.MQTT_ERR_SUCCESS
         while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
             code = self._loop.turn(0.2)
-            if self._answer is not None:
-                return self._answer
+            if self._connack is not None:
+                return self._connack
             if time.monotonic() > deadline:
-                raise TimeoutError("it accepts, but gives no MQTT answer")
+                raise TimeoutError("it accepts, but gives no MQTT reply")
             if self._closing.is_set():
                 raise ConnectionAbortedError("closed")
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
             self._hang_up()
-            raise Garbage("what answers there does not speak MQTT v5")
-        raise self._trouble.take() or ConnectionError("it closed the connection without an MQTT answer")
+            raise Garbage("the server there does not speak MQTT v5")
+        raise self._trouble.take() or ConnectionError("it closed the connection without an MQTT reply")
 
     def run(self) -> str:
         """Process packets until the connection ends; returns the reason in lower case."""
@@ -230,10 +230,10 @@ class Connection:
             with contextlib.suppress(OSError):
                 opened.close()
 
-    def _note_answer(
+    def _note_connack(
         self, _client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties
     ) -> None:
-        self._answer = reason
+        self._connack = reason
         self._farewell = None
         self._up_since = time.monotonic()
         self._lack = None if reason.is_failure else lack(properties)

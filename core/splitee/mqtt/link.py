@@ -80,7 +80,7 @@ class Link:
         this time, unless the next process has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
         `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
-        topic is taken; asked on the network thread. `gather`: seconds for which incoming data may wait to be
+        topic is taken; called on the network thread. `gather`: seconds for which incoming data may wait to be
         read together; this saves most of the CPU time of a viewer of a large fleet.
         """
         if not client_id or set(client_id) & set("/+#$"):
@@ -242,7 +242,7 @@ class Link:
         """Subscribe now and at every connection. For filters that the broker denies see `receive`."""
         self._filters.update(dict.fromkeys(filters))
         if self.connected:
-            self._ask_for(filters)
+            self._send_subscribe(filters)
 
     def unsubscribe(self, *filters: str) -> None:
         """Unsubscribe from topics; messages already on their way still come."""
@@ -395,14 +395,14 @@ class Link:
         self._fresh = not session_present
         self._subscribing.clear()
         if self._filters:
-            self._ask_for(tuple(self._filters))
+            self._send_subscribe(tuple(self._filters))
         else:
             self._inbox.release(Connected(self._fresh))
         if self._pace.pause:
             self._pace.settle()
         self._in_flight.start(window)
 
-    def _ask_for(self, filters: tuple[str, ...]) -> None:
+    def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         with self._subscriptions:
             options = SubscribeOptions(qos=1)
             _, number = self._client.subscribe([(topic, options) for topic in filters])

@@ -21,7 +21,7 @@ Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", sele
 class PacketLoop:
     """Runs a client on one thread at a time; a packet that another thread has queued wakes it.
 
-    Paho's own loop asks the system before each packet whether there is one, wakes itself for each
+    Paho's own loop queries the system before each packet whether there is one, wakes itself for each
     acknowledgement, and takes no more than 1,024 files.
     """
 

@@ -8,7 +8,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress
-from splitee.mqtt.http_answer import HttpAnswer
+from splitee.mqtt.http_response import HttpResponse
 
 # Reasons that may be temporary, and what they mean.
 TEMPORARY = {
@@ -31,23 +31,23 @@ class TryFailed(Exception):
     """One try to connect failed for a reason that may be temporary."""
 
 
-class Unanswered(TryFailed):
+class NoReply(TryFailed):
     """The address accepts a connection, but does not respond in MQTT v5."""
 
 
-class Closed(Unanswered):
+class Closed(NoReply):
     """The address closes the connection instead."""
 
 
-class Garbage(Unanswered):
+class Garbage(NoReply):
     """The address sends something else instead."""
 
 
-def no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFailed:
+def no_reply(address: BrokerAddress, error: OSError, accepted: bool) -> TryFailed:
     """`accepted`: the connection, and the handshake of websockets, succeeded before the error."""
     words = error.strerror or str(error)
     if not isinstance(error, ConnectionError) or isinstance(error, ConnectionRefusedError):
-        return Unanswered(words) if accepted else TryFailed(words)
+        return NoReply(words) if accepted else TryFailed(words)
     other = "mqtts" if address.path is None else "wss"
     hint = "is this its TLS port?" if address.tls else f"if it speaks TLS, use {other}://"
     if not accepted:
@@ -55,10 +55,10 @@ def no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFail
     return Closed(f"{words}, as a full broker does (max_connections); {hint}")
 
 
-def web_failure(address: BrokerAddress, answer: HttpAnswer) -> Exception:
-    if answer.passes:
-        return TryFailed(f"a web server or proxy answers: {answer}")
-    return answer.refusal(address)
+def web_failure(address: BrokerAddress, response: HttpResponse) -> Exception:
+    if response.passes:
+        return TryFailed(f"a web server or proxy replies: {response}")
+    return response.refusal(address)
 
 
 NO_QOS_1 = "offers QoS 0 only (Maximum QoS): use one with QoS 1, which all messages of a fleet need"
@@ -78,8 +78,8 @@ def lack(properties: Properties) -> str | None:
     return None
 
 
-def refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Exception:
-    reason = answer.getName()
+def refusal(address: BrokerAddress, client_id: str, code: ReasonCode) -> Exception:
+    reason = code.getName()
     if reason in TEMPORARY:
         return TryFailed(f"{reason.lower()}: {TEMPORARY[reason]}")
     if reason in NOT_OFFERED:

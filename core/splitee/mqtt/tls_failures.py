@@ -48,7 +48,7 @@ def tls_failure(address: BrokerAddress, error: ssl.SSLError, tls: TlsFiles | Non
 def _alert(address: BrokerAddress, error: ssl.SSLError, tls: TlsFiles | None) -> BrokerRefused:
     reason = (error.reason or str(error)).replace("_", " ").lower()
     kind, hint = next(
-        (answer for words, answer in _ALERTS.items() if words in reason),
+        (failure for words, failure in _ALERTS.items() if words in reason),
         (BrokerRefused, "check port and certificates"),
     )
     own = own_certificate(tls) if kind is CertificateExpired else None

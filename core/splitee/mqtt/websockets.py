@@ -12,11 +12,11 @@ from typing import Any
 
 from paho.mqtt.client import WebsocketConnectionError, _WebsocketWrapper
 
-from splitee.mqtt.http_answer import HttpAnswer
+from splitee.mqtt.http_response import HttpResponse
 from splitee.mqtt.patient_client import PatientClient
 from splitee.mqtt.read_ahead import ReadAhead
 
-LARGEST_HEAD = 16 << 10  # bytes of the answer to the handshake
+LARGEST_HEAD = 16 << 10  # bytes of the response to the handshake
 LARGEST_FRAME = 32 << 20  # bytes; a frame may hold several packets, and paho keeps it whole
 
 
@@ -63,9 +63,9 @@ class _Handshake:
     def recv(self, size: int) -> bytes:
         left = self._deadline - time.monotonic()
         if left <= 0:
-            raise TimeoutError("no end of the answer to the websocket handshake")
+            raise TimeoutError("no end of the response to the websocket handshake")
         if len(self.head) >= LARGEST_HEAD:
-            raise ConnectionError("an endless answer to the websocket handshake")
+            raise ConnectionError("an endless response to the websocket handshake")
         self.socket.settimeout(left)
         data = self.socket.recv(size)
         self.head += data
@@ -80,8 +80,8 @@ class _Handshake:
             return ConnectionError(
                 "it closed the connection in the websocket handshake: is this its port for websockets?"
             )
-        return HttpAnswer.read(bytes(self.head)) or ConnectionError(
-            "it answers the websocket handshake not in HTTP"
+        return HttpResponse.read(bytes(self.head)) or ConnectionError(
+            "the response to the websocket handshake is not HTTP"
         )
 
 
@@ -101,7 +101,7 @@ class _Websocket(_WebsocketWrapper):
         return sent
 
     def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
-        """A frame, masked (RFC 6455, 5.1) even if paho asks for none; in one operation, not bytewise."""
+        """A frame, masked (RFC 6455, 5.1) even if paho requests none; in one operation, not bytewise."""
         head = bytearray([0x80 | opcode])
         if len(data) < 126:
             head.append(0x80 | len(data))

@@ -239,7 +239,7 @@ class Dismissal(JsonMessage, frozen=True):
     undo: bool = False
 
 
-class DismissalAnswer(JsonMessage, frozen=True):
+class DismissalReply(JsonMessage, frozen=True):
     """The server's reply to a dismissal, sent when that is durable.
 
     Attributes:

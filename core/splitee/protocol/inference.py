@@ -45,7 +45,7 @@ class InferRequest(PackedMessage, frozen=True):
     features: EncodedTensor
 
 
-class InferAnswer(PackedMessage, frozen=True):
+class InferReply(PackedMessage, frozen=True):
     """The trunk's logits, or the reason why there are none.
 
     Attributes:
@@ -201,26 +201,28 @@ class SoftwareReport(ReleaseReport, frozen=True):
     python: Annotated[str, Meta(max_length=20)] = ""
 
 
-class PredictionReport(JsonMessage, frozen=True):
+class PredictionReport(JsonMessage, frozen=True, kw_only=True):
     """The prediction for one image, as `splitee predict --json` prints it.
 
     Attributes:
-        picture: name of the image's file.
+        image: name of the image's file; "" if only its old name `picture` is given.
         label: name of the class.
         probability: probability of that class.
         entropy: normalised entropy of the exit's prediction.
         source: the exit, the trunk, or the exit because no prediction of the trunk came (local-fallback).
         milliseconds: from the image to the prediction.
         time: seconds since the epoch, by the device's clock.
+        picture: the old name of `image`, which will be removed with the next release.
     """
 
-    picture: Text
+    image: Text = ""
     label: Text
     probability: Fraction
     entropy: Fraction
     source: PredictionSource
     milliseconds: Annotated[float, Meta(ge=0)]
     time: float
+    picture: Text = ""
 
 
 class LastPrediction(msgspec.Struct, frozen=True):

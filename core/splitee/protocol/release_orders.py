@@ -134,7 +134,7 @@ class ReleaseUpload(PackedMessage, frozen=True):
     data: Annotated[bytes, Meta(min_length=1)]
 
 
-class ReleaseAnswer(JsonMessage, frozen=True):
+class ReleaseReply(JsonMessage, frozen=True):
     """The server's reply to an order.
 
     Attributes:

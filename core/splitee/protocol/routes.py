@@ -18,7 +18,7 @@ from splitee.protocol.fleet import (
     DeviceFigures,
     DeviceStatus,
     Dismissal,
-    DismissalAnswer,
+    DismissalReply,
     ErrorReport,
     Metrics,
     Profile,
@@ -26,7 +26,7 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.inference import (
-    InferAnswer,
+    InferReply,
     InferRequest,
     ModelOffer,
     ModelReport,
@@ -39,7 +39,7 @@ from splitee.protocol.inference import (
     SoftwareReport,
 )
 from splitee.protocol.overview import DeviceHistory, FleetConfusion, History, NetworkStages, Timing
-from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload
+from splitee.protocol.release_orders import ReleaseOrder, ReleaseReply, ReleaseUpload
 from splitee.protocol.rollouts import DeviceUpdate, Install, Rollouts
 from splitee.protocol.rounds import (
     Ack,
@@ -122,10 +122,10 @@ SEASONS = Route("seasons", Seasons, "server", ("viewer",), retained=True)
 SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
 DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, with the server's identity
-DISMISSED = Route("server/dismissed", DismissalAnswer, "server", ("server",))
+DISMISSED = Route("server/dismissed", DismissalReply, "server", ("server",))
 RELEASE = Route("server/release", ReleaseOrder, "server", ("server",))  # likewise
 RELEASE_UPLOAD = Route("server/release-upload", ReleaseUpload, "server", ("server",), purpose="models")
-RELEASED = Route("server/released", ReleaseAnswer, "server", ("server",))
+RELEASED = Route("server/released", ReleaseReply, "server", ("server",))
 
 TIMING = Route("server/timing", Timing, "server", WATCHERS, retained=True)
 NETWORK = Route("server/network", NetworkStages, "server", WATCHERS, retained=True)
@@ -184,7 +184,9 @@ MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ALL, retained
 MODEL_PART = Route("devices/+/inbox/model-part", ReleasePart, "server", ("device",), purpose="models")
 SOFTWARE_OFFER = Route("devices/+/inbox/software", SoftwareOffer, "server", ("device",), retained=True)
 SOFTWARE_PART = Route("devices/+/inbox/software-part", ReleasePart, "server", ("device",), purpose="models")
-ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True, purpose="offload")
+INFER_REPLY = Route(
+    "devices/+/inbox/answer", InferReply, "server", ("device",), parts=True, purpose="offload"
+)
 
 
 @dataclass(frozen=True)

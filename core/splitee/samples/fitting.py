@@ -74,7 +74,7 @@ class Preparation:
     def __post_init__(self) -> None:
         """Raises DataError: images do not have so many channels."""
         if self.shape[0] not in {1, 3}:
-            raise DataError(f"images have 1 channel (grey) or 3 (RGB); the network asks for {self.shape[0]}")
+            raise DataError(f"images have 1 channel (grey) or 3 (RGB); the network needs {self.shape[0]}")
 
     def __call__(self, image: Image.Image) -> Pixels:
         """A Pillow image, which may be changed in place, as uint8 (C, H, W).

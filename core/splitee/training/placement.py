@@ -30,7 +30,7 @@ def lay_out(network: nn.Module, precision: Precision) -> None:
 def seed_at(place: torch.device, seed: int) -> None:
     """Seed the CPU's generator and, where `place` is a GPU, that GPU's.
 
-    Unlike `torch.manual_seed`, it does not ask every kind of device that torch knows. For each that has not
+    Unlike `torch.manual_seed`, it does not seed every kind of device that torch knows. For each that has not
     been used, that would make a traceback, and take a millisecond in every step.
     """
     torch.default_generator.manual_seed(seed)

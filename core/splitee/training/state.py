@@ -29,7 +29,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def answers_digest(weights: Mapping[str, Tensor]) -> str:
+def output_digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over the `weights` that determine a network's output: all but BatchNorm's counters."""
     return weights_digest({name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)})
 
@@ -75,7 +75,7 @@ def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
         checked = get_crc32_options()
         set_crc32_options(False)  # a quarter of the time; a state file has its SHA-256
         try:
-            torch.save(dict(state), file)  # type: ignore[arg-type]  # asks for no more
+            torch.save(dict(state), file)  # type: ignore[arg-type]  # needs no more
         finally:
             set_crc32_options(checked)
 

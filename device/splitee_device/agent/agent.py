@@ -59,7 +59,7 @@ class Agent:
 
         Args:
             trainer_at: makes the trainer of a run for a cut, with the weights that the run's seed gives.
-            lowest_cut: the lowest cut that the device accepts or asks for.
+            lowest_cut: the lowest cut that the device accepts or requests.
             alone_accuracy: of the exit that the device trained by itself; None: it trained none.
         """
         self._session = session
@@ -139,7 +139,7 @@ class Agent:
         return opened
 
     def _may_be_cut_at(self, cut: int) -> bool:
-        """Whether this device accepts a cut: it has it, had it or asked for it, and its owner allows it."""
+        """Whether this device accepts a cut: it has it, had it or requested it, and its owner allows it."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
     def _settle(self) -> None:
@@ -348,7 +348,7 @@ class Agent:
         )
 
     def _packed_weights(self, opened: RoundOpen, mine: Participant) -> Iterator[bytes]:
-        """The client network as messages, if the server has asked for it."""
+        """The client network as messages, if the server has requested it."""
         if not mine.weights:
             return iter(())
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
@@ -357,7 +357,7 @@ class Agent:
         """Ask for another cut if the measurements of the rounds so far suggest one."""
         wish = self._monitor.end_round(number, self._cut)
         if wish is not None and wish.cut >= self._lowest_cut:
-            self._store.ask(self._spec, self._cut, wish.cut)
+            self._store.request_cut(self._spec, self._cut, wish.cut)
             if self._capability is not None:
                 self._capability = replace(self._capability, reason=wish.reason[:1000])
             self._session.presence.change_profile(next_cut=wish.cut, capability=self._capability)

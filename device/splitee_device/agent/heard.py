@@ -39,7 +39,7 @@ class Heard:
         self.ack: Ack | None = None
         self.server: ServerStatus | None = None
         self.last_word = now  # when the server last sent a sign of life
-        self.last_answer = now  # when it last sent this device a message, or opened a phase
+        self.last_reply = now  # when it last sent this device a message, or opened a phase
 
     def add(
         self, message: RunSpec | RoundOpen | Participation | Assignment | Ack | ServerStatus, now: float
@@ -49,20 +49,20 @@ class Heard:
             case RunSpec():
                 self.spec = message
             case Assignment():
-                self.assignment, self.last_answer = message, now
+                self.assignment, self.last_reply = message, now
             case Participation():
-                self.participation, self.last_answer = message, now
+                self.participation, self.last_reply = message, now
             case RoundOpen():
-                self.round, self.last_word, self.last_answer = message, now, now
+                self.round, self.last_word, self.last_reply = message, now, now
             case Ack():
-                self.ack, self.last_word, self.last_answer = message, now, now
+                self.ack, self.last_word, self.last_reply = message, now, now
             case ServerStatus():
                 self.server = message
                 if message.state == "online":
                     self.last_word = now
 
     @property
-    def is_answered(self) -> bool:
+    def has_reply(self) -> bool:
         """Whether the server has taken this process of the device into the run."""
         told, spec = self.assignment, self.spec
         if told is None or spec is None:

@@ -14,7 +14,7 @@ from splitee.protocol.run_spec import RunSpec
 
 
 class Outbox:
-    """Keeps at most the window's batches and bytes, and sends them again when the server asks."""
+    """Keeps at most the window's batches and bytes, and sends them again when the server requests it."""
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ class PhaseUnderWay:
         """Publish round-done, and publish it again from now on whenever the server may have missed it.
 
         Args:
-            weights: makes the messages with the client network, if the server has asked for it.
+            weights: makes the messages with the client network, if the server has requested it.
         """
         self._done, self._weights = done, weights
         self.say_done()

@@ -77,7 +77,7 @@ class Requests:
             while assembler.missing:
                 names = tuple(assembler.next_names())
                 self._awaited = set(names)
-                self._ask(
+                self._request(
                     Sync(run=assignment.run, instance=self._instance, weights=names),
                     lambda: not self._awaited,
                     "this device's network from the server",
@@ -92,7 +92,7 @@ class Requests:
         try:
             while not assembler.is_whole:
                 row = assembler.next_row
-                self._ask(
+                self._request(
                     Sync(run=assembler.run, instance=self._instance, soft_labels=row),
                     lambda row=row: assembler.next_row > row,  # type: ignore[misc]
                     "this device's soft labels from the server",
@@ -125,7 +125,7 @@ class Requests:
         if self._soft_labels is not None:
             self._soft_labels.add(message)
 
-    def _ask(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
+    def _request(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
         """Request until the reply has come, but not while it comes: that would make a slow link slower."""
         last = self._arrived = float("-inf")
 

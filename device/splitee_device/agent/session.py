@@ -159,9 +159,7 @@ class Session:
             Rejected, Dismissed: the server refuses this device.
         """
         self.presence.introduce(profile)
-        self.wait(
-            lambda: self.heard.is_answered or self.heard.is_trained, "the server to take this device in"
-        )
+        self.wait(lambda: self.heard.has_reply or self.heard.is_trained, "the server to take this device in")
 
     @contextmanager
     def phase(self, spec: RunSpec, opened: RoundOpen) -> Iterator[PhaseUnderWay]:
@@ -220,12 +218,12 @@ class Session:
         """
         started = self._clock()
         reminder, pause = Reminder(), self._sync_after
-        quiet, idle, last_answer = 0.0, self._idle(), self.heard.last_answer
+        quiet, idle, last_reply = 0.0, self._idle(), self.heard.last_reply
         while not condition():
             self.pump(0.5)
             quiet, idle = quiet + self._idle() - idle, self._idle()
-            if self.heard.last_answer != last_answer:
-                quiet, last_answer = 0.0, self.heard.last_answer
+            if self.heard.last_reply != last_reply:
+                quiet, last_reply = 0.0, self.heard.last_reply
             now, last_word = self._clock(), self.heard.last_word
             if reminder.due(now, started):
                 hint = self._why_nothing_comes()
@@ -346,7 +344,7 @@ class Session:
 
     def _refusal(self, assignment: Assignment) -> str:
         return (
-            f"the server cuts this device at {assignment.cut}, which it has not asked for or its owner does "
+            f"the server cuts this device at {assignment.cut}, which it has not requested or its owner does "
             f"not allow: start it with --cut {assignment.cut} to allow it"
         )
 
@@ -374,5 +372,5 @@ class Session:
         if self.heard.spec is None or self.presence.profile is None:
             return
         self.requests.sync(self.heard.spec.run)
-        if not self.heard.is_answered:
+        if not self.heard.has_reply:
             self.presence.publish_profile()

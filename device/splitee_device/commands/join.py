@@ -111,7 +111,7 @@ def _hub(text: str) -> Hub:
 def _prompted() -> str:
     if not sys.stdin.isatty():
         raise ConfigError(
-            "CODE: expected what `splitee broker invite` shows; there is no terminal to ask for it"
+            "CODE: expected what `splitee broker invite` shows; there is no terminal to enter it"
         )
     return str(click.prompt("Code"))
 

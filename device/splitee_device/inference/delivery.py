@@ -30,7 +30,7 @@ from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
 from splitee_device.inference.installer import Installer, Outcome
 
-ASK_AGAIN = 5.0  # seconds without a part before the device requests it again
+REQUEST_AGAIN = 5.0  # seconds without a part before the device requests it again
 LOG_EVERY = 5.0  # seconds between log lines on offers that are not trusted; all are reported
 TELL_EVERY = 1.0  # seconds between reports on progress
 
@@ -101,7 +101,7 @@ class Delivery:
     def tick(self) -> None:
         """Requests again if nothing has come for a while, and reports outcomes of the installer."""
         if self._offer is not None and self._clock() >= self._due:
-            self._ask()
+            self._request()
         self._tell_outcome()
         if self._postponed is not None and self._installer.trying is None:
             offer, self._postponed = self._postponed, None
@@ -178,7 +178,7 @@ class Delivery:
         if self._have == offer.size:
             self._finish(offer)
         else:
-            self._ask()
+            self._request()
             self._tell_have(offer)
 
     def _may_fetch(self, offer: Offer) -> bool:
@@ -236,7 +236,7 @@ class Delivery:
         if self._have == offer.size:
             self._finish(offer)
         else:
-            self._ask()
+            self._request()
             self._tell_have(offer)
 
     def _finish(self, offer: Offer) -> None:
@@ -299,11 +299,11 @@ class Delivery:
         if (serves := self._installer.release) is not None:
             self.report(serves, "in service")
 
-    def _ask(self) -> None:
+    def _request(self) -> None:
         assert self._offer is not None
         want = ReleaseWant(release=self._offer.release, offset=self._have)
         self._port.publish(self._wants, want.encode())
-        self._due = self._clock() + ASK_AGAIN
+        self._due = self._clock() + REQUEST_AGAIN
 
     def _tell_have(self, offer: Offer) -> None:
         if self._tell.due():

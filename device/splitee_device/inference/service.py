@@ -264,7 +264,8 @@ class InferenceService:
 
     def _publish(self, name: str, prediction: Prediction) -> None:
         """Passes a prediction on to all that need it. A file's name may not be valid text."""
-        report = PredictionReport(picture=plain(name)[:1000], time=time.time(), **asdict(prediction))
+        image = plain(name)[:1000]
+        report = PredictionReport(image=image, picture=image, time=time.time(), **asdict(prediction))
         self._link.publish(self._topic, report.encode())
         self._states.take(report)
         self.tally.add(prediction)

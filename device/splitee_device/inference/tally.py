@@ -43,8 +43,8 @@ class Tally:
             f"{label} {count}" for label, count in self._by_class.most_common()
         )
         if self.offloaded:
-            unanswered = f", {self._failed} of them without the server's prediction" if self._failed else ""
-            yield f"offloaded: {self.offloaded} ({self.offloaded / self.predicted:.1%}){unanswered}"
+            failures = f", {self._failed} of them without the server's prediction" if self._failed else ""
+            yield f"offloaded: {self.offloaded} ({self.offloaded / self.predicted:.1%}){failures}"
         if self._labelled:
             low, high = wilson(self._right, self._labelled)
             yield (

@@ -104,23 +104,23 @@ def _run(setup: Setup) -> Tried:
         try:
             status = process.wait(setup.seconds)
         except subprocess.TimeoutExpired:
-            return Tried(f"it did not answer within {setup.seconds} s")
+            return Tried(f"it did not finish within {setup.seconds} s")
         finally:
             process.kill()
             process.wait()
         output.seek(0)
-        answer = output.read(MAX_OUTPUT)
+        result = output.read(MAX_OUTPUT)
     if status:
         return Tried(_why(status, setup))
     try:
-        return msgspec.json.decode(answer, type=Tried)
+        return msgspec.json.decode(result, type=Tried)
     except msgspec.MsgspecError:
         return Tried("its trial ended without a result")
 
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started within it never receives the signals that ask the service to stop.
+    """A process that is started within it never receives the signals that stop the service.
 
     systemd sends them to all processes of the service, and a terminal does on Ctrl-C. A sound model whose
     trial they ended would be reported as refused.

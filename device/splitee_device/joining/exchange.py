@@ -227,5 +227,5 @@ def _nobody(hub: Hub, error: Exception) -> str:
             f"{hub}: nobody waits there; an invitation ends when it is used, after its time, or with the "
             "fifth wrong code: run `splitee broker invite` there again"
         )
-    reason = getattr(error, "strerror", None) or str(error) or "no answer"
+    reason = getattr(error, "strerror", None) or str(error) or "no reply"
     return f"{hub}: {reason}; is the name right, and the port open in the hub's firewall?"

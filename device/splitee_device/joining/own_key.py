@@ -56,5 +56,5 @@ class OwnKey:
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             reason = str(error) or "a signature is wrong"
             raise PairingEnded(
-                f"the hub's answer is not an identity for {name} ({reason}); nothing was changed here"
+                f"the hub's reply is not an identity for {name} ({reason}); nothing was changed here"
             ) from None

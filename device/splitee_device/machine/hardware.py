@@ -142,15 +142,15 @@ def temperature(root: Path = ROOT) -> Fact:
     return Fact(hottest, f"/sys/class/thermal/{zone}/temp")
 
 
-def throttled(root: Path = ROOT, ask: Callable[[], str | None] | None = None) -> Fact:
+def throttled(root: Path = ROOT, query: Callable[[], str | None] | None = None) -> Fact:
     """What the Raspberry Pi's firmware limits, now or since boot; ("none",): nothing.
 
-    `ask` gives the output of `vcgencmd get_throttled`, or None if there is no such program.
+    `query` gives the output of `vcgencmd get_throttled`, or None if there is no such program.
     """
     path = "sys/devices/platform/soc/soc:firmware/get_throttled"
     text, source = _read(root / path), f"/{path}"
     if text is None:
-        output, source = (ask or _ask_firmware)(), "vcgencmd get_throttled"
+        output, source = (query or _query_firmware)(), "vcgencmd get_throttled"
         text = output.strip().removeprefix("throttled=") if output else None
     if text is None or not re.fullmatch(r"(0x)?[0-9a-fA-F]+", text):
         return Fact(None, source)
@@ -192,7 +192,7 @@ def _busy(times: object) -> float:
     )
 
 
-def _ask_firmware() -> str | None:
+def _query_firmware() -> str | None:
     try:
         done = subprocess.run(
             ["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5, check=True

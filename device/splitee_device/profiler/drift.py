@@ -148,7 +148,7 @@ class DriftMonitor:
     def __init__(
         self, meter: Meter, *, rounds: int = ROUNDS, forecast: Forecast | None = None, adapts: bool = False
     ) -> None:
-        """`adapts`: it may ask for another cut; this needs a forecast."""
+        """`adapts`: it may request another cut; this needs a forecast."""
         self._meter = meter
         self._judge = Judge(rounds, forecast)
         self._forecast = forecast
@@ -178,5 +178,5 @@ class DriftMonitor:
         if choice.cut == cut:
             return None, f"; cut {cut} still suits it best"
         if not self._adapts:
-            return None, f"; --adapt-cut would ask for {choice.reason}"
-        return CutWish(choice.cut, choice.reason), f"; asking for {choice.reason}"
+            return None, f"; --adapt-cut would request {choice.reason}"
+        return CutWish(choice.cut, choice.reason), f"; requesting {choice.reason}"

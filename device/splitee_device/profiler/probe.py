@@ -79,7 +79,7 @@ class Probe:
             raise _no_description(reply.failed)
         return reply.description
 
-    def measure(self, asked: MeasureCut) -> CutCosts | Failed:
+    def measure(self, request: MeasureCut) -> CutCosts | Failed:
         """The costs of training at the cut, or why it could not be tried.
 
         Raises:
@@ -88,12 +88,12 @@ class Probe:
         """
         if self._worker is None:
             self._start()
-        reply = self._ask(asked.encode())
+        reply = self._request(request.encode())
         if reply.costs is not None:
             return reply.costs
         assert reply.failed is not None
         if reply.failed.defect:
-            raise ChildFailed(f"measuring cut {asked.cut}: the worker {reply.failed.message}, see above")
+            raise ChildFailed(f"measuring cut {request.cut}: the worker {reply.failed.message}, see above")
         return reply.failed
 
     def _start(self) -> Reply:
@@ -105,9 +105,9 @@ class Probe:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             start_new_session=True,
         )
-        return self._ask(self._setup.encode())
+        return self._request(self._setup.encode())
 
-    def _ask(self, line: bytes) -> Reply:
+    def _request(self, line: bytes) -> Reply:
         worker = self._worker
         assert worker is not None and worker.stdin is not None and worker.stdout is not None
         try:
@@ -204,12 +204,12 @@ class Plan:
                 return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2)
         return None
 
-    def take(self, asked: MeasureCut, result: CutCosts | Failed) -> None:
+    def take(self, request: MeasureCut, result: CutCosts | Failed) -> None:
         if isinstance(result, CutCosts):
-            self._looks.setdefault(asked.cut, []).append(result)
+            self._looks.setdefault(request.cut, []).append(result)
         else:
-            self.failed[asked.cut] = result
-            self._looks.pop(asked.cut, None)
+            self.failed[request.cut] = result
+            self._looks.pop(request.cut, None)
 
     def _candidates(self) -> list[int]:
         """Cuts in the order of the information that they would give."""
@@ -278,9 +278,9 @@ def measure_cuts(
             description = probe.describe()
             seconds = BURSTY_SECONDS if bursty else SECONDS
             plan = Plan(spec, description, free, seconds, started + budget)
-            while (asked := plan.next()) is not None:
-                progress(f"cut {asked.cut}, {description.stages[asked.cut - 1].name}")
-                plan.take(asked, probe.measure(asked))
+            while (request := plan.next()) is not None:
+                progress(f"cut {request.cut}, {description.stages[request.cut - 1].name}")
+                plan.take(request, probe.measure(request))
         except TimeoutError:
             log.debug("the budget of %.0f s is spent", budget)
     if plan is None or not (plan.costs or plan.failed):

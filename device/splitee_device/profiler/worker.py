@@ -64,7 +64,7 @@ def main() -> None:
     _send(_in_a_fork(setup, describe))
     for line in iter(sys.stdin.buffer.readline, b""):
         request = MeasureCut.decode(line)
-        _send(_in_a_fork(setup, lambda asked=request: Reply(costs=measure_cut(setup, asked))))  # type: ignore[misc]
+        _send(_in_a_fork(setup, lambda request=request: Reply(costs=measure_cut(setup, request))))  # type: ignore[misc]
 
 
 def _offer_to_be_killed(score: int) -> None:
@@ -120,7 +120,7 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
         os._exit(code)
 
 
-def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
+def measure_cut(setup: Setup, request: MeasureCut) -> CutCosts:
     """Train at the cut as the agent does: with its weights, its window of payloads, its state in bytes."""
     started = time.perf_counter()
     before = memory()["RssAnon"]
@@ -128,12 +128,12 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     data = _noise(spec)
     watch = MemoryWatch()
     with watch:
-        trainer = open_trainer(spec, asked.cut, "profile", data)
+        trainer = open_trainer(spec, request.cut, "profile", data)
         inference = _infer(trainer, data, spec)
     inference_memory = watch.peak - before
     initial = copy.deepcopy(trainer.state())  # the agent keeps it, to start a run again
     times = Times(bursty=setup.bursty)
-    _train(trainer, spec, asked, times, started, watch)
+    _train(trainer, spec, request, times, started, watch)
     with watch:
         with Path(os.devnull).open("wb") as nothing:
             packing(trainer.state())(nothing)
@@ -145,7 +145,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     step, encoding = times.typical()
     samples = times.in_blocks(BLOCK) if setup.bursty else times.steps
     return CutCosts(
-        cut=asked.cut,
+        cut=request.cut,
         steps=len(times.steps),
         step=step,
         forward=typical(times.forward),
@@ -159,14 +159,19 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         code=code,
         inference=inference,
         inference_memory=inference_memory,
-        stage_cpu=tuple(stage_cpu(asked.cut, trainer.exit, data.train, spec)) if asked.stages else (),
+        stage_cpu=tuple(stage_cpu(request.cut, trainer.exit, data.train, spec)) if request.stages else (),
         reference=times.reference,
         seconds=time.perf_counter() - started,
     )
 
 
 def _train(
-    trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, times: Times, started: float, watch: MemoryWatch
+    trainer: ClientTrainer,
+    spec: RunSpec,
+    request: MeasureCut,
+    times: Times,
+    started: float,
+    watch: MemoryWatch,
 ) -> None:
     """Steps as the agent does them, with the last payloads kept as in its window."""
     clock = StepClock(trainer)
@@ -175,7 +180,7 @@ def _train(
     with watch:  # which would disturb the timed steps
         for _ in range(WARM_UP):
             window.append(_encode(spec, next(batches)))
-            if time.perf_counter() - started >= asked.most:
+            if time.perf_counter() - started >= request.most:
                 break
     reference = Reference()  # only now, because its memory is not training's
     timed_from = time.perf_counter()
@@ -191,8 +196,8 @@ def _train(
         times.cpu.append(cpu - cpu_begun)
         clock.note(times)
         reference.keep_up(sum(times.cpu))
-        enough = ended - timed_from >= asked.seconds and len(times.steps) >= LEAST_STEPS
-        if enough or ended - started >= asked.most:
+        enough = ended - timed_from >= request.seconds and len(times.steps) >= LEAST_STEPS
+        if enough or ended - started >= request.most:
             break
     times.stretch = (time.perf_counter() - timed_from) / (sum(times.cpu) + reference.cpu)
     times.reference = reference.seconds(bursty=times.bursty)

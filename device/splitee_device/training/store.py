@@ -46,7 +46,7 @@ class DeviceStore:
 
     @property
     def cuts(self) -> frozenset[int]:
-        """The cuts that this device had in the run, or asked for, in all of its processes."""
+        """The cuts that this device had in the run, or requested, in all of its processes."""
         return frozenset(self._cuts)
 
     def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
@@ -86,8 +86,8 @@ class DeviceStore:
                 f"{moved}--fresh starts over, another --state keeps it"
             )
 
-    def ask(self, spec: RunSpec, cut: int, wanted: int) -> None:
-        """Record that this device, cut at `cut`, asks for cut `wanted`; later processes then know it."""
+    def request_cut(self, spec: RunSpec, cut: int, wanted: int) -> None:
+        """Record that this device, cut at `cut`, requests cut `wanted`; later processes then know it."""
         self._cuts.add(wanted)
         self._directory.save_facts(self._facts(spec, cut, finished=False))
 

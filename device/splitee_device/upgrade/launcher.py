@@ -42,17 +42,17 @@ KILLED = 128  # and the signal's number
 
 
 class Launcher:
-    """Starts processes, one after the other, until one ends by itself or a signal asks for the end."""
+    """Starts processes, one after the other, until one ends by itself or a signal ends it."""
 
     def __init__(self, software: Software, arguments: Sequence[str], within: float = WITHIN) -> None:
         """`within`: seconds in which software under trial comes up."""
         self._software = software
         self._arguments = list(arguments)
         self._within = within
-        self._asked_to_stop = False
+        self._is_stopping = False
         self._child = 0
         self._signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGABRT}
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has asked for
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             self._signals.add(signal.SIGHUP)
 
     def run(self) -> int:
@@ -104,23 +104,23 @@ class Launcher:
         """The exit code of the process; None: it was ended here, because other software is to run."""
         due = time.monotonic() + self._within
         while (code := self._wait(POLL)) is None:
-            if self._asked_to_stop:
+            if self._is_stopping:
                 return self._stop(TO_STOP)
             if self._software.target(TRIED) == name:
                 if time.monotonic() < due:
                     continue
-                if self._broker_answers():
+                if self._is_broker_up():
                     self._stop(TO_STOP_TRIAL)
                     return None
                 due += self._within
             elif self._software.target(TRIAL) is not None:
                 self._stop(TO_STOP)
-                return 0 if self._asked_to_stop else None
+                return 0 if self._is_stopping else None
         return code
 
     def _end_trial(self, name: str, code: int | None) -> int | None:
         """Handles the end of software that has not come up: gives it up, unless that was not its fault."""
-        if self._asked_to_stop or (code == UNREACHABLE and not self._broker_answers()):
+        if self._is_stopping or (code == UNREACHABLE and not self._is_broker_up()):
             self._software.move(TRIED, TRIAL)
             return code or 0
         if code is None:
@@ -134,7 +134,7 @@ class Launcher:
         self._software.prune_if_idle()
         _say(f"{name} is given up: {reason}; {self._software.in_service} runs again")
 
-    def _broker_answers(self) -> bool:
+    def _is_broker_up(self) -> bool:
         """Whether the broker's port can be reached from here; also if no broker is known."""
         broker = self._software.broker()
         if broker is None:
@@ -148,7 +148,7 @@ class Launcher:
         return True
 
     def _stop(self, patience: float) -> int:
-        """Asks the process to end, and kills it after `patience` seconds; returns its exit code."""
+        """Sends SIGTERM to the process, and kills it after `patience` seconds; returns its exit code."""
         os.kill(self._child, signal.SIGTERM)
         due = time.monotonic() + patience
         while (code := self._wait(max(0.0, due - time.monotonic()))) is None:
@@ -168,8 +168,8 @@ class Launcher:
                 return self._reap()
             if taken.si_signo == signal.SIGABRT:
                 self._abort()
-            if taken.si_signo != signal.SIGCHLD and not self._asked_to_stop:
-                self._asked_to_stop = True
+            if taken.si_signo != signal.SIGCHLD and not self._is_stopping:
+                self._is_stopping = True
                 _notify("STOPPING=1")
                 return self._reap()
 

@@ -29,7 +29,7 @@ BY_HAND = "0" * 64  # stands for software that the owner installed; no release h
 log = logging.getLogger(__name__)
 
 
-class _Asked(msgspec.Struct, frozen=True):
+class _Requested(msgspec.Struct, frozen=True):
     """A request of the fleet whose outcome this device has not reported yet."""
 
     release: Digest
@@ -41,7 +41,7 @@ class _Kept(msgspec.Struct, frozen=True):
     """`signed_at`: milliseconds since the epoch, of the newest signed offer that was taken."""
 
     signed_at: int = 0
-    asked: _Asked | None = None
+    requested: _Requested | None = None
 
 
 class ReleasedSoftware:
@@ -57,7 +57,7 @@ class ReleasedSoftware:
         self._software = software
         self._key = key
         self._has_told = False
-        self._told: _Asked | None = None
+        self._told: _Requested | None = None
 
     @classmethod
     def of_this_process(cls, key: ReleaseKey | None) -> ReleasedSoftware:
@@ -75,8 +75,8 @@ class ReleasedSoftware:
     def trying(self) -> str | None:
         if self._software is None or not self._is_under_way(self._software):
             return None
-        asked = self._asked()
-        return BY_HAND if asked is None else asked.release
+        requested = self._requested()
+        return BY_HAND if requested is None else requested.release
 
     @property
     def newest_signature(self) -> int:
@@ -122,14 +122,14 @@ class ReleasedSoftware:
         if self._software is None or self._has_told or self._is_under_way(self._software):
             return None
         self._has_told = True
-        self._told = asked = self._asked()
-        if asked is None:
+        self._told = requested = self._requested()
+        if requested is None:
             return Outcome(self.release or "", "in service")
         try:
             self._keep(_Kept(self.newest_signature))
         except StateError as error:
             log.warning("%s; the outcome of the release is reported again at the next start", error)
-        return _outcome(self._software, asked)
+        return _outcome(self._software, requested)
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
         version = ""
@@ -162,7 +162,7 @@ class ReleasedSoftware:
 
     def _note(self, offer: ReleaseOffer, name: str) -> None:
         """Durable before the launcher may see it, so that a later process reports the outcome."""
-        self._keep(_Kept(offer.signed_at, _Asked(offer.release, offer.action, name)))
+        self._keep(_Kept(offer.signed_at, _Requested(offer.release, offer.action, name)))
 
     @contextmanager
     def _restored_on_failure(self) -> Iterator[None]:
@@ -178,10 +178,10 @@ class ReleasedSoftware:
         self._has_told = False
         return Outcome(offer.release, "trying")
 
-    def _asked(self) -> _Asked | None:
+    def _requested(self) -> _Requested | None:
         """The open request. If it cannot be read, there is none, and no new one is accepted."""
         try:
-            return self._kept().asked
+            return self._kept().requested
         except ModelError:
             return None
 
@@ -199,17 +199,19 @@ class ReleasedSoftware:
         write_atomically(self._launched.path / STATE, msgspec.json.encode(kept))
 
 
-def _outcome(software: Software, asked: _Asked) -> Outcome:
-    came_up = software.in_service == asked.name
+def _outcome(software: Software, requested: _Requested) -> Outcome:
+    came_up = software.in_service == requested.name
     name, reason = software.failure() or ("", "")
-    reason = reason if name == asked.name else "it did not come up"
-    if asked.action == "install":
+    reason = reason if name == requested.name else "it did not come up"
+    if requested.action == "install":
         return (
-            Outcome(asked.release, "in service") if came_up else Outcome(asked.release, "rolled back", reason)
+            Outcome(requested.release, "in service")
+            if came_up
+            else Outcome(requested.release, "rolled back", reason)
         )
     if came_up:
-        return Outcome(asked.release, "rolled back", "the server has taken it back")
-    return Outcome(asked.release, "in service", f"not rolled back: {reason}")
+        return Outcome(requested.release, "rolled back", "the server has taken it back")
+    return Outcome(requested.release, "in service", f"not rolled back: {reason}")
 
 
 @contextmanager

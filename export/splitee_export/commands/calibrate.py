@@ -143,20 +143,20 @@ def calibrate(
         max_drop = MAX_DROP
     client = ClientModel(model)
     client.manifest = replace(client.manifest, measure=measure)
-    pictures, labels = _held_out(model, client, data)
+    pixels, labels = _held_out(model, client, data)
     if len(labels) < LEAST_IMAGES:
         raise DataError(
             f"{data or model}: {images(len(labels))} held out, a threshold is chosen on {LEAST_IMAGES} or "
             f"more: give more with --data; {client.manifest.threshold:.3f} stays"
         )
     if trunk is not None:
-        logits = evaluate(client, _local(client, trunk), pictures, labels)
+        logits = evaluate(client, _local(client, trunk), pixels, labels)
     else:
         assert link is not None
         offload = Offload(link, client.manifest, device=device, timeout=timeout)
         offload.open()
         try:
-            logits = evaluate(client, _remote(offload), pictures, labels)
+            logits = evaluate(client, _remote(offload), pixels, labels)
         finally:
             offload.close()
     fitted = fit(logits)
@@ -179,12 +179,12 @@ def calibrate(
 
 
 def evaluate(
-    client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
+    client: ClientModel, trunk: Callable[[Array], Array], pixels: Pixels, labels: Labels
 ) -> HeldOutLogits:
     """The logits of exit and trunk for held-out images, uint8 (N, C, H, W) with labels (N,)."""
     exits, trunks = [], []
     for start in range(0, len(labels), BATCH):
-        features, logits = client(pictures[start : start + BATCH])
+        features, logits = client(pixels[start : start + BATCH])
         exits.append(logits)
         trunks.append(trunk(features))
     return HeldOutLogits(np.concatenate(exits), np.concatenate(trunks), labels)
@@ -225,8 +225,8 @@ def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixe
     if not files:
         raise DataError(f"{data}: expected images in folders named as the classes: {', '.join(names[:10])}")
     preparation = client.manifest.preparation(kept_region(model))
-    pictures = np.stack([load_image(file, preparation) for file, _ in files])
-    return pictures, np.array([label for _, label in files])
+    pixels = np.stack([load_image(file, preparation) for file, _ in files])
+    return pixels, np.array([label for _, label in files])
 
 
 def _local(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
@@ -241,13 +241,13 @@ def _local(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
 
 
 def _remote(offload: Offload) -> Callable[[Array], Array]:
-    def ask(features: Array) -> Array:
+    def request(features: Array) -> Array:
         logits = offload.logits(features)
         if logits is None:
             raise Stalled("the server does not reply: is `splitee serve` running, for this fleet and run?")
         return logits
 
-    return ask
+    return request
 
 
 def _report(points: tuple[Point, ...], chosen: Point, count: int, combination: Combination) -> None:

@@ -248,10 +248,10 @@ def simulate(
 
     # This loads torch, which takes seconds: wrong flags are reported before.
     from splitee_lab.simulate.comparison import Comparison, compare
-    from splitee_lab.simulate.jobs import PictureChoice
+    from splitee_lab.simulate.jobs import ImageChoice
 
     wanted = Comparison(
-        choice=PictureChoice(data, test, samples, test_samples),
+        choice=ImageChoice(data, test, samples, test_samples),
         methods=methods,
         seeds=tuple(dict.fromkeys(seeds)),
         partitions=partitions,

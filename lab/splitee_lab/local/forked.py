@@ -26,7 +26,7 @@ from splitee.errors import ChildFailed
 # what a device measures as its own memory.
 LOADED_ONCE = [
     "splitee.cli.main",
-    "numpy.ma",  # np.unique asks for it
+    "numpy.ma",  # np.unique imports it
     "torch",
     "torchvision",
     "torch.fx.experimental.symbolic_shapes",  # measuring a network needs it

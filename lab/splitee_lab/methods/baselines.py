@@ -132,17 +132,17 @@ def train(baseline: Baseline) -> Iterator[Progress]:
 class WholeTrainer:
     """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
 
-    def __init__(self, network: SplitNetwork, run: RunSpec, name: str, pictures: LabelledImages) -> None:
+    def __init__(self, network: SplitNetwork, run: RunSpec, name: str, labelled: LabelledImages) -> None:
         lay_out(network.module, run.precision)
         self.network = network.module
         self._frozen = network.frozen_modules
-        self.steps = steps_a_round(run, len(pictures))
+        self.steps = steps_a_round(run, len(labelled))
         self._run = run
         self._name = name
-        self._pictures = pictures
+        self._images = labelled
         self._place = next(self.network.parameters()).device
-        self._offsets = class_offsets(run, pictures.labels).to(self._place)
-        self._batches = batches_at(self._place, pictures, run)
+        self._offsets = class_offsets(run, labelled.labels).to(self._place)
+        self._batches = batches_at(self._place, labelled, run)
         self.forget_momentum()
 
     def forget_momentum(self) -> None:
@@ -152,7 +152,7 @@ class WholeTrainer:
         """Trains round `number` (from 1), yielding each batch's loss."""
         run = self._run
         set_training(self.network, self._frozen)
-        order = epoch_batches(run, self._name, number, len(self._pictures))
+        order = epoch_batches(run, self._name, number, len(self._images))
         for step, one in enumerate(self._batches(order)):
             seed_at(self._place, seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
@@ -166,21 +166,21 @@ class WholeTrainer:
             yield loss.item()
 
 
-def evaluate(network: nn.Module, pictures: LabelledImages, run: RunSpec) -> float:
-    """The share of `pictures` that the network predicts correctly."""
+def evaluate(network: nn.Module, labelled: LabelledImages, run: RunSpec) -> float:
+    """The share of `labelled` that the network predicts correctly."""
     network.eval()
     place = next(network.parameters()).device
     correct = 0
-    for images, labels in held_out_batches(pictures, run):
+    for images, labels in held_out_batches(labelled, run):
         with torch.inference_mode():
             correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
-    return correct / len(pictures)
+    return correct / len(labelled)
 
 
-def held_out_batches(pictures: LabelledImages, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of `pictures`, normalised (B, C, H, W), with their labels (B,)."""
-    for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
-        yield batch(pictures, indices, run.mean, run.std)
+def held_out_batches(labelled: LabelledImages, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of `labelled`, normalised (B, C, H, W), with their labels (B,)."""
+    for indices in np.array_split(np.arange(len(labelled)), -(-len(labelled) // EVALUATION_BATCH)):
+        yield batch(labelled, indices, run.mean, run.std)
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class _Training:
 
 
 def _training(baseline: Baseline) -> _Training:
-    run, parts = baseline.run, _pictures(baseline)
+    run, parts = baseline.run, _images(baseline)
     if baseline.kind == ALONE_EXIT:
         device = open_trainer(by_itself(run), baseline.cut, baseline.device, parts[0])
         return _Training(
@@ -206,7 +206,7 @@ def _training(baseline: Baseline) -> _Training:
     return _Training(whole.steps, whole.round, lambda: evaluate(whole.network, held_out, run))
 
 
-def _pictures(baseline: Baseline) -> list[DeviceData]:
+def _images(baseline: Baseline) -> list[DeviceData]:
     """The images of each shard."""
     run, data = baseline.run, baseline.data
     return [

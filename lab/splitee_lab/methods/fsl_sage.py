@@ -125,12 +125,12 @@ class _Client:
         set_training(trunk, self._experiment.network.frozen_modules)
         seed_at(self._place, seed_for(self._experiment.spec.seed, "alignment", self._name, number))
 
-        def answer(features: Tensor) -> Tensor:
+        def trunk_logits(features: Tensor) -> Tensor:
             with precision_at(self._place, self._experiment.spec.precision):
                 return undisturbed(trunk)(features)
 
         targets = [
-            Target(features, labels, feature_gradients(answer, features, labels))
+            Target(features, labels, feature_gradients(trunk_logits, features, labels))
             for features, labels in self._buffer
         ]
         align(self.auxiliary, self._aligner, targets, self._offsets)

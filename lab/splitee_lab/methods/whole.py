@@ -16,14 +16,14 @@ def centralized(experiment: Experiment) -> Iterator[RoundResult]:
 
     Devices compute nothing, and send their images once, as uint8.
     """
-    pictures = joined([experiment.devices[name].data.train for name in experiment.samples])
-    trainer = WholeTrainer(experiment.build(), experiment.centralized_spec, CENTRALIZED, pictures)
+    train = joined([experiment.devices[name].data.train for name in experiment.samples])
+    trainer = WholeTrainer(experiment.build(), experiment.centralized_spec, CENTRALIZED, train)
     for number in range(1, experiment.spec.rounds + 1):
         train_round(experiment, trainer, number)
         found = {}
         if experiment.is_evaluated(number):
             found[CENTRALIZED] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
-        sent = ByPurpose(training=pictures.images.nbytes if number == 1 else 0)
+        sent = ByPurpose(training=train.images.nbytes if number == 1 else 0)
         yield RoundResult.of(number, found, Traffic(up=sent), 0)
 
 
@@ -44,8 +44,8 @@ def alone(experiment: Experiment) -> Iterator[RoundResult]:
         yield RoundResult.of(number, found, Traffic(), macs)
 
 
-def whole_trainer(experiment: Experiment, name: str, pictures: LabelledImages) -> WholeTrainer:
-    return WholeTrainer(experiment.build(), experiment.spec, name, pictures)
+def whole_trainer(experiment: Experiment, name: str, train: LabelledImages) -> WholeTrainer:
+    return WholeTrainer(experiment.build(), experiment.spec, name, train)
 
 
 def train_round(experiment: Experiment, trainer: WholeTrainer, number: int) -> None:

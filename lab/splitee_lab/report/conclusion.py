@@ -44,10 +44,10 @@ def conclusion(report: Report) -> str:
 
 def _gains(report: Report, joined: Comparison) -> Iterator[str]:
     offload = means(report, lambda found: found.offload)
-    asked = "" if offload is None else f", with {percent(offload)} of images offloaded"
+    offloaded = "" if offload is None else f", with {percent(offload)} of images offloaded"
     yield (
         f"By joining, {_who_gains(report, joined, 'training the whole network alone')} "
-        f"(adaptive {joined.levels}{asked}), {_costs(report, 'that compute')}."
+        f"(adaptive {joined.levels}{offloaded}), {_costs(report, 'that compute')}."
     )
     adaptive, exits = adaptive_over_alone_exit(report), exit_over_alone_exit(report)
     if adaptive is not None and exits is not None:

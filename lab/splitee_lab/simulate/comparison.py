@@ -29,13 +29,13 @@ from splitee_lab.local.processes import signals_unwind
 from splitee_lab.methods.names import BASELINES
 from splitee_lab.report import comparison_page
 from splitee_lab.simulate.jobs import (
+    ImageChoice,
     Job,
     News,
     PartStore,
-    PictureChoice,
-    Pictures,
+    SharedImages,
     check_partition,
-    open_pictures,
+    open_images,
     run_all,
 )
 from splitee_lab.simulate.partition import too_few
@@ -60,7 +60,7 @@ class Comparison:
         weights: source of all networks' initial weights; None: the seeds.
     """
 
-    choice: PictureChoice
+    choice: ImageChoice
     methods: tuple[str, ...]
     seeds: tuple[int, ...]
     partitions: tuple[str, ...]
@@ -113,14 +113,14 @@ def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = Fa
     console = Console()
     directory = StateDirectory(wanted.out)
     try:
-        pictures = open_pictures(wanted.choice, spec)
+        images = open_images(wanted.choice, spec)
         for partition in wanted.partitions:
             several = len(wanted.partitions) > 1
             folder = wanted.out / partition.replace(":", "-") if several else wanted.out
             folder.mkdir(exist_ok=True)
             jobs = list(wanted.jobs(spec, cuts, partition))
             _compare_partition(
-                jobs, pictures, folder, wanted.workers, console, found, wanted.resident, quiet=quiet
+                jobs, images, folder, wanted.workers, console, found, wanted.resident, quiet=quiet
             )
     finally:
         directory.close()
@@ -142,7 +142,7 @@ def _check_accelerator(device: str, precision: Precision) -> None:
 
 def _compare_partition(
     jobs: Sequence[Job],
-    pictures: Pictures,
+    images: SharedImages,
     out: Path,
     workers: int,
     console: Console,
@@ -152,10 +152,10 @@ def _compare_partition(
     quiet: bool,
 ) -> None:
     """Run the missing jobs of one partition; write and print the results."""
-    for line in check_partition(jobs, pictures):
+    for line in check_partition(jobs, images):
         console.print(f"warning: {plain(line)}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(Console(quiet=quiet)) as bars:
-        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show, found, resident)
+        parts = run_all(jobs, images, PartStore(out), workers, bars.show, found, resident)
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)

@@ -33,7 +33,7 @@ DATA_SEED = 0  # which images are held out, and which a limit leaves out, is the
 TELL_EVERY = 0.5  # seconds
 
 
-class PictureChoice(msgspec.Struct, frozen=True):
+class ImageChoice(msgspec.Struct, frozen=True):
     """Which images: `data` as `splitee device` takes it, at most `samples` to train on.
 
     `test`: another source, all of which is held out instead of a part of `data`; at most `test_samples` are.
@@ -54,7 +54,7 @@ class Job(msgspec.Struct, frozen=True):
 
     method: str
     run: RunSpec
-    pictures: PictureChoice
+    images: ImageChoice = msgspec.field(name="pictures")  # its name in stored results
     clients: int
     cuts: tuple[int, ...]
     partition: str
@@ -99,7 +99,7 @@ class News(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class SharedImages:
     """The images, which all jobs share."""
 
     train: ImageSet
@@ -107,7 +107,7 @@ class Pictures:
     class_names: tuple[str, ...]
 
 
-def open_pictures(choice: PictureChoice, spec: RunSpec) -> Pictures:
+def open_images(choice: ImageChoice, spec: RunSpec) -> SharedImages:
     """Decode the images as the run needs them; a limit keeps the proportions of classes.
 
     Raises:
@@ -126,7 +126,7 @@ def open_pictures(choice: PictureChoice, spec: RunSpec) -> Pictures:
         by_class = np.argsort(held_out.labels, kind="stable")
         kept = np.sort(spread_evenly(by_class, choice.test_samples))
         held_out = ImageSet(held_out.images[kept], held_out.labels[kept])
-    return Pictures(data.train.in_memory(), held_out, data.class_names)
+    return SharedImages(data.train.in_memory(), held_out, data.class_names)
 
 
 def client_names(count: int) -> list[str]:
@@ -135,7 +135,7 @@ def client_names(count: int) -> list[str]:
     return [f"client-{number:0{width}}" for number in range(1, count + 1)]
 
 
-def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
+def check_partition(jobs: Sequence[Job], images: SharedImages) -> list[str]:
     """A line for each client that a seed leaves without images, or with one class only.
 
     Raises:
@@ -143,18 +143,18 @@ def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
     """
     lines = []
     for job in {job.run.seed: job for job in jobs}.values():
-        hands = deal(pictures.train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+        hands = deal(images.train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
         names = client_names(job.clients)
         if max(map(len, hands)) < 2:
             raise DataError(f"{job.clients} clients have an image each: give more images, or fewer clients")
-        found = warnings_of([pictures.train.labels[mine] for mine in hands], names, pictures.class_names)
+        found = warnings_of([images.train.labels[mine] for mine in hands], names, images.class_names)
         lines += [f"seed {job.run.seed}, {job.partition}: {line}" for line in found]
     return lines
 
 
 def experiment_of(
     job: Job,
-    pictures: Pictures,
+    images: SharedImages,
     on_batch: Callable[[], None],
     found: Found | None = None,
     resident: int = 0,
@@ -165,21 +165,21 @@ def experiment_of(
         found: the initial weights of all networks; None: they come from the seed.
         resident: devices' trunks in memory at a time; 0: all.
     """
-    train = pictures.train
+    train = images.train
     hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
     count, kind = parse_hostile(job.hostile)
     devices = {}
     for index, (name, mine) in enumerate(zip(client_names(job.clients), hands, strict=True)):
         if len(mine) >= 2:
             own = ImageSet(train.images[mine], train.labels[mine])
-            data = DeviceData(own, pictures.held_out, pictures.class_names, ())
+            data = DeviceData(own, images.held_out, images.class_names, ())
             attack = kind if index < count else ""
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
     network, spec = build_for(job.run), job.run
     if spec.awaits_fleet:
         told = [_joined(spec, device) for device in devices.values()]
         spec = settle(spec, network, told)
-    initial = fit(found, network, spec, pictures.class_names) if found is not None else None
+    initial = fit(found, network, spec, images.class_names) if found is not None else None
     return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial, resident)
 
 
@@ -192,7 +192,7 @@ def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
 
 
 def run_job(
-    pictures: Pictures, found: Found | None, resident: int, job: Job, tell: Callable[[News], None]
+    images: SharedImages, found: Found | None, resident: int, job: Job, tell: Callable[[News], None]
 ) -> None:
     """Run a job; reports its progress a few times per second, and its result at the end."""
     started = told = time.monotonic()
@@ -206,7 +206,7 @@ def run_job(
             tell(News(done, total, accuracy))
             told = time.monotonic()
 
-    experiment = experiment_of(job, pictures, on_batch, found, resident)
+    experiment = experiment_of(job, images, on_batch, found, resident)
     total = batches_of(job.method, experiment)
     rounds = []
     for result in METHODS[job.method](experiment):
@@ -273,7 +273,7 @@ def _differences(there: msgspec.Struct, here: msgspec.Struct) -> Iterator[str]:
 
 def run_all(
     jobs: Sequence[Job],
-    pictures: Pictures,
+    images: SharedImages,
     store: PartStore,
     workers: int,
     show: Callable[[Job, News], None],
@@ -292,7 +292,7 @@ def run_all(
     parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
     missing = [job for job in jobs if job.name not in parts]
     if missing:
-        with at_work(missing, partial(run_job, pictures, found, resident), workers) as news:
+        with at_work(missing, partial(run_job, images, found, resident), workers) as news:
             for job, said in news:
                 if said.part is not None:
                     store.save(said.part)

@@ -41,7 +41,7 @@ from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
 
 CAPACITY = 4 * MOST_DEVICES  # events: a broker sends the retained messages of a whole fleet at once
-ASK_AGAIN = 60.0  # least number of seconds between two requests for all of them again
+HEAR_AGAIN = 60.0  # least number of seconds between two requests for all of them again
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class TrunkServer:
         )
         self._announce = Announcer(port, topics, instance, trunks.run)
         self._is_lost = False  # an event was lost
-        self._ask_again = RateLimiter(ASK_AGAIN)
+        self._hear_again = RateLimiter(HEAR_AGAIN)
         port.subscribe(*self._gate.filters, *(topic for one in observers for topic in one.filters))
         for observer in observers:
             observer.start()
@@ -186,20 +186,20 @@ class TrunkServer:
         self._beat(now=True)
         while not stop():
             self._take_in(self._port.receive(0 if self._predictions.waiting else 0.5))
-            if self._is_lost and self._ask_again.due():
+            if self._is_lost and self._hear_again.due():
                 self._is_lost = False
                 self._port.subscribe(*self._gate.filters)  # the broker sends its retained messages again
             self._beat()
             if self._releases is not None:
                 self._releases.rollouts.tick()
-        self._predictions.answer()
+        self._predictions.reply_to_all()
         if self._releases is not None:
             self._releases.rollouts.tick(at_once=True)
         self._beat(now=True)
 
     def _take_in(self, event: Event | None) -> None:
         if event is None:
-            self._predictions.answer()
+            self._predictions.reply_to_all()
         elif isinstance(event, Message):
             for observer in self._observers:
                 if event.topic in observer.filters:

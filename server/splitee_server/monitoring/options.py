@@ -90,7 +90,7 @@ class Exporter:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """The monitoring that the flags ask for."""
+    """The monitoring that the flags request."""
 
     metrics: Exporter
     discovery: Discovery

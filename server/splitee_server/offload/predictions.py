@@ -18,7 +18,7 @@ from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.codecs import LARGEST, decode_tensor, encode_tensor
 from splitee.protocol.gate import Received, Rejection
-from splitee.protocol.inference import InferAnswer
+from splitee.protocol.inference import InferReply
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.topics import Topics
 
@@ -70,12 +70,12 @@ class Predictions:
         self._trunks = trunks
         self._guard = guard
         self._waiting: list[Request] = []
-        self.requests = 0  # answered
+        self.requests = 0  # with a reply
         self.passes = 0  # forward passes that it took
 
     @property
     def waiting(self) -> bool:
-        """Whether `answer` has something to do."""
+        """Whether `reply_to_all` has something to do."""
         return bool(self._waiting)
 
     def add(self, received: Received) -> None:
@@ -95,11 +95,11 @@ class Predictions:
             return
         entry = self._entry(device, request.cut)
         if request.features.shape[0] > MAX_SAMPLES:
-            raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} are answered")
+            raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} get a reply")
         features = decode_tensor(request.features, entry.feature_shape)
         self._waiting.append(Request(device, request.cut, features, correlation))
         if len(self._waiting) >= MAX_WAITING:
-            self.answer()
+            self.reply_to_all()
 
     def refuse(self, rejection: Rejection) -> None:
         """Tell a device why its request is refused."""
@@ -112,10 +112,10 @@ class Predictions:
 
     def _say_why(self, device: str, correlation: bytes, error: str) -> None:
         """Reply with an error instead of logits."""
-        answer = InferAnswer(run=self._trunks.run, round=self._trunks.round, error=error[:1000])
-        self._reply(device, correlation, answer)
+        reply = InferReply(run=self._trunks.run, round=self._trunks.round, error=error[:1000])
+        self._reply(device, correlation, reply)
 
-    def answer(self) -> None:
+    def reply_to_all(self) -> None:
         """Reply to all waiting requests, with the trunks of the present commit."""
         waiting, self._waiting = self._waiting, []
         by_trunk: dict[str, list[Request]] = defaultdict(list)
@@ -123,9 +123,9 @@ class Predictions:
             self._guard(request.device, partial(self._sort_in, request, by_trunk))
         for trunk, requests in by_trunk.items():
             for together in _batches(requests):
-                self._answer(trunk, together)
+                self._reply_together(trunk, together)
 
-    def _answer(self, trunk: str, requests: list[Request]) -> None:
+    def _reply_together(self, trunk: str, requests: list[Request]) -> None:
         """In one forward pass; if that fails, each request by itself, so that a bad one harms no other."""
         if len(requests) == 1:
             self._guard(requests[0].device, lambda: self._predict(trunk, requests))
@@ -134,7 +134,7 @@ class Predictions:
             self._predict(trunk, requests)
         except Exception:
             for request in requests:
-                self._answer(trunk, [request])
+                self._reply_together(trunk, [request])
 
     def _predict(self, trunk: str, requests: list[Request]) -> None:
         samples = np.concatenate([request.features for request in requests])
@@ -147,13 +147,13 @@ class Predictions:
         start = 0
         for request in requests:
             end = start + len(request.features)
-            answer = InferAnswer(
+            reply = InferReply(
                 run=self._trunks.run,
                 round=self._trunks.round,
                 logits=encode_tensor("fp32", logits[start:end]),
                 together=len(samples),
             )
-            self._reply(request.device, request.correlation, answer)
+            self._reply(request.device, request.correlation, reply)
             self.requests += 1
             start = end
 
@@ -180,12 +180,12 @@ class Predictions:
         The only topic allowed is the device's inbox: a device could use any other to have the server
         publish where the device itself may not.
         """
-        is_own = response_topic == routes.ANSWER.topic(self._topics, device)
+        is_own = response_topic == routes.INFER_REPLY.topic(self._topics, device)
         return correlation if is_own and correlation and len(correlation) <= MAX_CORRELATION else None
 
-    def _reply(self, device: str, correlation: bytes, answer: InferAnswer) -> None:
-        topic = routes.ANSWER.topic(self._topics, device)
-        publish_in_parts(self._port, topic, answer.encode(), correlation=correlation)
+    def _reply(self, device: str, correlation: bytes, reply: InferReply) -> None:
+        topic = routes.INFER_REPLY.topic(self._topics, device)
+        publish_in_parts(self._port, topic, reply.encode(), correlation=correlation)
 
 
 def _batches(requests: list[Request]) -> list[list[Request]]:

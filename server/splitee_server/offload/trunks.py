@@ -50,7 +50,7 @@ class CommittedTrunks:
         return logits
 
     def _follow(self) -> None:
-        number = self._store.answering()
+        number = self._store.serving_round()
         committed = self._store.load(number) if number != self._number else None
         if committed is not None:
             self._number = number

@@ -142,7 +142,7 @@ def lead(
 
 
 def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event) -> None:
-    """The work of a rank other than 0, until the run ends or the process is asked to stop."""
+    """The work of a rank other than 0, until the run ends or the process receives a signal to stop."""
     topics, limits = Topics(link.fleet), SenderLimits(Topics(link.fleet))
 
     def begun() -> Begin | None:

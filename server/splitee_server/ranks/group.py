@@ -127,7 +127,7 @@ class Group:
                 self._store.set(FAILED, f"rank {self.rank}: {line}")
 
     def leave(self) -> None:
-        """As `fail`, for a rank that was asked to stop."""
+        """As `fail`, for a rank that received a signal to stop."""
         self.fail("it was asked to stop")
 
     def look(self) -> None:

@@ -77,7 +77,7 @@ class Ranks:
         """The run is over; returns when the others have confirmed that."""
 
     def leave(self) -> None:
-        """This process was asked to stop before the run is over."""
+        """This process received a signal to stop before the run is over."""
 
 
 ALONE = Ranks()

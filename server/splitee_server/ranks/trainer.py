@@ -131,7 +131,7 @@ class Trainer:
         """Serve until rank 0 says that the run ends.
 
         Raises:
-            Stopped: the process was asked to stop.
+            Stopped: the process received a signal to stop.
             RankLost: another rank has failed.
         """
         while not self._is_over:
@@ -263,7 +263,7 @@ class Trainer:
             self._acknowledge_all(self._under_way.phase.participants)
         elif isinstance(event, Overflow) and self._under_way is not None:
             for device in self._under_way.phase.late():
-                self._under_way.replies.ask_again(self._under_way.phase, device)
+                self._under_way.replies.request_again(self._under_way.phase, device)
         elif isinstance(event, Message) and event.payload:
             received = self._gate.read(event)
             if received is not None:
@@ -284,7 +284,7 @@ class Trainer:
             self._duplicates += 1
             under_way.replies.acknowledge(phase, device)
         elif taken == "gap":
-            under_way.replies.ask_again(phase, device)
+            under_way.replies.request_again(phase, device)
 
     def _work_one(self) -> bool:
         if self._under_way is None:

@@ -14,7 +14,7 @@ from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.inference.manifest import TrunkManifest, read_manifest
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
-from splitee.training.state import answers_digest
+from splitee.training.state import output_digest
 from splitee_export.calibration import LEAST_IMAGES, Calibration, HeldOut, calibrate
 from splitee_export.combination import HeldOutLogits, fit
 from splitee_export.models import export_client, export_same, export_trunks
@@ -40,7 +40,7 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
     folders = {device: models / DEVICES / device for device in sorted(committed.clients)}
     trunks = NamedTrunks.read(vars(committed))
     if not _is_there(models / TRUNKS, spec, committed):
-        clients = {device: answers_digest(committed.clients[device]) for device in folders}
+        clients = {device: output_digest(committed.clients[device]) for device in folders}
         calibrations = _calibrations(spec, trunks, clients, scores)
         exported: dict[tuple[int, str], Path] = {}  # averaged networks of one cut are the same
         for device, folder in folders.items():
@@ -73,7 +73,7 @@ def _calibrations(
 
     `clients`: digests of the client networks, by device.
     """
-    digests = {name: answers_digest(trunk.weights) for name, trunk in trunks.trunks.items()}
+    digests = {name: output_digest(trunk.weights) for name, trunk in trunks.trunks.items()}
     groups: dict[tuple[int, str, str], list[str]] = {}
     for device, client in clients.items():
         key = (trunks.cuts[device], client, digests[trunks.trunk_of[device]])

@@ -13,12 +13,12 @@ from splitee.mqtt.link import Link
 from splitee.protocol import routes
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.gate import Gate
-from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload
+from splitee.protocol.release_orders import ReleaseOrder, ReleaseReply, ReleaseUpload
 from splitee.protocol.topics import Topics
 
 TICK = 0.2  # seconds between two checks of the clock
 NO_STATUS = 2.0  # seconds after which no server runs if the broker has retained no status
-ASK_AGAIN = 5.0  # seconds without a reply before the order is sent again
+REQUEST_AGAIN = 5.0  # seconds without a reply before the order is sent again
 PART = 256 << 10  # bytes
 
 Source = bytes | Path
@@ -68,12 +68,12 @@ class Operator:
             message = received.message if received is not None else None
             if isinstance(message, ServerStatus):
                 self._server = message
-            elif isinstance(message, ReleaseAnswer) and message.request == order.request:
+            elif isinstance(message, ReleaseReply) and message.request == order.request:
                 heard = said = now
                 if not message.want:
                     return _outcome(message)
                 sent(self._send(message, files))
-            elif isinstance(event, Connected) or now - said > ASK_AGAIN:
+            elif isinstance(event, Connected) or now - said > REQUEST_AGAIN:
                 said = now
                 self._say(order)
             is_gone = self._server is None and now - started > NO_STATUS
@@ -88,18 +88,18 @@ class Operator:
     def _say(self, order: ReleaseOrder) -> None:
         self._connection.publish(routes.RELEASE.topic(self._topics), order.encode())
 
-    def _send(self, answer: ReleaseAnswer, files: Mapping[str, Source]) -> int:
+    def _send(self, reply: ReleaseReply, files: Mapping[str, Source]) -> int:
         """Send the next bytes of the requested file; returns their number."""
-        source = files.get(answer.want)
+        source = files.get(reply.want)
         if source is None:
-            raise ModelError(f"the server wants {answer.want[:12]}, which is not part of this release")
+            raise ModelError(f"the server wants {reply.want[:12]}, which is not part of this release")
         count = min(PART, self._connection.max_packet - 256)
-        data = _read(source, answer.offset, count)
+        data = _read(source, reply.offset, count)
         if not data:
             raise ModelError(
-                f"the server wants more of {answer.want[:12]} than there is: was the file changed?"
+                f"the server wants more of {reply.want[:12]} than there is: was the file changed?"
             )
-        upload = ReleaseUpload(request=answer.request, sha256=answer.want, offset=answer.offset, data=data)
+        upload = ReleaseUpload(request=reply.request, sha256=reply.want, offset=reply.offset, data=data)
         self._connection.publish(routes.RELEASE_UPLOAD.topic(self._topics), upload.encode())
         return len(data)
 
@@ -115,10 +115,10 @@ def _read(source: Source, offset: int, count: int) -> bytes:
         raise ModelError(f"{source}: {error.strerror}") from None
 
 
-def _outcome(answer: ReleaseAnswer) -> str:
+def _outcome(reply: ReleaseReply) -> str:
     """Raises SpliteeError: the server has not carried it out."""
-    if not answer.code:
-        return answer.message
-    failure = SpliteeError(answer.message)
-    failure.exit_code = {int(code): code for code in ExitCode}.get(answer.code, ExitCode.INTERNAL)
+    if not reply.code:
+        return reply.message
+    failure = SpliteeError(reply.message)
+    failure.exit_code = {int(code): code for code in ExitCode}.get(reply.code, ExitCode.INTERNAL)
     raise failure

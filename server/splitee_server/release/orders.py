@@ -15,8 +15,8 @@ from splitee.protocol.gate import Received
 from splitee.protocol.release_orders import (
     LARGEST_PLAN,
     PlannedFile,
-    ReleaseAnswer,
     ReleaseOrder,
+    ReleaseReply,
     ReleaseUpload,
     RolloutPlan,
 )
@@ -105,8 +105,8 @@ class Orders:
             have = self._store.received(want.sha256)
             if want != before:
                 self._store.check_room(want.size - have)
-            answer = ReleaseAnswer(request=order.request, want=want.sha256, offset=have)
-            self._port.publish(self._topic, answer.encode())
+            reply = ReleaseReply(request=order.request, want=want.sha256, offset=have)
+            self._port.publish(self._topic, reply.encode())
             return
         assert open_order.plan is not None
         rollout = self._rollouts.add(open_order.plan, order.plan, open_order.data)
@@ -134,15 +134,15 @@ class Orders:
 
     def _say(self, request: int, message: str, code: ExitCode = ExitCode.OK) -> None:
         log.info("an operator's order: %s", message)
-        answer = ReleaseAnswer(request=request, code=int(code), message=message[:1000])
-        self._port.publish(self._topic, answer.encode())
+        reply = ReleaseReply(request=request, code=int(code), message=message[:1000])
+        self._port.publish(self._topic, reply.encode())
 
 
 def refuse(port: Port, topics: Topics, order: ReleaseOrder) -> None:
     """The reply of a server that keeps no releases."""
     message = "this server keeps no releases: start it with a folder for them (--releases DIR)"
-    answer = ReleaseAnswer(request=order.request, code=int(ExitCode.STATE), message=message)
-    port.publish(routes.RELEASED.topic(topics), answer.encode())
+    reply = ReleaseReply(request=order.request, code=int(ExitCode.STATE), message=message)
+    port.publish(routes.RELEASED.topic(topics), reply.encode())
 
 
 def _checked(data: bytes, order: ReleaseOrder) -> RolloutPlan:

@@ -202,7 +202,7 @@ class Checkpoints:
         """Use the trunks of round `number` for offloaded images from now on."""
         self._released = number
 
-    def answering(self) -> int:
+    def serving_round(self) -> int:
         """The round whose trunks predict offloaded images: the last one, until one is released."""
         return self._released or self.newest()
 

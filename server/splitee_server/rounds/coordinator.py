@@ -239,7 +239,7 @@ class Coordinator:
         self._commits.join(member)
         self._announce.run(self._spec_now())
         if is_new:
-            self._replies.answer_sync(self._phase, member.device)
+            self._replies.reply_to_sync(self._phase, member.device)
         else:
             self._replies.assign(member.device, known_for=inf)
 
@@ -250,12 +250,13 @@ class Coordinator:
         for device in self._phase.participants:
             self._replies.acknowledge(self._phase, device, resend=self._phase.lacks(device))
 
-    def ask_again(self) -> None:
+    def request_again(self) -> None:
         """After a loss of messages, request at once what may be missing, without waiting for a `sync`."""
-        asked = sum(self._replies.ask_again(self._phase, device) for device in self._phase.late())
+        count = sum(self._replies.request_again(self._phase, device) for device in self._phase.late())
         if self._log_lost.due():
             log.warning(
-                "messages were lost, as more came than were handled: %s asked again", words.devices(asked)
+                "messages were lost, as more came than were handled: requested again from %s",
+                words.devices(count),
             )
 
     def beat(self, *, now: bool = False) -> None:

@@ -93,7 +93,7 @@ class Dismissals:
                 kept.difference(devices) if request.undo else kept.union(devices)
             )
         except SpliteeError as error:
-            self._announce.answer(request.request, error.exit_code, str(error))
+            self._announce.reply(request.request, error.exit_code, str(error))
             return
         if request.undo:
             self._take_back(request, devices)
@@ -139,7 +139,7 @@ class Dismissals:
         begins_anew = bool(devices) and (is_begun or is_renamed)
         if begins_anew:
             said += f"; {self._coordinator.under_way} begins anew without {_listed(devices)}"
-        self._announce.answer(request.request, ExitCode.OK, said)
+        self._announce.reply(request.request, ExitCode.OK, said)
         if begins_anew:
             self._members.leave()
             raise DevicesDismissed(said)
@@ -153,7 +153,7 @@ class Dismissals:
         self._rollouts.again()
         said = f"let in again: {_listed(devices) or 'nobody'}; {self._coordinator.outlook()}"
         log.warning("%s", said)
-        self._announce.answer(request.request, ExitCode.OK, said)
+        self._announce.reply(request.request, ExitCode.OK, said)
         self._coordinator.beat(now=True)
 
     def _say_why(self, device: str, instance: int) -> None:

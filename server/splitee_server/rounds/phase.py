@@ -34,7 +34,7 @@ IN_WORDS: Mapping[RunPhase, str] = {
 
 STALLED = 30.0  # seconds without a byte after which a device is not sending; a dead link is noticed by then
 SPOILED = 5  # batches
-ASK_EVERY = 5.0  # seconds
+REQUEST_EVERY = 5.0  # seconds
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
@@ -87,7 +87,7 @@ class Phase:
         self.participants = dict(participants)
         self.windows = windows
         self._clock = clock
-        self._asked: dict[str, float] = {}  # when missing messages were last requested, by device
+        self._requested: dict[str, float] = {}  # when missing messages were last requested, by device
         self._assemblers = dict(assemblers or {})
         self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
         steps = {device: participant.steps for device, participant in participants.items()}
@@ -188,15 +188,15 @@ class Phase:
         self._note_part(device)
         return True
 
-    def may_ask(self, device: str) -> bool:
-        """Whether to request missing messages from a device now; True at most once in ASK_EVERY.
+    def may_request(self, device: str) -> bool:
+        """Whether to request missing messages from a device now; True at most once in REQUEST_EVERY.
 
-        Without this limit, a device that sends unusable messages would be asked as fast as it replies.
+        Without this limit, a device that sends unusable messages would get requests as fast as it replies.
         """
         now = self._clock()
-        if now - self._asked.get(device, -ASK_EVERY) < ASK_EVERY:
+        if now - self._requested.get(device, -REQUEST_EVERY) < REQUEST_EVERY:
             return False
-        self._asked[device] = now
+        self._requested[device] = now
         return True
 
     # What is done with it

@@ -117,7 +117,7 @@ class Reception:
             self._coordinator.commits.note_duplicates(1)
             self._replies.acknowledge(phase, device)
         elif taken == "gap":
-            self._replies.ask_again(phase, device)  # those in between are lost: batches come in order
+            self._replies.request_again(phase, device)  # those in between are lost: batches come in order
 
     def _on_weights(self, received: Received) -> None:
         """Tensors of a client network, or its statistics, before its device's round-done."""
@@ -132,7 +132,7 @@ class Reception:
             if message.batches > steps:
                 raise MalformedMessage(f"RoundDone: {message.batches} batches; the round has {steps}")
             if not phase.end_for(device, message) or phase.lacks_before(device, steps):
-                self._replies.ask_again(phase, device)
+                self._replies.request_again(phase, device)
         elif message.round <= self._coordinator.commits.round:
             self._replies.assign(device)  # it has missed the commit
 
@@ -142,7 +142,7 @@ class Reception:
         if device not in self._members:
             return
         if not message.weights and message.soft_labels is None:
-            self._replies.answer_sync(self._coordinator.phase, device)
+            self._replies.reply_to_sync(self._coordinator.phase, device)
             return
         run, committed = self._spec.run, self._coordinator.commits.round
         if tensors := self._model.tensors(device, message.weights):

@@ -36,9 +36,9 @@ class Replies:
         part, room = phase.participants[device], phase.windows.room(device)
         self._announce.participation(device, phase.opened, part, room, known_for=known_for)
 
-    def ask_again(self, phase: Phase, device: str) -> bool:
+    def request_again(self, phase: Phase, device: str) -> bool:
         """Request messages of a device that may be lost; False: they were requested just now."""
-        if not phase.may_ask(device):
+        if not phase.may_request(device):
             return False
         self.acknowledge(phase, device, resend=True)
         return True
@@ -57,7 +57,7 @@ class Replies:
             self._members[device], held=held, first=first, fresh=fresh, known_for=known_for
         )
 
-    def answer_sync(self, phase: Phase, device: str) -> None:
+    def reply_to_sync(self, phase: Phase, device: str) -> None:
         """Send a device the server's position, because it may have missed earlier messages.
 
         Requests only what has not arrived: a device's messages come in order, so those before its

@@ -124,11 +124,11 @@ def _of_cut(before: DeviceView | None, after: DeviceView, time: float) -> Iterat
         return
     if cut is None:
         samples = "" if after.train_samples is None else f", {images(after.train_samples)} for training"
-        yield _event(time, "joined", after.id, f"asks to join with cut {after.cut}{samples}")
+        yield _event(time, "joined", after.id, f"requests to join with cut {after.cut}{samples}")
     elif after.cut != cut:
         yield _event(time, "cut", after.id, f"is cut at {after.cut} from now on, was {cut}")
     if after.next_cut is not None and (before is None or after.next_cut != before.next_cut):
-        yield _event(time, "cut", after.id, f"asks for cut {after.next_cut} instead of {after.cut}")
+        yield _event(time, "cut", after.id, f"requests cut {after.next_cut} instead of {after.cut}")
 
 
 def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:

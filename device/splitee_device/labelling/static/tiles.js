@@ -147,11 +147,11 @@ function describe(tile, broken) {
   if (kept) second.push(`when kept: ${kept}`);
   const details = second.filter(Boolean).join("; ");
   tile.setAttribute("aria-label", [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; "));
-  tile.replaceChildren(picture(id, broken), element("p", { class: "guess" }, first ?? name));
+  tile.replaceChildren(thumbnail(id, broken), element("p", { class: "guess" }, first ?? name));
   if (details) tile.append(element("p", { class: "other" }, details));
 }
 
-function picture(id, broken) {
+function thumbnail(id, broken) {
   const shown = element("img", { src: `/image/${id}/small`, alt: "", loading: "lazy", draggable: "false" });
   shown.addEventListener("error", () => broken(id));
   return shown;

@@ -3,7 +3,7 @@
 
 const AGAIN = 3000; // milliseconds to the next attempt, if the browser itself makes none
 const SILENCE = 30000; // milliseconds without an event after which the page checks its server
-const ANSWER = 5000; // milliseconds for its reply
+const TIMEOUT = 5000; // milliseconds for its reply
 const LOG = 500; // events that are kept
 
 /** Whether two values of JSON are equal. */
@@ -46,20 +46,20 @@ export class Store {
     for (const [name, fold] of Object.entries(take)) {
       source.addEventListener(name, (event) => this.#take(JSON.parse(event.data), fold));
     }
-    source.onopen = () => this.#answered();
+    source.onopen = () => this.#heard();
     source.onerror = () => {
       this.#silent();
       if (source.readyState === EventSource.CLOSED) setTimeout(() => this.open(url), AGAIN);
     };
     clearInterval(this.watch);
-    this.watch = setInterval(() => this.#lookAfter(), ANSWER);
+    this.watch = setInterval(() => this.#lookAfter(), TIMEOUT);
   }
 
   /** An open stream may be dead without an error, when the server's machine has lost its power. */
   async #lookAfter() {
     if (Date.now() - this.heard < SILENCE) return;
     try {
-      await fetch("/", { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(ANSWER) });
+      await fetch("/", { method: "HEAD", cache: "no-store", signal: AbortSignal.timeout(TIMEOUT) });
       this.heard = Date.now();
     } catch {
       this.#silent();
@@ -71,7 +71,7 @@ export class Store {
     this.changed();
   }
 
-  #answered() {
+  #heard() {
     this.heard = Date.now();
     this.lost = null;
     this.changed();
@@ -80,7 +80,7 @@ export class Store {
   #take(data, fold) {
     this.ahead = data.now - Date.now() / 1000;
     fold.call(this, data);
-    this.#answered();
+    this.#heard();
   }
 
   #whole(data) {

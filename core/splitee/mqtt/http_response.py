@@ -14,14 +14,14 @@ from splitee.mqtt.address import BrokerAddress
 LARGEST_LINE = 1024  # bytes of a status line
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a proxy says while the broker behind it is away
 NO_METHOD = (
-    b"\x10\x00\r\n\r\n"  # libwebsockets answers this, and closes the connection at a request for a page
+    b"\x10\x00\r\n\r\n"  # libwebsockets replies to this, and closes the connection at a request for a page
 )
 REDIRECTS = {301, 302, 303, 307, 308}
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: ([^\r\n]{0,100}))?")
 _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,300})", re.IGNORECASE)
 
 
-class HttpAnswer(ConnectionError):
+class HttpResponse(ConnectionError):
     """A web server's response: status, reason, and the target of a redirect."""
 
     def __init__(self, status: int, reason: str, location: str | None = None) -> None:
@@ -30,7 +30,7 @@ class HttpAnswer(ConnectionError):
         self.location = location
 
     @classmethod
-    def read(cls, head: bytes) -> HttpAnswer | None:
+    def read(cls, head: bytes) -> HttpResponse | None:
         """Parse a response that begins with `head`; None: it is not HTTP."""
         status = _STATUS.match(head)
         if status is None:
@@ -49,7 +49,7 @@ class HttpAnswer(ConnectionError):
 
     def refusal(self, address: BrokerAddress) -> BrokerRefused:
         """The message for the user about a permanent refusal."""
-        what = f"what answers at {address} is a web server ({self})"
+        what = f"the server at {address} is a web server ({self})"
         if address.path is None:
             return BrokerRefused(
                 f"{what}, no MQTT broker: check host and port; a broker that takes websockets there has the "
@@ -68,14 +68,14 @@ class HttpAnswer(ConnectionError):
         )
 
 
-def ask_for_http(address: BrokerAddress, tls: ssl.SSLContext | None, limit: float) -> HttpAnswer | None:
+def request_http(address: BrokerAddress, tls: ssl.SSLContext | None, limit: float) -> HttpResponse | None:
     """Request a page from an address; None without an HTTP response within `limit` seconds."""
     deadline = time.monotonic() + limit
     page = f"GET / HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode()
     for request in (page, NO_METHOD):
-        answer = HttpAnswer.read(_first_line(address, tls, request, deadline))
-        if answer is not None:
-            return answer
+        response = HttpResponse.read(_first_line(address, tls, request, deadline))
+        if response is not None:
+            return response
     return None
 
 
