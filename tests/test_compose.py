@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docker-compose.yml: valid by the compose specification, and no container that may do more than it must.
+"""docker-compose.yml: valid by the compose specification, no container with more rights than it needs.
 
 `data/compose-spec.json` is the specification's own schema (Apache-2.0), unchanged.
 """
@@ -33,18 +33,18 @@ PINNED_IMAGE = (
 )
 
 
-def test_it_is_valid_by_the_specification() -> None:
+def test_compose_file_is_valid_by_the_specification() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     assert [error.message for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(COMPOSE)] == []
 
 
-def test_the_schema_is_one_that_refuses() -> None:
+def test_compose_schema_rejects_an_invalid_file() -> None:
     broken = {**COMPOSE, "services": {"broker": {"image": "x", "healthchek": {}}}}
     assert not jsonschema.Draft7Validator(SCHEMA).is_valid(broken)
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_container_may_do_what_it_must_and_no_more(name: str) -> None:
+def test_container_has_only_the_rights_that_it_needs(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -61,7 +61,7 @@ def test_a_container_may_do_what_it_must_and_no_more(name: str) -> None:
     assert service["restart"] in ("on-failure", "unless-stopped")
 
 
-def test_each_waits_for_the_broker_to_be_healthy() -> None:
+def test_services_wait_for_a_healthy_broker() -> None:
     for name, service in SERVICES.items():
         if name.startswith("broker"):
             assert "healthcheck" in service
@@ -70,7 +70,7 @@ def test_each_waits_for_the_broker_to_be_healthy() -> None:
             assert service["depends_on"] == {one: {"condition": "service_healthy"} for one in brokers}
 
 
-def test_ranks_are_as_many_as_their_brokers_and_replace_the_server() -> None:
+def test_server_ranks_have_a_broker_each_and_replace_the_server() -> None:
     ranks, server = SERVICES["server-ranks"], SERVICES["server"]
     count = int(ranks["entrypoint"][ranks["entrypoint"].index("--nproc-per-node") + 1])
     urls = [f"mqtts://{name}:8883" for name in ranks["depends_on"]]
@@ -85,7 +85,7 @@ def test_ranks_are_as_many_as_their_brokers_and_replace_the_server() -> None:
 
 
 @pytest.mark.slow
-def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
+def test_secret_belongs_to_one_service_only() -> None:
     used = [
         secret["source"]
         for name, service in SERVICES.items()
@@ -105,7 +105,7 @@ def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith(("server", "demo", "page"))])
-def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
+def test_service_settings_are_known_to_their_commands(name: str) -> None:
     command = {"server": server_command, "demo": device_command, "page": page_command}[name.partition("-")[0]]
     known = {str(parameter.envvar) for parameter in command.params if getattr(parameter, "envvar", None)}
     assert set(SERVICES[name]["environment"]) <= known
@@ -113,7 +113,7 @@ def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
     assert set(flags) <= {flag for parameter in command.params for flag in parameter.opts}
 
 
-def test_an_invitation_waits_at_the_port_that_is_published() -> None:
+def test_invite_service_listens_at_its_published_port() -> None:
     invite = SERVICES["invite"]
     command, flag, port = invite["entrypoint"][:3], *invite["entrypoint"][3:]
     assert command == ["splitee", "broker", "invite"]
@@ -123,14 +123,14 @@ def test_an_invitation_waits_at_the_port_that_is_published() -> None:
     assert invite["volumes"] == SERVICES["certificates"]["volumes"]
 
 
-def test_the_page_is_for_this_machine_and_takes_a_token() -> None:
+def test_page_service_is_published_on_loopback_with_a_token() -> None:
     page = SERVICES["page"]
     assert all(port.startswith("127.0.0.1:") for port in page["ports"])
     assert page["environment"]["SPLITEE_TOKEN_FILE"] == "/run/secrets/page.token"  # noqa: S105
     assert "page.token" in SERVICES["certificates"]["command"][0]
 
 
-def test_the_images_files_are_in_the_build_context() -> None:
+def test_build_context_allows_the_image_files_and_no_secrets() -> None:
     """.dockerignore lets in what is named; the build copies what it lets in."""
     allowed = {
         line.removeprefix("!")

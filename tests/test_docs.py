@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/: what is generated is up to date and well formed, links lead somewhere, words are the field's."""
+"""docs/: generated files are up to date and well formed, links lead to targets, terms are the field's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GENERATED = {"commands.md", "exit-codes.md", "report.md"}  # their words are tho
 CODE = re.compile(
     r"^```.*?^```$|^(?: {4}|\t).*$|`[^`\n]+`|<!--.*?-->|</?\w[^>]*>|\]\([^)]*\)", re.MULTILINE | re.DOTALL
 )
-WORDS = {  # what must not be said, and what is said instead
+WORDS = {  # words to avoid, and their replacements
     r"pictures?": "image",
     r"doubts?": "uncertainty",
     r"asks?|asking|asked": "offload (an image), request, or want",
@@ -43,7 +43,7 @@ def test_generated_files_are_up_to_date(path: Path) -> None:
     assert path.read_text() == generated()[path], "run `make docs`"
 
 
-def test_the_protocol_for_tools_is_what_asyncapi_says_it_must_be() -> None:
+def test_asyncapi_document_is_valid_by_its_schema() -> None:
     schema = json.loads(gzip.decompress(SCHEMA.read_bytes()))
     jsonschema.validate(json.loads((DOCS / "reference" / "asyncapi.json").read_text()), schema)
 
@@ -56,7 +56,7 @@ def test_drawings_are_well_formed() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_to_files_and_headings_that_there_are(page: Path) -> None:
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for target in links(page):
         path, _, heading = target.partition("#")
         found = page.parent / path if path else page
@@ -66,30 +66,30 @@ def test_links_lead_to_files_and_headings_that_there_are(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_words_are_those_of_the_field(page: Path) -> None:
+def test_pages_use_the_terms_of_the_field(page: Path) -> None:
     text = page.read_text()
     if page.name in GENERATED:
         pytest.skip("its words are those of the commands' help")
-    said = CODE.sub("", text.partition("<!-- Below this line: made by")[0])
+    prose = CODE.sub("", text.partition("<!-- Below this line: made by")[0])
     found = {
         match[0]: instead
         for word, instead in WORDS.items()
-        for match in re.finditer(rf"\b(?:{word})\b.{{0,30}}", said, re.IGNORECASE)
+        for match in re.finditer(rf"\b(?:{word})\b.{{0,30}}", prose, re.IGNORECASE)
     }
     assert found == {}
 
 
-def test_twenty_questions_are_two_clicks_from_the_readme() -> None:
-    questions = DOCS / "faq.md"
+def test_readme_links_a_faq_of_twenty_questions_each_with_a_link() -> None:
+    page = DOCS / "faq.md"
     assert "docs/faq.md" in links(ROOT / "README.md")
-    asked = re.findall(r"^\d+\. \*\*(.+?\?)", questions.read_text(), re.MULTILINE)
-    assert len(asked) == len(set(asked)) >= 20
-    parts = re.split(r"^\d+\. ", questions.read_text(), flags=re.MULTILINE)[1:]
+    questions = re.findall(r"^\d+\. \*\*(.+?\?)", page.read_text(), re.MULTILINE)
+    assert len(questions) == len(set(questions)) >= 20
+    parts = re.split(r"^\d+\. ", page.read_text(), flags=re.MULTILINE)[1:]
     assert [part for part in parts if not re.search(r"\]\([^):]+\)", part)] == [], "where is it said?"
 
 
 def links(page: Path) -> list[str]:
-    """What a page refers to within the project."""
+    """The targets of a page's links within the project."""
     text = page.read_text()
     found = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text)
     return [target for target in found if "://" not in target]

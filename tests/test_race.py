@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What benchmarks.race is made of, without Flower: the figures, the job as it is handed on, its training."""
+"""The parts of benchmarks.race, without Flower: its figures, the job that it hands on, its training."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def outcome(*figures: tuple[float, float, float]) -> Outcome:
     return Outcome("method", TARGET, rounds(*figures), "target")
 
 
-def test_the_first_round_that_reaches_the_target_counts() -> None:
+def test_record_has_the_first_round_that_reaches_the_target() -> None:
     record = outcome((10, 0.7, 4), (20, 0.8, 8), (30, 0.9, 12), (40, 0.7, 16)).record()
     assert record["reached"]
     assert (record["round"], record["seconds"], record["device_cpu_seconds"]) == (2, 20, 8)
     assert record["bytes_sent_by_devices"] == 200
 
 
-def test_without_the_target_it_says_how_far_it_came() -> None:
+def test_record_has_the_last_round_if_the_target_is_not_reached() -> None:
     record = outcome((10, 0.5, 4), (20, 0.79, 8)).record()
     assert not record["reached"]
     assert (record["round"], record["accuracy"]) == (2, 0.79)
@@ -52,23 +52,25 @@ def test_without_the_target_it_says_how_far_it_came() -> None:
     ("theirs", "met"),
     [((90, 0.8, 20), [True, True]), ((89, 0.8, 20), [False, True]), ((90, 0.8, 19.9), [True, False])],
 )
-def test_bounds_on_time_and_device_cpu(theirs: tuple[float, float, float], met: list[bool]) -> None:
+def test_bounds_on_time_and_device_cpu_are_judged_separately(
+    theirs: tuple[float, float, float], met: list[bool]
+) -> None:
     judged = bounds(outcome((30, 0.8, 9)), outcome((10, 0.2, 2), theirs))
     assert [bound.met for bound in judged] == met
 
 
-def test_a_rival_that_does_not_reach_the_target_is_compared_by_what_it_has_taken() -> None:
+def test_rival_that_misses_the_target_is_compared_by_its_last_round() -> None:
     judged = bounds(outcome((30, 0.8, 9)), outcome((50, 0.7, 20), (100, 0.79, 40)))
     assert [bound.figure for bound in judged] == [pytest.approx(100 / 30), pytest.approx(9 / 40)]
 
 
-def test_bounds_are_missed_where_ours_does_not_reach_the_target() -> None:
+def test_bounds_are_missed_without_the_target_or_without_rival_rounds() -> None:
     judged = bounds(outcome((30, 0.79, 9)), outcome((300, 0.9, 90)))
     assert not any(bound.met for bound in judged)
     assert not any(bound.met for bound in bounds(outcome((30, 0.8, 9)), outcome()))
 
 
-def test_a_method_ends_at_the_target_or_with_its_rounds() -> None:
+def test_method_ends_at_the_target_or_after_its_rounds() -> None:
     figures = rounds((10, 0.7, 4), (20, 0.8, 8))
     assert ended((), TARGET, 2) is None
     assert ended(figures[:1], TARGET, 2) is None
@@ -77,7 +79,7 @@ def test_a_method_ends_at_the_target_or_with_its_rounds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("--methods", "splitee,fedsgd"), "'fedsgd': expected some of splitee, fedavg, fedprox"),
         (("--target", "1.2"), "1.2 is not in the range"),
@@ -85,14 +87,14 @@ def test_a_method_ends_at_the_target_or_with_its_rounds() -> None:
         (("--out", "tests"), "tests is not empty"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_starts(arguments: tuple[str, ...], said: str) -> None:
+def test_race_command_refuses_invalid_arguments(arguments: tuple[str, ...], message: str) -> None:
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output
 
 
 @pytest.mark.slow(6)
-def test_flowers_clients_train_what_a_whole_network_is_trained_with_here(tmp_path: Path) -> None:
+def test_flower_client_trains_to_the_same_weights_as_the_whole_trainer(tmp_path: Path) -> None:
     job = Job(rounds=2, samples=96, seed=1)
     write(job, tmp_path / "job")
     theirs = FlowersJob(tmp_path / "job")
@@ -111,7 +113,7 @@ def test_flowers_clients_train_what_a_whole_network_is_trained_with_here(tmp_pat
 
 
 @pytest.mark.slow(6)
-def test_fedprox_holds_a_client_near_the_weights_that_it_got(tmp_path: Path) -> None:
+def test_fedprox_keeps_a_client_nearer_to_its_initial_weights(tmp_path: Path) -> None:
     write(Job(rounds=1, samples=96, seed=1), tmp_path / "job")
     job = FlowersJob(tmp_path / "job")
 

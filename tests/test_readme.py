@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's commands work as they stand, and what it states is what the project and its docs say."""
+"""The README's commands work as they stand, and its statements are those of the project and its docs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def commands(page: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.startswith("splitee ")]
 
 
-def test_every_make_target_it_names_is_there() -> None:
+def test_make_targets_in_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"`?make ([a-z-]+)", README))
     assert targets
@@ -38,13 +38,13 @@ def test_every_make_target_it_names_is_there() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_what_it_says_of_the_project_is_true() -> None:
+def test_readme_states_the_projects_version_python_and_licence() -> None:
     assert f"Version {PROJECT['version']} " in README
     assert f"Python {PROJECT['requires-python'].removeprefix('>=')} or later" in README
     assert f"[{PROJECT['license']}](LICENSE)" in README
 
 
-def test_the_citation_is_of_this_version_and_licence() -> None:
+def test_citation_has_this_version_and_licence_and_the_paper_of_the_readme() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (str(citation["version"]), citation["license"]) == (PROJECT["version"], PROJECT["license"])
     paper = citation["preferred-citation"]
@@ -53,32 +53,34 @@ def test_the_citation_is_of_this_version_and_licence() -> None:
     assert paper["url"] in README
 
 
-def test_its_result_is_the_one_of_the_docs() -> None:
+def test_result_table_of_the_readme_is_in_the_docs() -> None:
     [table] = re.findall(r"^\| \| cut 3 .*?\n\n", README, re.MULTILINE | re.DOTALL)
     assert table in RESULTS
 
 
-def test_the_clone_address_is_left_to_the_maintainers_in_one_place() -> None:
+def test_clone_address_is_a_placeholder_in_the_readme_only() -> None:
     files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     assert [path.name for path in files if re.search("git clone CLONE_ADDRESS ", path.read_text())] == [
         "README.md"
     ]
 
 
-def test_its_three_machines_are_those_of_the_docs() -> None:
+def test_first_three_commands_of_the_readme_are_those_of_the_docs() -> None:
     assert commands(README)[:3] == commands(THREE_MACHINES)[:3]
 
 
 @pytest.mark.slow(25)
 @pytest.mark.mosquitto
-def test_server_device_status_and_predict_as_written(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_documented_server_device_status_and_predict_commands_work(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     random = np.random.default_rng(0)
     for number, name in enumerate(("bees", "snails", "worms")):
         folder = tmp_path / "photos" / name
         folder.mkdir(parents=True)
-        for picture in range(4):
+        for index in range(4):
             pixels = random.integers(0, 80, (40, 48, 3), np.uint8) + np.uint8(60 * number)
-            Image.fromarray(pixels).save(folder / f"{picture}.jpg")
+            Image.fromarray(pixels).save(folder / f"{index}.jpg")
 
     log = tmp_path / "log"
     address = f"{mosquitto_broker.address.host}:{mosquitto_broker.address.port}"

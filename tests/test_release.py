@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a release needs: a changelog that names it, and a script that finds it there."""
+"""A release needs a section in the changelog, which its script finds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scripts.release import ROOT, section, version
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_the_version_is_in_the_changelog_and_newer_ones_come_first() -> None:
+def test_changelog_has_the_version_and_lists_newer_versions_first() -> None:
     assert section(CHANGELOG, version())
     versions = [
         tuple(map(int, found.split("."))) for found in re.findall(r"^## \[([\d.]+)\]", CHANGELOG, re.M)
@@ -23,7 +23,7 @@ def test_the_version_is_in_the_changelog_and_newer_ones_come_first() -> None:
 @pytest.mark.parametrize(
     "text", ["", "## [1.0.0]\n\nwithout a date\n", "## [1.0.0] - 2026-01-01\n\n## [0.9.0] - 2025-01-01\n"]
 )
-def test_a_version_that_is_not_described_is_not_released(text: str) -> None:
+def test_release_of_a_version_without_changelog_text_is_refused(text: str) -> None:
     with pytest.raises(SystemExit, match="expected a section"):
         section(text, "1.0.0")
 

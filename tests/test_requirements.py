@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""requirements/*.txt: complete, pinned to the tested versions, with hashes; what runs as root takes them."""
+"""requirements/*.txt: complete, pinned to the tested versions, with hashes; the Docker image uses them."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def pinned(lines: list[str], machine: str) -> dict[str, str]:
 
 
 def environment(machine: str, extra: str = "") -> dict[str, str]:
-    """Of a Linux on this kind of machine, as markers see it."""
+    """The values of markers for Linux on this kind of machine."""
     return {**default_environment(), "platform_machine": machine, "sys_platform": "linux", "extra": extra}  # type: ignore[dict-item]
 
 
 def requirements(name: str) -> list[str]:
-    """Of the project, from pyproject.toml; of what is installed here, from its metadata."""
+    """Of the project, from pyproject.toml; of an installed package, from its metadata."""
     if name != "hetero-splitee":
         try:
             return metadata.requires(name) or []
@@ -76,7 +76,7 @@ def needed(line: str, machine: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("name", EXTRAS)
-def test_all_that_the_project_needs_is_pinned_to_the_tested_versions(name: str, machine: str) -> None:
+def test_all_dependencies_are_pinned_to_the_tested_versions(name: str, machine: str) -> None:
     found = pinned([match["pin"] for match in HASHED.finditer(text(name))], machine)
     wanted = set(needed(f"hetero-splitee{EXTRAS[name]}", machine)) - {"hetero-splitee"}
     assert {"click", "numpy", "onnxruntime"} <= wanted
@@ -89,7 +89,7 @@ def test_all_that_the_project_needs_is_pinned_to_the_tested_versions(name: str, 
 
 
 @pytest.mark.parametrize("name", [*EXTRAS, "server-without-torch", "build"])
-def test_nothing_is_without_hashes_and_nothing_says_where_it_comes_from(name: str) -> None:
+def test_requirements_hold_only_hashed_pins(name: str) -> None:
     lines = text(name).splitlines(keepends=True)
     body = "".join(line for line in lines if not line.startswith("#"))
     assert HASHED.sub("", body) == ""
@@ -98,7 +98,7 @@ def test_nothing_is_without_hashes_and_nothing_says_where_it_comes_from(name: st
         assert len(digests) == len(set(digests)) >= 1
 
 
-def test_without_torch_nothing_else_is_missing() -> None:
+def test_server_requirements_without_torch_lack_only_torch_packages() -> None:
     whole, rest = (
         pinned([match["pin"] for match in HASHED.finditer(text(name))], "x86_64")
         for name in ("server", "server-without-torch")
@@ -109,7 +109,7 @@ def test_without_torch_nothing_else_is_missing() -> None:
     assert {name: whole[name] for name in rest} == rest
 
 
-def test_what_an_image_installs_is_hashed_or_has_no_dependencies() -> None:
+def test_dockerfile_pins_its_base_image_and_all_installed_packages() -> None:
     steps = re.findall(r"pip (?:install|wheel) [^\\&;]*", (ROOT / "server" / "Dockerfile").read_text())
     assert len(steps) == 5
     assert [step for step in steps if "--require-hashes" not in step and "--no-deps" not in step] == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/ becomes a site: offline, of its own files only, and not with a link that leads nowhere."""
+"""docs/ is built into a site: offline, of its own files only, and without broken links."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
 
 
 class References(HTMLParser):
-    """What a page loads, and where it links to."""
+    """The files that a page loads, and the targets of its links."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "site", make)
 
 
-def test_every_page_is_in_the_site_and_reached_from_its_first(site: Path) -> None:
+def test_every_page_is_linked_from_the_first_page_of_the_site(site: Path) -> None:
     pages = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")}
     linked = {
         Path(target.partition("#")[0]) for target in References((site / "index.html").read_text()).linked
@@ -63,7 +63,7 @@ def test_every_page_is_in_the_site_and_reached_from_its_first(site: Path) -> Non
     assert "".join((site / "index.html").read_text()).count("<h1>") == 1
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+def test_site_loads_only_its_own_files(site: Path) -> None:
     pages = sorted(site.rglob("*.html"))
     assert len(pages) > 20
     for page in pages:
@@ -74,8 +74,8 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text()), style
 
 
-def test_a_broken_link_fails_it(tmp_path: Path) -> None:
-    """Each kind is told with its page and its line, and nothing besides."""
+def test_broken_links_fail_the_build_with_page_and_line(tmp_path: Path) -> None:
+    """Each kind is reported with its page and its line, and no other warning is."""
     source = shutil.copytree(DOCS, tmp_path / "docs")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")  # a page links to it
     lines = {}

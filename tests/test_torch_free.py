@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where torch may be imported: in the wings below, and nowhere else. The base install has none."""
+"""torch may be imported in the wings below only. The base install has no torch."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def is_torch(module: str) -> bool:
 
 
 @pytest.mark.slow
-def test_what_is_outside_of_the_torch_wings_imports_without_torch() -> None:
+def test_modules_outside_of_the_torch_wings_import_without_torch() -> None:
     free = [module for module in modules() if not is_torch(module)]
     assert "splitee_server.commands.serve" in free
     done = subprocess.run(
@@ -89,5 +89,5 @@ def test_what_is_outside_of_the_torch_wings_imports_without_torch() -> None:
 
 
 @pytest.mark.slow
-def test_no_wing_is_named_in_vain() -> None:
+def test_every_listed_torch_wing_exists() -> None:
     assert [wing for wing in TORCH if not any(m == wing or m.startswith(f"{wing}.") for m in modules())] == []

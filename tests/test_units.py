@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The systemd units: whatever goes wrong, the log of a service fills no card."""
+"""The systemd units: the log of a service is bounded, so that it fills no card."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def section(unit: Path, name: str = "Service") -> configparser.SectionProxy:
     return parser[name]
 
 
-def test_there_are_units() -> None:
+def test_units_of_broker_device_and_page_are_found() -> None:
     assert {unit.name for unit in UNITS} >= {
         "splitee-broker.service",
         "splitee-device.service",
@@ -35,13 +35,13 @@ def test_there_are_units() -> None:
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
-def test_a_days_log_of_a_unit_is_bounded(unit: Path) -> None:
+def test_log_of_a_unit_is_bounded_per_day(unit: Path) -> None:
     found = section(unit)
     assert found["LogRateLimitIntervalSec"] == "10min"
     assert int(found["LogRateLimitBurst"]) * LINE * 24 * 6 <= MOST
 
 
-def test_the_pages_unit_names_settings_that_the_command_knows_and_files_that_a_viewer_has() -> None:
+def test_page_unit_uses_known_settings_and_the_files_of_a_viewer() -> None:
     text = (ROOT / "server" / "splitee-page.service").read_text()
     known = {str(parameter.envvar) for parameter in page.params if getattr(parameter, "envvar", None)}
     assert set(re.findall(r"SPLITEE_\w+", text)) <= known | {"SPLITEE_CONFIG"}

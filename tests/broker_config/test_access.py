@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who reaches what on a real Mosquitto with the shipped production configuration."""
+"""Access of each identity to topics, on a real Mosquitto with the shipped production configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOPICS = Topics(FLEET)
 WRITES = tuple(route.leaf for route in routes.ROUTES if route.sender == "device")
 OF_DEVICE = tuple(route.leaf for route in routes.ROUTES if route.sender == "server" and route.of_device)
 INBOX = tuple(leaf for leaf in OF_DEVICE if leaf.startswith("inbox/"))
-SAID_TO_ALL = tuple(
+BROADCASTS = tuple(
     route.topic(TOPICS) for route in routes.ROUTES if "device" in route.readers and not route.of_device
 )
 FOR_VIEWERS = tuple(
@@ -35,7 +35,7 @@ FOR_VIEWERS = tuple(
 
 
 def received(link: Link, fence: str) -> list[str]:
-    """The topics of what has come before a message on `fence`, a topic that the link may read."""
+    """The topics of the messages before that on `fence`, a topic that the link may read."""
     topics: list[str] = []
     while True:
         event = link.receive(DEADLINE)
@@ -45,29 +45,29 @@ def received(link: Link, fence: str) -> list[str]:
         topics.append(event.topic)
 
 
-def test_a_device_reaches_its_own_topics_and_hears_what_is_said_to_all(
+def test_device_writes_its_topics_and_reads_its_inbox_and_broadcasts(
     fleet: Fleet, connect: Connect, messages: Messages
 ) -> None:
     own = fleet.device("pi-1")
     server = connect(fleet.directory / "server", *(TOPICS.all_devices(leaf) for leaf in WRITES))
-    device = connect(own, *SAID_TO_ALL, TOPICS.device("pi-1", "inbox/#"), TOPICS.device("pi-1", "status"))
+    device = connect(own, *BROADCASTS, TOPICS.device("pi-1", "inbox/#"), TOPICS.device("pi-1", "status"))
     for leaf in WRITES:
         device.publish(TOPICS.device("pi-1", leaf), b"x")
-    for topic in (*SAID_TO_ALL, *(TOPICS.device("pi-1", leaf) for leaf in INBOX)):
+    for topic in (*BROADCASTS, *(TOPICS.device("pi-1", leaf) for leaf in INBOX)):
         server.publish(topic, b"x")
     assert server.flush(DEADLINE)
     assert device.flush(DEADLINE)
     assert (server.refused, device.refused) == (0, 0)
     heard = sorted(message.topic for message in messages(server, len(WRITES)))
     assert heard == sorted(TOPICS.device("pi-1", leaf) for leaf in WRITES)
-    expected = {*SAID_TO_ALL, *(TOPICS.device("pi-1", leaf) for leaf in (*INBOX, "status"))}
+    expected = {*BROADCASTS, *(TOPICS.device("pi-1", leaf) for leaf in (*INBOX, "status"))}
     assert {message.topic for message in messages(device, len(expected))} == expected
 
 
 FOREIGN = [
     *(TOPICS.device("pi-2", leaf) for leaf in (*WRITES, "inbox/plan", "inbox/answer")),
     *(TOPICS.device("pi-1", leaf) for leaf in ("inbox/plan", "inbox/ack", "else")),
-    *SAID_TO_ALL,
+    *BROADCASTS,
     *FOR_VIEWERS,
     TOPICS.server_claim,
     routes.DISMISS.topic(TOPICS),
@@ -81,9 +81,7 @@ FOREIGN = [
 ]
 
 
-def test_every_topic_that_is_not_the_devices_own_is_refused_and_counted(
-    fleet: Fleet, connect: Connect
-) -> None:
+def test_device_publishing_on_foreign_topics_is_refused_and_counted(fleet: Fleet, connect: Connect) -> None:
     everything = connect(fleet.directory / "server", f"{TOPICS.base}/#")
     device = connect(fleet.device("pi-1"))
     for topic in FOREIGN:
@@ -96,7 +94,9 @@ def test_every_topic_that_is_not_the_devices_own_is_refused_and_counted(
 
 
 @pytest.mark.parametrize("reader", ["pi-1", "viewer", "homeassistant"])
-def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader: str) -> None:
+def test_identity_receives_only_the_topics_that_it_may_read(
+    fleet: Fleet, connect: Connect, reader: str
+) -> None:
     """Mosquitto grants such a subscription, and then delivers nothing on it."""
     folder = fleet.device(reader) if reader == "pi-1" else fleet.directory / reader
     server = connect(fleet.directory / "server")
@@ -110,7 +110,7 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     assert server.flush(DEADLINE)
     assert other.flush(DEADLINE)
     server.publish(TOPICS.run, b"fence")
-    seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
+    seen = set(received(spy, TOPICS.run)) - set(BROADCASTS) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
     watched = [route.leaf for route in routes.ROUTES if route.of_device and reader in route.readers]
     assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
     seen = {
@@ -121,7 +121,9 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
 
 
 @pytest.mark.parametrize("identity", ["viewer", "health", "homeassistant"])
-def test_who_only_watches_writes_nothing(fleet: Fleet, connect: Connect, identity: str) -> None:
+def test_watching_identity_may_not_publish_as_device_or_server(
+    fleet: Fleet, connect: Connect, identity: str
+) -> None:
     folder = fleet.directory / identity
     if identity == "health":
         folder = health_files(fleet.directory / "broker")
@@ -133,7 +135,7 @@ def test_who_only_watches_writes_nothing(fleet: Fleet, connect: Connect, identit
     assert link.refused == len(own) + len(FOREIGN)
 
 
-def test_home_assistant_triggers_a_device_and_no_other_device_does(
+def test_trigger_of_a_device_is_accepted_from_home_assistant_only(
     fleet: Fleet, connect: Connect, messages: Messages
 ) -> None:
     trigger = TOPICS.trigger("pi-1")
@@ -159,7 +161,7 @@ def health_files(broker: Path) -> Path:
     return folder
 
 
-def test_the_server_announces_its_devices_to_home_assistant_and_to_no_one_else(
+def test_discovery_is_written_for_own_fleet_and_read_by_home_assistant_only(
     fleet: Fleet, connect: Connect, messages: Messages
 ) -> None:
     server = connect(fleet.directory / "server", "homeassistant/status")
@@ -188,7 +190,7 @@ def test_the_server_announces_its_devices_to_home_assistant_and_to_no_one_else(
         assert not [topic for topic in received(other, TOPICS.run) if topic.startswith("homeassistant")]
 
 
-def test_home_assistant_alone_may_order_an_installation_and_of_no_other_topic(
+def test_home_assistant_alone_may_publish_install_but_no_offers_or_states(
     fleet: Fleet, connect: Connect, messages: Messages
 ) -> None:
     click = Install(kind="model").encode()
@@ -215,17 +217,15 @@ def test_home_assistant_alone_may_order_an_installation_and_of_no_other_topic(
     assert (heard.topic, heard.payload) == (routes.INSTALL.topic(TOPICS, "pi-1"), click)
 
 
-def test_the_server_reads_the_brokers_own_figures(fleet: Fleet, connect: Connect) -> None:
+def test_server_reads_the_sys_topics_of_the_broker(fleet: Fleet, connect: Connect) -> None:
     server = connect(fleet.directory / "server", "$SYS/broker/version")
     event = server.receive(DEADLINE)
     assert isinstance(event, Message)
     assert event.payload.startswith(b"mosquitto version 2.")
 
 
-def test_a_session_under_anothers_client_id_hears_nothing_of_the_others(
-    fleet: Fleet, connect: Connect
-) -> None:
-    """A stolen device can throw another off by its client id; what was for the other stays unread."""
+def test_client_id_takeover_delivers_none_of_the_victims_messages(fleet: Fleet, connect: Connect) -> None:
+    """A stolen device can disconnect another by its client id; messages to the other stay unread."""
     victim = connect(fleet.device("pi-2"), TOPICS.device("pi-2", "inbox/#"), client_id="shared")
     thief = connect(fleet.device("pi-1"), TOPICS.device("pi-2", "inbox/#"), TOPICS.run, client_id="shared")
     victim.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker check` against real brokers, whole and crippled, and against what is none."""
+"""`splitee broker check` on complete and limited real brokers, and on servers that are no brokers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Check = Callable[..., "Outcome"]
 
 
 class Outcome:
-    """What a run of the command has printed, and its exit code."""
+    """The output of a run of the command, and its exit code."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code = code
@@ -65,7 +65,7 @@ def check(capsys: pytest.CaptureFixture[str]) -> Check:
 
 
 def written(address: BrokerAddress) -> str:
-    """As a user writes it, with the password."""
+    """The address as a user writes it, with the password."""
     return str(address).replace("@", f":{address.password}@")
 
 
@@ -77,7 +77,7 @@ def figure(outcome: Outcome, name: str) -> float:
 
 @pytest.mark.slow(5)
 @pytest.mark.mosquitto
-def test_a_broker_that_has_all_passes_and_keeps_nothing_of_it(
+def test_check_of_a_complete_broker_passes_and_leaves_nothing_behind(
     make_broker: MakeBroker, make_link: Callable[..., Link], check: Check
 ) -> None:
     address = make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}sys_interval 1\n").address
@@ -111,7 +111,7 @@ CRIPPLED = [
 
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(("setting", "devices", "missing", "limited"), CRIPPLED)
-def test_what_a_crippled_mosquitto_lacks_is_named(
+def test_features_missing_or_limited_in_mosquitto_are_reported(
     make_broker: MakeBroker, check: Check, setting: str, devices: int, missing: set[str], limited: set[str]
 ) -> None:
     name = setting.split(maxsplit=1)[0]
@@ -126,7 +126,7 @@ def test_what_a_crippled_mosquitto_lacks_is_named(
 
 
 @pytest.mark.mosquitto
-def test_a_queue_that_is_too_short_is_measured(make_broker: MakeBroker, check: Check) -> None:
+def test_length_of_a_short_queue_is_measured(make_broker: MakeBroker, check: Check) -> None:
     outcome = check(make_broker("mosquitto", "allow_anonymous true\nmax_queued_messages 1200\n").address)
     assert figure(outcome, "queue") == 1200 + 20  # and those on their way, max_inflight_messages
     assert outcome.found["queue"]["needed"] == 16 * 100
@@ -134,7 +134,9 @@ def test_a_queue_that_is_too_short_is_measured(make_broker: MakeBroker, check: C
 
 
 @pytest.mark.mosquitto
-def test_a_broker_without_descriptors_is_told_from_this_machine(public_path: Path, check: Check) -> None:
+def test_descriptor_limit_of_the_broker_is_reported_as_missing_connections(
+    public_path: Path, check: Check
+) -> None:
     address = BrokerAddress(HOST, free_port())
     settings = public_path / "broker" / "mosquitto.conf"
     settings.parent.mkdir()
@@ -149,8 +151,8 @@ def test_a_broker_without_descriptors_is_told_from_this_machine(public_path: Pat
 
 
 @pytest.mark.mosquitto
-def test_a_full_broker_lacks_connections(make_broker: MakeBroker, check: Check) -> None:
-    """Mosquitto 2.0.11 counts too few once a connection broke, and takes more than it says."""
+def test_full_broker_lacks_connections(make_broker: MakeBroker, check: Check) -> None:
+    """Mosquitto 2.0.11 counts too few once a connection broke, and accepts more than its limit."""
     outcome = check(make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}max_connections 10\n").address)
     assert outcome.code == ExitCode.REFUSED
     assert outcome.verdicts("missing") == {"connections"}
@@ -158,7 +160,9 @@ def test_a_full_broker_lacks_connections(make_broker: MakeBroker, check: Check) 
 
 
 @pytest.mark.mosquitto
-def test_this_machine_s_own_limit_is_no_verdict_on_the_broker(mosquitto_broker: RunningBroker) -> None:
+def test_descriptor_limit_of_this_machine_gives_no_verdict_on_connections(
+    mosquitto_broker: RunningBroker,
+) -> None:
     limited = 'ulimit -n 200 && exec "$@"'
     run = (sys.executable, "-m", "splitee", "broker", "check", "--broker", str(mosquitto_broker.address))
     done = subprocess.run(
@@ -175,14 +179,14 @@ def test_this_machine_s_own_limit_is_no_verdict_on_the_broker(mosquitto_broker: 
     assert [line.split()[1] for line in done.stdout.splitlines()] == NAMES
 
 
-def test_the_demo_s_broker_forgets_sessions(embedded_broker: RunningBroker, check: Check) -> None:
+def test_embedded_broker_is_limited_in_sessions_only(embedded_broker: RunningBroker, check: Check) -> None:
     outcome = check(embedded_broker.address, "--devices", "20")
     assert outcome.code == 0
     assert outcome.verdicts("limited") == {"session"}
 
 
 @pytest.fixture
-def another_broker(tmp_path: Path) -> Iterator[Ejabberd]:
+def ejabberd_broker(tmp_path: Path) -> Iterator[Ejabberd]:
     libraries = find_ejabberd()
     if libraries is None:
         if os.environ.get("CI") == "true":
@@ -193,8 +197,8 @@ def another_broker(tmp_path: Path) -> Iterator[Ejabberd]:
 
 
 @pytest.mark.slow(6)
-def test_ejabberd_has_all(another_broker: Ejabberd, check: Check) -> None:
-    for address in (another_broker.tcp, another_broker.websockets):
+def test_ejabberd_passes_over_tcp_and_websockets(ejabberd_broker: Ejabberd, check: Check) -> None:
+    for address in (ejabberd_broker.tcp, ejabberd_broker.websockets):
         outcome = check(address, "--devices", "50")
         assert outcome.code == 0, outcome.found
         assert outcome.verdicts("missing") == set()
@@ -202,18 +206,18 @@ def test_ejabberd_has_all(another_broker: Ejabberd, check: Check) -> None:
 
 
 @contextmanager
-def server(answer: Callable[[bytes], bytes | None]) -> Iterator[BrokerAddress]:
-    """What answers the first bytes of each connection, and is no broker; None: it says nothing."""
+def server(reply: Callable[[bytes], bytes | None]) -> Iterator[BrokerAddress]:
+    """A server that is no broker: `reply` to the first bytes of each connection; None: it sends nothing."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve_one(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.settimeout(DEADLINE)
-            said = answer(connection.recv(65536))
-            if said is None:
+            sent = reply(connection.recv(65536))
+            if sent is None:
                 connection.recv(65536)
             else:
-                connection.sendall(said)
+                connection.sendall(sent)
 
     def serve() -> None:
         with suppress(OSError):
@@ -233,17 +237,17 @@ STRANGERS = [
 ]
 
 
-@pytest.mark.parametrize(("answer", "code", "line"), STRANGERS, ids=["silent", "web", "garbage"])
-def test_what_is_no_broker_is_one_line(
-    check: Check, answer: Callable[[bytes], bytes | None], code: ExitCode, line: str
+@pytest.mark.parametrize(("reply", "code", "line"), STRANGERS, ids=["silent", "web", "garbage"])
+def test_check_reports_a_server_that_is_no_broker(
+    check: Check, reply: Callable[[bytes], bytes | None], code: ExitCode, line: str
 ) -> None:
-    with server(answer) as address:
+    with server(reply) as address:
         outcome = check(address, "--connect-timeout", "1")
     assert (outcome.code, outcome.found) == (code, {})
     assert line in outcome.last_line
 
 
-def test_a_broker_of_mqtt_311_only_lacks_v5_and_is_not_tried_further(check: Check) -> None:
+def test_broker_of_mqtt_311_lacks_v5_and_is_checked_no_further(check: Check) -> None:
     level = 8  # the byte of CONNECT that holds the protocol's version
     with server(lambda packet: bytes.fromhex("20020000" if packet[level] == 4 else "20020001")) as address:
         outcome = check(address)
@@ -253,13 +257,13 @@ def test_a_broker_of_mqtt_311_only_lacks_v5_and_is_not_tried_further(check: Chec
 
 
 def flags(folder: Path) -> tuple[str, ...]:
-    """Those of an identity's folder."""
+    """The flags for an identity's folder."""
     files = ("--ca", folder / "ca.crt", "--cert", folder / "client.crt", "--key", folder / "client.key")
     return ("--fleet", FLEET, *map(str, files))
 
 
 @pytest.mark.mosquitto
-def test_the_shipped_configuration_takes_a_fleet_from_its_server(fleet: Fleet, check: Check) -> None:
+def test_shipped_configuration_passes_for_200_devices(fleet: Fleet, check: Check) -> None:
     settings = fleet.directory / "server" / "server.toml"
     outcome = check(None, "--config", str(settings), "--devices", "200")
     assert outcome.code == 0, outcome.last_line
@@ -269,8 +273,10 @@ def test_the_shipped_configuration_takes_a_fleet_from_its_server(fleet: Fleet, c
 
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("identity", ["viewer", "pi-1", "check"])
-def test_whoever_is_not_the_server_may_not_check(fleet: Fleet, check: Check, identity: str) -> None:
-    """A device called `check` is none of the topics under which the checks work."""
+def test_check_is_refused_to_identities_other_than_the_server(
+    fleet: Fleet, check: Check, identity: str
+) -> None:
+    """The topics of the checks are closed to a device called `check` too."""
     folder = fleet.directory / identity if identity == "viewer" else fleet.device(identity)
     outcome = check(fleet.address, *flags(folder))
     assert outcome.code == ExitCode.REFUSED
@@ -281,10 +287,12 @@ def test_whoever_is_not_the_server_may_not_check(fleet: Fleet, check: Check, ide
 
 @pytest.mark.slow(5)
 @pytest.mark.mosquitto
-def test_a_second_broker_from_the_same_folder(fleet: Fleet, public_path: Path, check: Check) -> None:
-    """As docs/how-to/broker-check.md has it, but on one machine: at another port."""
+def test_second_broker_from_the_same_folder_passes_the_check(
+    fleet: Fleet, public_path: Path, check: Check
+) -> None:
+    """As in docs/how-to/broker-check.md, but on one machine: at another port."""
     port, state = free_port(), public_path / "state"
-    subprocess.run(["cp", "-a", fleet.directory / "broker", public_path], check=True)  # and who owns them
+    subprocess.run(["cp", "-a", fleet.directory / "broker", public_path], check=True)  # with their owners
     settings = public_path / "broker" / "mosquitto.conf"
     text = settings.read_text().replace(f"listener {fleet.address.port}", f"listener {port}")
     text = text.replace(str(fleet.directory / "broker"), str(settings.parent))
@@ -298,6 +306,6 @@ def test_a_second_broker_from_the_same_folder(fleet: Fleet, public_path: Path, c
             assert outcome.code == 0, outcome.last_line
 
 
-def test_every_check_is_described() -> None:
+def test_documentation_lists_every_check() -> None:
     page = (Path(__file__).parents[2] / "docs" / "how-to" / "broker-check.md").read_text()
     assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")] == NAMES

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker`: what it writes, who may read it, and what it says to a mistake."""
+"""`splitee broker`: its files, their permissions, and its errors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .conftest import run_broker
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    """A fleet's authority, made as root or as anybody."""
+    """A fleet's authority, made by the account that runs the tests."""
     made = run_broker("init", "--fleet", "barn", "--name", "hub.local", directory=tmp_path / "own")
     assert made.exception is None
     return tmp_path / "own"
@@ -45,7 +45,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> None:
+def test_keys_are_readable_by_their_owner_only_and_never_printed(directory: Path) -> None:
     printed = run_broker("add-device", "pi-1", directory=directory).output
     printed += run_broker("revoke-device", "pi-1", directory=directory).output
     printed += run_broker("list", directory=directory).output
@@ -62,7 +62,7 @@ def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> N
             assert (directory / "authority" / "ca.key").read_bytes() not in path.read_bytes()
 
 
-def test_releases_are_signed_by_the_server_and_each_bundle_pins_its_key(directory: Path) -> None:
+def test_bundle_pins_the_key_that_signs_releases_on_the_server(directory: Path) -> None:
     server = directory / "server"
     run_broker("add-device", "pi-1", "--folder", directory=directory)
     device = directory / "bundles" / "pi-1"
@@ -75,8 +75,8 @@ def test_releases_are_signed_by_the_server_and_each_bundle_pins_its_key(director
     assert stat.S_IMODE((server / "release.key").stat().st_mode) == 0o600
 
 
-def test_the_release_key_is_made_once(directory: Path) -> None:
-    """Devices have pinned it; and its operator may take it away from the server."""
+def test_release_key_is_not_made_again_by_init(directory: Path) -> None:
+    """Devices have pinned it; and an operator may remove it from the server."""
     key, pinned = directory / "server" / "release.key", directory / "authority" / "release.pub"
     before = key.read_bytes(), pinned.read_bytes()
     assert run_broker("init", "--fleet", "barn", directory=directory).exception is None
@@ -87,7 +87,7 @@ def test_the_release_key_is_made_once(directory: Path) -> None:
     assert "signing-key" not in (directory / "server" / "server.toml").read_text()
 
 
-def test_a_fleet_of_an_older_release_gets_its_key_by_init(directory: Path) -> None:
+def test_init_makes_the_release_key_of_a_fleet_from_an_older_release(directory: Path) -> None:
     for path in (directory / "server" / "release.key", directory / "authority" / "release.pub"):
         path.unlink()
     assert run_broker("add-device", "pi-1", "--folder", directory=directory).exception is None
@@ -96,7 +96,7 @@ def test_a_fleet_of_an_older_release_gets_its_key_by_init(directory: Path) -> No
     assert (directory / "server" / "release.key").exists()
 
 
-def test_the_key_that_signs_software_stays_with_the_authority_and_is_made_once(directory: Path) -> None:
+def test_software_key_is_made_once_and_stays_with_the_authority(directory: Path) -> None:
     key, pinned = (directory / "authority" / name for name in ("software.key", "software.pub"))
     before = key.read_bytes(), pinned.read_bytes()
     run_broker("add-device", "pi-1", "--folder", directory=directory)
@@ -116,7 +116,7 @@ def test_the_key_that_signs_software_stays_with_the_authority_and_is_made_once(d
     assert not key.exists() and pinned.read_bytes() == before[1]
 
 
-def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path) -> None:
+def test_bundle_holds_settings_keys_and_certificates_of_a_device(directory: Path, tmp_path: Path) -> None:
     result = run_broker("add-device", "pi-1", directory=directory)
     bundle = directory / "bundles" / "splitee-pi-1.tar"
     assert str(bundle) in result.output
@@ -139,7 +139,7 @@ def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path)
     assert certificate.subject.rfc4514_string() == "CN=pi-1"
 
 
-def test_a_devices_certificate_is_none_for_a_broker(directory: Path) -> None:
+def test_device_certificate_is_for_clients_and_broker_certificate_for_servers(directory: Path) -> None:
     run_broker("add-device", "pi-1", "--folder", directory=directory)
     for path, usage in (("bundles/pi-1/client.crt", "clientAuth"), ("broker/broker.crt", "serverAuth")):
         certificate = x509.load_pem_x509_certificate((directory / path).read_bytes())
@@ -149,17 +149,17 @@ def test_a_devices_certificate_is_none_for_a_broker(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["pi/1", "pi+1", "#", "pi 1", "", "-pi", "pi\n1", "é", "x" * 65])
-def test_an_id_that_topics_or_certificates_forbid(directory: Path, device: str) -> None:
+def test_device_id_invalid_in_topics_or_certificates_is_refused(directory: Path, device: str) -> None:
     line = refused("add-device", "--", device, directory=directory)
     assert "expected 1 to 64 letters, digits, '_', '.' or '-'" in line
 
 
 @pytest.mark.parametrize("device", ["server", "viewer", "health", "homeassistant", "broker"])
-def test_a_device_cannot_take_the_name_of_a_role(directory: Path, device: str) -> None:
+def test_device_id_equal_to_a_role_name_is_refused(directory: Path, device: str) -> None:
     assert "expected a device's own name" in refused("add-device", device, directory=directory)
 
 
-def test_a_second_certificate_needs_the_first_revoked(directory: Path) -> None:
+def test_second_certificate_is_refused_until_the_first_is_revoked(directory: Path) -> None:
     assert run_broker("add-device", "pi-1", directory=directory).exception is None
     assert "revoke it first" in refused("add-device", "pi-1", directory=directory)
     before = contents(directory)
@@ -174,7 +174,7 @@ def test_a_second_certificate_needs_the_first_revoked(directory: Path) -> None:
     assert len(crl) == 1
 
 
-def test_init_again_renews_and_keeps_the_devices(directory: Path) -> None:
+def test_repeated_init_renews_role_certificates_and_keeps_device_certificates(directory: Path) -> None:
     run_broker("add-device", "pi-1", "--folder", directory=directory)
     before = contents(directory)
     assert run_broker("init", "--fleet", "barn", "--keep", directory=directory).exception is None
@@ -192,7 +192,7 @@ def test_init_again_renews_and_keeps_the_devices(directory: Path) -> None:
     assert "[2001:db8::1]:9883" in (directory / "bundles" / "pi-2" / "device.toml").read_text()
 
 
-def test_list_says_who_and_until_when(directory: Path) -> None:
+def test_list_shows_each_identity_with_its_role_and_state(directory: Path) -> None:
     run_broker("add-device", "pi-1", "pi-22", directory=directory)
     run_broker("revoke-device", "pi-22", directory=directory)
     lines = run_broker("list", directory=directory).output.splitlines()
@@ -205,7 +205,9 @@ def test_list_says_who_and_until_when(directory: Path) -> None:
     ]
 
 
-def test_mistakes(directory: Path, tmp_path: Path) -> None:
+def test_missing_authority_wrong_fleet_bad_host_and_broken_ledger_are_refused(
+    directory: Path, tmp_path: Path
+) -> None:
     assert "make it with `splitee broker init`" in refused("add-device", "pi-1", directory=tmp_path / "none")
     assert "is of fleet 'barn', not 'default'" in refused("init", directory=directory)
     for host in ("a b", "http://x", "-x", "hub.local:8883", ""):
@@ -215,7 +217,7 @@ def test_mistakes(directory: Path, tmp_path: Path) -> None:
     assert "bring it back from your backup" in refused("list", directory=directory, kind=StateError)
 
 
-def test_a_full_disk_is_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported_in_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -225,14 +227,14 @@ def test_a_full_disk_is_one_line(directory: Path, monkeypatch: pytest.MonkeyPatc
     assert StateError.exit_code == ExitCode.STATE
 
 
-def test_the_shipped_files_say_what_init_replaces() -> None:
+def test_shipped_files_contain_the_values_that_init_replaces() -> None:
     configuration, rules = _shipped("mosquitto.conf"), _shipped("acl")
     for text in (SHIPPED_PORT, SHIPPED_DIRECTORY, SHIPPED_STATE):
         assert text in configuration
     assert rules.count("splitee/v1/") == rules.count(SHIPPED_FLEET)
 
 
-def test_the_brokers_limits_follow_from_the_number_of_devices(directory: Path) -> None:
+def test_broker_limits_follow_from_the_number_of_devices(directory: Path) -> None:
     def settings() -> dict[str, str]:
         lines = (directory / "broker" / "mosquitto.conf").read_text().splitlines()
         return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
@@ -249,14 +251,14 @@ def test_the_brokers_limits_follow_from_the_number_of_devices(directory: Path) -
     assert "from 1 to 10000" in str(run_broker(*again, "--devices", "0", directory=directory).exception)
 
 
-def test_the_unit_lets_the_broker_have_its_connections() -> None:
+def test_systemd_unit_grants_descriptors_for_the_most_connections() -> None:
     unit = (Path(__file__).parents[2] / "broker_config" / "splitee-broker.service").read_text()
     found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit)
     assert found is not None
     assert limits(MOST_DEVICES)["max_connections"] + 100 < int(found[1])
 
 
-def test_a_revocation_needs_no_broker(directory: Path) -> None:
+def test_revocation_works_without_a_broker(directory: Path) -> None:
     run_broker("add-device", "pi-1", directory=directory)
     revoked = run_broker("revoke-device", "pi-1", directory=directory)
     assert revoked.exception is None

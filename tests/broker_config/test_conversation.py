@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hub says to devices that have to wait for another one."""
+"""A hub's replies to devices that have to wait for another one."""
 
 from __future__ import annotations
 
@@ -55,8 +55,10 @@ def hosting(tmp_path: Path) -> Iterator[Hosting]:
     hub.close()
 
 
-def test_who_waits_for_too_long_is_told_so(hosting: Hosting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None of the three says that it has stored its certificate; so one has to wait for two others."""
+def test_device_waiting_too_long_for_others_is_refused_as_busy(
+    hosting: Hosting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three devices never confirm their certificates, so one has to wait for two others."""
     monkeypatch.setattr(conversation, "WRITING", 4.0)  # not a minute
     monkeypatch.setattr(doorway, "PROVING", 3.0)
     with ExitStack() as stack:
@@ -68,7 +70,7 @@ def test_who_waits_for_too_long_is_told_so(hosting: Hosting, monkeypatch: pytest
     assert any(isinstance(each, Granted) for each in heard)
 
 
-def test_who_is_silent_after_its_proof_keeps_nobody_waiting(hosting: Hosting) -> None:
+def test_device_silent_after_its_proof_does_not_delay_the_next_one(hosting: Hosting) -> None:
     with proven(hosting), proven(hosting) as channel:
         channel.send(Request("pi-1", OwnKey().request("x")))
         assert isinstance(channel.receive_or_refusal(Granted), Granted)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may dismiss devices: the server's identity, and nobody else's."""
+"""Devices are dismissed by the server's identity only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def link_flags(fleet: Fleet, folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("identity", ["pi-1", "viewer", "homeassistant"])
-def test_others_are_refused_in_one_line(
+def test_dismiss_is_refused_to_identities_other_than_the_server(
     fleet: Fleet, connect: Connect, capsys: pytest.CaptureFixture[str], identity: str
 ) -> None:
     folder = fleet.device(identity) if identity == "pi-1" else fleet.directory / identity
@@ -41,17 +41,17 @@ def test_others_are_refused_in_one_line(
     assert getattr(heard, "topic", None) == TOPICS.server_claim, "nothing of it has reached the server"
 
 
-def test_the_servers_settings_are_enough(
+def test_dismiss_request_is_sent_with_the_server_settings_alone(
     fleet: Fleet, connect: Connect, messages: Messages, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of an operator's machine that has the server's folder."""
+    """On an operator's machine that has the server's folder."""
     server: Link = connect(fleet.directory / "server", routes.DISMISS.topic(TOPICS))
     server.publish(TOPICS.server_status, ServerStatus(state="online", instance=1).encode(), retain=True)
     settings = ("--config", str(fleet.directory / "server" / "server.toml"))
     code, line = call(capsys, "dismiss", "pi-2", "pi-2", "--undo", *settings, "--wait", "0.5")
     assert (code, "no reply of `splitee server`" in line) == (ExitCode.STALLED, True)
-    (asked,) = messages(server, 1)
-    request = Dismissal.decode(asked.payload)
+    (message,) = messages(server, 1)
+    request = Dismissal.decode(message.payload)
     assert (request.devices, request.undo) == (("pi-2",), True)
     server.publish(TOPICS.server_status, b"", retain=True)
     assert server.flush(DEADLINE)

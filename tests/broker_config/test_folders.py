@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What root writes in a folder that another account may write: it ends there, or nowhere."""
+"""Files that root writes in another account's folder are written there, or nowhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("mosquitto.conf", "acl", "crl.pem", "ca.crt", "broker.crt", "broker.key
 
 
 def account() -> pwd.struct_passwd:
-    """That the broker runs as; only root can act for it."""
+    """The account that the broker runs as; only root can act for it."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
     try:
@@ -34,7 +34,7 @@ def account() -> pwd.struct_passwd:
 
 
 def as_broker(*command: str | Path) -> int:
-    """The exit status of what the broker's account does."""
+    """The exit status of a command that the broker's account runs."""
     entry = account()
     return subprocess.run(
         command, user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], capture_output=True, check=False
@@ -51,7 +51,7 @@ def shared() -> Iterator[Path]:
 
 @pytest.fixture
 def outside(shared: Path) -> Path:
-    """A file of root's in a folder of root's."""
+    """A folder of root's, with a file."""
     folder = shared / "outside"
     folder.mkdir(mode=0o700)
     (folder / "shadow").write_text("root's")
@@ -74,7 +74,7 @@ def init(directory: Path, *flags: str) -> None:
     assert made.exception is None, made.exception
 
 
-def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(shared: Path) -> None:
+def test_broker_account_reads_its_files_but_cannot_write_in_their_folder(shared: Path) -> None:
     entry, folder = account(), shared / "own" / "broker"
     init(shared / "own")
     assert (folder.stat().st_uid, folder.stat().st_gid) == (0, entry.pw_gid)
@@ -88,7 +88,7 @@ def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(shared
 
 
 @pytest.mark.parametrize("target", ["shadow", "not-there"])
-def test_links_in_a_folder_of_the_brokers_account_lead_nowhere(
+def test_links_planted_in_the_broker_folder_are_not_followed(
     shared: Path, outside: Path, target: str
 ) -> None:
     """Releases before this one gave the whole folder to the broker's account."""
@@ -110,7 +110,7 @@ def test_links_in_a_folder_of_the_brokers_account_lead_nowhere(
         assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid)
 
 
-def test_an_account_that_is_named_keeps_its_files_when_they_are_written_again(shared: Path) -> None:
+def test_owner_given_to_init_keeps_the_files_when_they_are_rewritten(shared: Path) -> None:
     account()
     init(shared / "own", "--owner", "1883")
     init(shared / "own")
@@ -120,7 +120,7 @@ def test_an_account_that_is_named_keeps_its_files_when_they_are_written_again(sh
     assert owners == {(1883, 1883)}
 
 
-def test_a_temporary_name_that_somebody_foresaw_is_not_written_to(
+def test_write_is_refused_if_its_temporary_name_is_already_a_link(
     shared: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry, folder = account(), shared / "theirs"
@@ -140,7 +140,7 @@ def test_a_temporary_name_that_somebody_foresaw_is_not_written_to(
 
 
 @pytest.mark.parametrize("write", [write_folder, write_broker_folder])
-def test_a_folder_that_is_a_link_is_refused(
+def test_write_to_a_folder_that_is_a_link_is_refused(
     shared: Path, outside: Path, write: Callable[[Path, dict[str, bytes]], None]
 ) -> None:
     (shared / "pi-1").symlink_to(outside)
@@ -150,7 +150,7 @@ def test_a_folder_that_is_a_link_is_refused(
     assert facts(outside) == before
 
 
-def test_files_in_a_folder_of_another_account_are_that_accounts(shared: Path) -> None:
+def test_files_written_in_a_folder_belong_to_its_owner(shared: Path) -> None:
     entry, folder = account(), shared / "server"
     folder.mkdir()
     os.chown(folder, entry.pw_uid, entry.pw_gid)
@@ -161,8 +161,8 @@ def test_files_in_a_folder_of_another_account_are_that_accounts(shared: Path) ->
         assert stat.S_IMODE(status.st_mode) == mode
 
 
-def test_an_authority_that_is_a_link_is_refused(shared: Path, outside: Path) -> None:
-    """As in a folder that root got from the host's user, of a container."""
+def test_authority_folder_that_is_a_link_is_refused(shared: Path, outside: Path) -> None:
+    """As in a folder of the host's user that a container's root works in."""
     (shared / "own").mkdir()
     (shared / "own" / "authority").symlink_to(outside)
     before = facts(outside)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What those can do who listen, guess, stand in between, or send what they like while a hub invites."""
+"""Attacks while a hub invites: eavesdropping, guessed codes, a false hub in between, arbitrary data."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def refusal(where: Hub, code: str, device: Path) -> str:
     return str(error)
 
 
-def test_a_listener_gets_neither_code_nor_key_and_a_replay_nothing(directory: Path, tmp_path: Path) -> None:
+def test_eavesdropper_sees_no_code_or_key_and_replay_changes_nothing(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log", "--count", "2") as invitation:
         proxy = Proxy(BrokerAddress(invitation.hub.host, invitation.hub.port))
         proxy.sent, proxy.received = bytearray(), bytearray()
@@ -92,7 +92,7 @@ def test_a_listener_gets_neither_code_nor_key_and_a_replay_nothing(directory: Pa
         assert "tries" not in invitation.shown()
 
 
-def test_five_wrong_codes_end_the_invitation_for_the_right_one_too(directory: Path, tmp_path: Path) -> None:
+def test_invitation_is_void_after_five_wrong_codes(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation:
         for number in range(1, TRIES + 1):
             assert "it does not accept this code" in refusal(invitation.hub, new_code(), tmp_path / "d")
@@ -103,12 +103,12 @@ def test_five_wrong_codes_end_the_invitation_for_the_right_one_too(directory: Pa
         assert "or with the fifth wrong code" in str(error)
 
 
-def test_guesses_at_once_share_the_tries(directory: Path, tmp_path: Path) -> None:
-    """None is compared after the fifth, however many have been let in before it."""
+def test_concurrent_guesses_share_the_tries_of_an_invitation(directory: Path, tmp_path: Path) -> None:
+    """No guess is compared after the fifth, however many connections are open."""
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         channels = []
         for number in range(12):
-            address = f"127.0.0.{10 + number // 4}"  # of one address few are let in at a time
+            address = f"127.0.0.{10 + number // 4}"  # few connections of one address are accepted at a time
             channel, _ = stack.enter_context(connection(invitation.hub, address))
             channel.receive(Greeting)
             channels.append(channel)
@@ -130,17 +130,17 @@ def test_guesses_at_once_share_the_tries(directory: Path, tmp_path: Path) -> Non
         assert invitation.shown().count("a wrong code") == TRIES
 
 
-def test_a_false_hub_in_between_is_refused_by_both_and_learns_nothing(
+def test_false_hub_between_device_and_hub_is_refused_and_learns_nothing(
     directory: Path, tmp_path: Path
 ) -> None:
     before = ledger(directory)
     with Invitation(directory, tmp_path / "log") as invitation, closing(FalseHub(invitation.hub)) as false:
         assert "it does not accept this code" in refusal(false.hub, invitation.code, tmp_path / "d")
         invitation.wait_for(f"a wrong code, or somebody in between (1 of {TRIES} tries)")
-        said = bytes(false.learned)
-        assert b"Proof" in said
-        assert b"Request" not in said and b"CERTIFICATE" not in said and b"pi-" not in said
-        assert invitation.code.replace("-", "").encode() not in said
+        learned = bytes(false.learned)
+        assert b"Proof" in learned
+        assert b"Request" not in learned and b"CERTIFICATE" not in learned and b"pi-" not in learned
+        assert invitation.code.replace("-", "").encode() not in learned
         assert ledger(directory) == before
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "after").exception is None
 
@@ -154,7 +154,7 @@ def guessed(_greeting: Greeting, _came: Proof) -> bytes:
 
 
 @pytest.mark.parametrize("reply", [reflected, guessed])
-def test_a_hub_that_does_not_know_the_code_hears_no_more(
+def test_device_sends_nothing_more_to_a_hub_that_does_not_know_the_code(
     tmp_path: Path, reply: Callable[[Greeting, Proof], bytes]
 ) -> None:
     context, _ = hub_context()
@@ -177,7 +177,7 @@ def test_a_hub_that_does_not_know_the_code_hears_no_more(
     assert heard == [b""]
 
 
-def test_garbage_and_silence_end_nothing_and_are_no_tries(directory: Path, tmp_path: Path) -> None:
+def test_garbage_and_silent_connections_do_not_count_as_tries(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         where = (invitation.hub.host, invitation.hub.port)
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", os.urandom(5000)):
@@ -192,7 +192,7 @@ def test_garbage_and_silence_end_nothing_and_are_no_tries(directory: Path, tmp_p
                 channel._connection.sendall(garbage)  # around its framing
                 with suppress(OSError):
                     channel._connection.recv(1)
-        for _ in range(20):  # they say nothing, and stay
+        for _ in range(20):  # silent, and kept open
             stack.enter_context(socket.create_connection(where, source_address=(ELSEWHERE, 0)))
         invitation.wait_for(f"{ELSEWHERE}: sent away, too many connections at once")
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "calm").exception is None
@@ -201,7 +201,7 @@ def test_garbage_and_silence_end_nothing_and_are_no_tries(directory: Path, tmp_p
         assert "Traceback" not in invitation.shown()
 
 
-def test_who_is_silent_is_sent_away_and_leaves_a_place(directory: Path, tmp_path: Path) -> None:
+def test_silent_connections_are_closed_and_make_room_for_a_device(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         where = (invitation.hub.host, invitation.hub.port)
         greeted, _ = stack.enter_context(connection(invitation.hub))
@@ -227,7 +227,7 @@ def closed(connection: socket.socket) -> bool:
 
 
 @pytest.fixture
-def known(directory: Path, tmp_path: Path) -> Iterator[Invitation]:
+def open_invitation(directory: Path, tmp_path: Path) -> Iterator[Invitation]:
     """An invitation whose code a hostile device knows."""
     with Invitation(directory, tmp_path / "log") as invitation:
         yield invitation
@@ -239,8 +239,8 @@ def request_by(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
-def requests() -> dict[str, bytes]:
-    """Signing requests that are none of a device's."""
+def invalid_requests() -> dict[str, bytes]:
+    """Signing requests that no device sends."""
     foreign = x509.load_pem_x509_csr(request_by(ec.generate_private_key(ec.SECP256R1())))
     forged = bytearray(foreign.public_bytes(Encoding.DER))
     forged[-1] ^= 1
@@ -255,40 +255,44 @@ def requests() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("kind", "request_bytes"), requests().items())
-def test_a_request_that_is_none_is_not_signed(
-    known: Invitation, directory: Path, kind: str, request_bytes: bytes
+@pytest.mark.parametrize(("kind", "request_bytes"), invalid_requests().items())
+def test_invalid_signing_request_is_refused(
+    open_invitation: Invitation, directory: Path, kind: str, request_bytes: bytes
 ) -> None:
     before = ledger(directory)
-    with proven(known) as channel:
+    with proven(open_invitation) as channel:
         channel.send(Request("pi-1", request_bytes))
         assert channel.receive_or_refusal(Welcome) == Refused("request")
     assert ledger(directory) == before
-    assert known.is_open()
+    assert open_invitation.is_open()
 
 
-def test_an_invitation_for_one_device_gives_one_name(known: Invitation, directory: Path) -> None:
-    """Somebody who takes certificates and never says that they are stored gets no more of them for that."""
+def test_invitation_for_one_device_limits_names_and_certificates(
+    open_invitation: Invitation, directory: Path
+) -> None:
+    """A device that never confirms its certificates gets no more of them for that."""
 
-    def ask(name: str) -> Granted | Refused:
-        with proven(known) as channel:
+    def certificate_for(name: str) -> Granted | Refused:
+        with proven(open_invitation) as channel:
             channel.send(Request(name, OwnKey().request(name)))
             return channel.receive_or_refusal(Granted)
 
-    assert isinstance(ask("greedy"), Granted)
-    assert ask("greedy-2") == Refused("over")
-    known.wait_for("greedy-2 is refused: no place is left for it")
-    assert all(isinstance(ask("greedy"), Granted) for _ in range(CERTIFICATES - 1))
+    assert isinstance(certificate_for("greedy"), Granted)
+    assert certificate_for("greedy-2") == Refused("over")
+    open_invitation.wait_for("greedy-2 is refused: no place is left for it")
+    assert all(isinstance(certificate_for("greedy"), Granted) for _ in range(CERTIFICATES - 1))
     before = ledger(directory)
-    assert ask("greedy") == Refused("over")
+    assert certificate_for("greedy") == Refused("over")
     assert ledger(directory) == before
     assert b"greedy-2" not in before
-    assert known.is_open()
+    assert open_invitation.is_open()
 
 
-def test_a_request_names_nobody_and_grants_nothing_besides(known: Invitation, directory: Path) -> None:
-    """The subject that it asks for is not looked at: the certificate is the invited device's."""
-    with proven(known) as channel:
+def test_certificate_ignores_subject_of_the_request_and_is_for_clients_only(
+    open_invitation: Invitation, directory: Path
+) -> None:
+    """The certificate is for the name in the message, not for the subject of the signing request."""
+    with proven(open_invitation) as channel:
         channel.send(Request("subject", request_by(ec.generate_private_key(ec.SECP256R1()))))
         granted = channel.receive(Granted)
     certificate = x509.load_pem_x509_certificate(granted.certificate)
@@ -299,11 +303,13 @@ def test_a_request_names_nobody_and_grants_nothing_besides(known: Invitation, di
 
 
 @pytest.mark.parametrize("name", ["server", "broker", "pi/1", "#", "", "pi\n1", "\x1b[31m"])
-def test_a_name_that_would_be_somebody_elses(known: Invitation, directory: Path, name: str) -> None:
+def test_name_of_a_role_or_with_invalid_characters_is_refused(
+    open_invitation: Invitation, directory: Path, name: str
+) -> None:
     before = ledger(directory)
-    with proven(known) as channel:
+    with proven(open_invitation) as channel:
         channel.send(Request(name, OwnKey().request("x")))
         assert channel.receive_or_refusal(Welcome) == Refused("request")
     assert ledger(directory) == before
-    assert "\x1b" not in known.shown()
-    assert "is refused: name" in known.shown().splitlines()[-1]
+    assert "\x1b" not in open_invitation.shown()
+    assert "is refused: name" in open_invitation.shown().splitlines()[-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker init` that ended between two of its files is made good by the next one."""
+"""`splitee broker init` that ended between two of its files is completed by the next one."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ROLES = ("server", "viewer", "homeassistant")
 
 
 class Killed(BaseException):
-    """Nothing of the command is done any more."""
+    """Ends the command at once."""
 
 
 def killed_before(rename: int, directory: Path) -> bool:
-    """Whether `init` was ended before it put its file of this number in place; else it is done."""
+    """Run `init` up to its file of this number; whether it was ended there, not completed."""
     number, replace = count(), os.replace
 
     def counting(*arguments: Any, **folders: Any) -> None:
@@ -49,7 +49,7 @@ def belong_together(certificate: Path, key: Path) -> bool:
     return found == load_pem_private_key(key.read_bytes(), None).public_key()
 
 
-def test_init_is_made_good_wherever_it_was_killed(tmp_path: Path) -> None:
+def test_second_init_completes_the_files_wherever_the_first_was_killed(tmp_path: Path) -> None:
     for rename in count():
         directory = tmp_path / str(rename)
         if not killed_before(rename, directory):

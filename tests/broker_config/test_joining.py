@@ -51,7 +51,7 @@ def directory(tmp_path: Path) -> Path:
 
 
 def refused(kind: type[SpliteeError], where: Hub | str, code: str, device: Path, *flags: str) -> str:
-    """The line of a refusal, which has changed nothing."""
+    """The line of a refusal, which has changed no file."""
     before = contents(device)
     error = joined(where, code, device, *flags).exception
     assert isinstance(error, kind), error
@@ -65,13 +65,13 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 def names(directory: Path) -> list[str]:
-    """Of the devices that the authority knows."""
+    """The names of the devices that the authority knows."""
     lines = run_broker("list", directory=directory).output.splitlines()
     return [line.split()[0] for line in lines if line.split()[1] == "device"]
 
 
 def may_publish(link: Link, device: str) -> bool:
-    """Whether what it says is taken, as soon as the broker has read who is let in."""
+    """Whether its messages are accepted once the broker has read its access list."""
     until = time.monotonic() + DEADLINE
     while time.monotonic() < until:
         before = link.refused
@@ -83,8 +83,8 @@ def may_publish(link: Link, device: str) -> bool:
 
 
 @pytest.mark.mosquitto
-def test_two_lines_and_the_device_is_in(fleet: Fleet, tmp_path: Path) -> None:
-    """All by the commands as people run them; the broker need not read anything again."""
+def test_device_joins_by_two_commands_and_is_accepted_by_the_broker(fleet: Fleet, tmp_path: Path) -> None:
+    """All by the commands that users run; the broker need not reload."""
     device = tmp_path / "device"
     with Invitation(fleet.directory, tmp_path / "log") as invitation:
         own = ("--id", "pi-9", "--directory", str(device), "--data", 'my "photos"')
@@ -111,7 +111,7 @@ def test_two_lines_and_the_device_is_in(fleet: Fleet, tmp_path: Path) -> None:
 
 
 @pytest.mark.mosquitto
-def test_a_device_that_is_paired_anew_gets_in_and_its_old_key_does_not(
+def test_device_paired_anew_is_accepted_and_its_old_key_is_refused(
     fleet: Fleet, connect: Connect, tmp_path: Path
 ) -> None:
     old, device = fleet.device("again"), tmp_path / "device"
@@ -137,7 +137,7 @@ def test_a_device_that_is_paired_anew_gets_in_and_its_old_key_does_not(
 
 
 @pytest.mark.mosquitto
-def test_a_revoked_device_comes_back_when_its_operator_names_it(
+def test_revoked_device_rejoins_only_by_an_invitation_with_its_name(
     fleet: Fleet, connect: Connect, tmp_path: Path
 ) -> None:
     fleet.device("returns")
@@ -153,7 +153,7 @@ def test_a_revoked_device_comes_back_when_its_operator_names_it(
     assert may_publish(connect(tmp_path / "device" / "device", client_id="r"), "returns")
 
 
-def test_the_key_is_its_owners_alone_and_the_settings_are_for_all(directory: Path, tmp_path: Path) -> None:
+def test_join_keeps_the_key_private_and_the_settings_readable_by_all(directory: Path, tmp_path: Path) -> None:
     device = tmp_path / "device"
     with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
         done = joined(invitation.hub, invitation.code, device)
@@ -175,7 +175,7 @@ def test_the_key_is_its_owners_alone_and_the_settings_are_for_all(directory: Pat
     assert all(secret.encode() not in data for data in contents(directory).values())
 
 
-def test_several_devices_by_one_code(directory: Path, tmp_path: Path) -> None:
+def test_several_devices_join_by_one_code(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log", "--count", "3") as invitation:
         done: dict[str, BaseException | None] = {}
 
@@ -198,7 +198,9 @@ def joined_by_process(invitation: Invitation, device: Path, name: str) -> int:
     return warm.run("join", invitation.hub, invitation.code, *own, environment=without_settings()).returncode
 
 
-def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: Path, tmp_path: Path) -> None:
+def test_taken_or_invalid_name_costs_no_try_and_another_name_is_accepted(
+    directory: Path, tmp_path: Path
+) -> None:
     assert run_broker("add-device", "pi-1", directory=directory).exception is None
     with Invitation(directory, tmp_path / "log") as invitation:
         line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1")
@@ -210,7 +212,7 @@ def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: 
         assert "tries" not in invitation.shown()
 
 
-def test_a_script_that_reads_the_first_line_alone_ends_nothing(directory: Path, tmp_path: Path) -> None:
+def test_invite_goes_on_after_its_output_is_closed(directory: Path, tmp_path: Path) -> None:
     own = ("invite", "pi-1", "--port", "0", "--directory", str(directory))
     command = [sys.executable, "-m", "splitee", "broker", *own]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -223,8 +225,8 @@ def test_a_script_that_reads_the_first_line_alone_ends_nothing(directory: Path, 
         assert (process.wait(60), process.stderr.read()) == (0, "")
 
 
-def test_a_hub_that_is_killed_before_it_has_confirmed(directory: Path, tmp_path: Path) -> None:
-    """The device is in, and says what is to be done if it is not; its name can be invited again."""
+def test_device_has_joined_if_the_hub_is_killed_before_it_confirms(directory: Path, tmp_path: Path) -> None:
+    """`splitee join` prints what to do if the hub did not confirm; the name can be invited again."""
     with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
         write = IdentityFiles.write
 
@@ -244,7 +246,7 @@ def test_a_hub_that_is_killed_before_it_has_confirmed(directory: Path, tmp_path:
     files(tmp_path / "d" / "device").context()
 
 
-def test_a_code_that_was_used_is_good_for_nobody_else(directory: Path, tmp_path: Path) -> None:
+def test_used_code_is_refused_for_another_device(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation:
         with connected(invitation.hub, print) as first, connected(invitation.hub, print) as second:
             first.prove(code := invitation.code.replace("-", ""))
@@ -259,7 +261,7 @@ def test_a_code_that_was_used_is_good_for_nobody_else(directory: Path, tmp_path:
     assert names(directory) == ["pi-1"]
 
 
-def test_an_invitation_expires(directory: Path, tmp_path: Path) -> None:
+def test_invitation_expires_after_its_validity(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log", "--valid", "1s") as invitation:
         assert invitation.ended() == ExitCode.PAIRING
         assert "the invitation has expired: 0 of 1 devices have joined;" in invitation.shown()
@@ -267,8 +269,8 @@ def test_an_invitation_expires(directory: Path, tmp_path: Path) -> None:
         assert "nobody waits there; an invitation ends when it is used, after its time" in line
 
 
-def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path: Path) -> None:
-    """What nobody has stored is not counted; its certificate is revoked when the device is in."""
+def test_device_that_left_before_confirming_may_join_again(directory: Path, tmp_path: Path) -> None:
+    """An unconfirmed certificate does not count; it is revoked when the device has joined."""
     with Invitation(directory, tmp_path / "log") as invitation:
         with connected(invitation.hub, print) as exchange:
             exchange.prove(invitation.code.replace("-", ""))
@@ -280,15 +282,15 @@ def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path
     assert names(directory) == ["pi-1"]
 
 
-def test_somebody_else_works_with_the_authority_meanwhile(directory: Path, tmp_path: Path) -> None:
+def test_device_is_added_while_an_invitation_is_open(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation:
         assert run_broker("add-device", "pi-1", directory=directory).exception is None
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2").exception is None
         assert invitation.ended() == 0
 
 
-def test_commands_wait_for_one_that_is_at_work(directory: Path) -> None:
-    """An invitation has the authority for a moment with each device, and so often with many."""
+def test_command_waits_while_another_holds_the_authority(directory: Path) -> None:
+    """An invitation locks the authority for a moment with each device, so often with many."""
     authority = Authority(directory / "authority")
     ends = threading.Timer(0.5, authority.close)
     ends.start()
@@ -296,7 +298,7 @@ def test_commands_wait_for_one_that_is_at_work(directory: Path) -> None:
     ends.join()
 
 
-def test_what_the_settings_say_besides_stays(directory: Path, tmp_path: Path) -> None:
+def test_join_keeps_other_settings_of_the_device(directory: Path, tmp_path: Path) -> None:
     device = tmp_path / "device"
     device.mkdir()
     (device / "device.toml").write_text('# ours\ndata = "/srv/images"\ncut = 5\nrelease-key = "old.pub"\n')
@@ -313,7 +315,7 @@ def test_what_the_settings_say_besides_stays(directory: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("key", "value"), [("id", "pi-7"), ("fleet", "bay")])
-def test_another_identity_is_replaced_by_force_alone(
+def test_identity_of_another_id_or_fleet_is_replaced_only_with_force(
     directory: Path, tmp_path: Path, key: str, value: str
 ) -> None:
     device = tmp_path / "device"
@@ -330,7 +332,7 @@ def test_another_identity_is_replaced_by_force_alone(
     assert b"PRIVATE KEY" in (device / "device" / "client.key").read_bytes()
 
 
-def test_the_same_identity_is_replaced_as_a_whole(directory: Path, tmp_path: Path) -> None:
+def test_identity_of_the_same_device_is_replaced_as_a_whole(directory: Path, tmp_path: Path) -> None:
     device = tmp_path / "device"
     for log in ("first", "second"):
         with Invitation(directory, tmp_path / log, "pi-1") as invitation:
@@ -346,17 +348,17 @@ def test_the_same_identity_is_replaced_as_a_whole(directory: Path, tmp_path: Pat
         ("a" * 300, "is the name right"),
     ],
 )
-def test_a_host_that_is_none(tmp_path: Path, where: str, line: str) -> None:
+def test_join_reports_an_unknown_host(tmp_path: Path, where: str, line: str) -> None:
     assert line in refused(BrokerUnreachable, where, new_code(), tmp_path)
 
 
-def test_a_port_at_which_nobody_waits(tmp_path: Path) -> None:
+def test_join_reports_a_closed_port(tmp_path: Path) -> None:
     line = refused(BrokerUnreachable, f"{HOST}:{free_port()}", new_code(), tmp_path)
     assert "nobody waits there" in line
 
 
 @pytest.mark.mosquitto
-def test_the_brokers_own_port_is_no_hubs(fleet: Fleet, tmp_path: Path) -> None:
+def test_join_reports_that_the_broker_port_is_no_hub(fleet: Fleet, tmp_path: Path) -> None:
     line = refused(BrokerUnreachable, f"{HOST}:{fleet.address.port}", new_code(), tmp_path)
     assert "it is no hub that invites" in line
 
@@ -364,24 +366,24 @@ def test_the_brokers_own_port_is_no_hubs(fleet: Fleet, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "where", ["", "a b@c", "hub:0", "hub:99999", "hub:x", "mqtts://hub", "[::1", "hub/x"]
 )
-def test_an_address_that_is_none(tmp_path: Path, where: str) -> None:
+def test_join_refuses_an_invalid_address(tmp_path: Path, where: str) -> None:
     assert "expected a name or an address, or HOST:PORT" in refused(ConfigError, where, new_code(), tmp_path)
 
 
-def test_a_directory_that_cannot_be_written_costs_no_try(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_written_is_refused_before_connecting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = refused(StateError, f"{HOST}:{free_port()}", new_code(), tmp_path / "file" / "below")
     assert "run it by sudo, or take another --directory" in line
 
 
-def test_settings_that_are_none_cost_no_try(tmp_path: Path) -> None:
+def test_invalid_settings_file_is_refused_before_connecting(tmp_path: Path) -> None:
     (tmp_path / "device.toml").write_text("id = ")
     assert "expected a device's settings" in refused(
         ConfigError, f"{HOST}:{free_port()}", new_code(), tmp_path
     )
 
 
-def test_a_code_is_asked_for_at_a_terminal_only(tmp_path: Path) -> None:
+def test_missing_code_is_refused_without_a_terminal(tmp_path: Path) -> None:
     done = warm.run("join", HOST, "--directory", tmp_path, environment=without_settings())
     assert done.returncode == ExitCode.CONFIG
     assert "CODE: expected what `splitee broker invite` shows" in done.stderr
@@ -400,12 +402,12 @@ def test_a_code_is_asked_for_at_a_terminal_only(tmp_path: Path) -> None:
         (("--reload", "kill 'x"), "--reload kill 'x: expected a command as a shell reads it"),
     ],
 )
-def test_an_invitation_that_is_none(directory: Path, arguments: tuple[str, ...], line: str) -> None:
+def test_invalid_invite_arguments_are_refused(directory: Path, arguments: tuple[str, ...], line: str) -> None:
     error = run_broker("invite", *arguments, directory=directory).exception
     assert line in (error.format_message() if hasattr(error, "format_message") else str(error))
 
 
-def test_there_must_be_an_authority_and_a_free_port(directory: Path, tmp_path: Path) -> None:
+def test_invite_needs_an_authority_and_a_free_port(directory: Path, tmp_path: Path) -> None:
     error = run_broker("invite", directory=tmp_path / "none").exception
     assert "make it with `splitee broker init`" in str(error)
     with Invitation(directory, tmp_path / "log") as invitation:

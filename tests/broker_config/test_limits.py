@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a stranger's connections cost a fleet, on a real Mosquitto with the shipped configuration."""
+"""A stranger's connections to a real Mosquitto with the shipped configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ sys.stdin.read()
 
 
 @pytest.mark.slow(10)
-def test_bare_connections_from_outside_take_none_of_a_fleets(
+def test_devices_connect_while_a_stranger_holds_many_bare_connections(
     fleet: Fleet, connect: Callable[..., Link]
 ) -> None:
     topic = Topics(FLEET).device("pi-1", "echo")

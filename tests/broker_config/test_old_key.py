@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes of a connection that the old key of a device holds open, once the device is paired anew."""
+"""An open connection by the old key of a device, once the device is paired anew."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
 Connect = Callable[..., Link]
 
 
-def test_it_stays_open_until_its_client_id_is_taken_over(
+def test_connection_by_the_old_key_stays_open_until_its_client_id_is_taken(
     fleet: Fleet, connect: Connect, tmp_path: Path
 ) -> None:
-    """The broker's log has the client id; whoever connects by it ends the connection."""
+    """The broker's log has the client id; another connection with it ends the first."""
     old = tmp_path / "old"
     shutil.copytree(fleet.device("again"), old)
     held = connect(old, client_id="its-own-secret")

@@ -27,7 +27,7 @@ def init(directory: Path, *flags: str) -> Exception | None:
 
 
 @pytest.mark.mosquitto
-def test_a_device_reads_the_topics_that_were_given_and_home_assistant_writes_them(
+def test_device_reads_the_given_topics_and_home_assistant_writes_them(
     fleet: Fleet, connect: Connect, messages: Messages
 ) -> None:
     given = [flag for topic in (MOTION, OWN_DOOR, ROOMS) for flag in ("--device-reads", topic)]
@@ -36,7 +36,7 @@ def test_a_device_reads_the_topics_that_were_given_and_home_assistant_writes_the
     fleet.device("pi-1"), fleet.device("pi-2")
     assert (
         run_broker("revoke-device", "pi-2", directory=fleet.directory).exception is None
-    )  # writes the list anew
+    )  # writes the access list anew
     fleet.reload()
     run = Topics(FLEET).run
     device = connect(fleet.device("pi-1"), "zigbee2mqtt/#", "doors/#", "rooms/#", run)
@@ -60,7 +60,7 @@ def test_a_device_reads_the_topics_that_were_given_and_home_assistant_writes_the
     assert heard == [*((topic, b"true") for topic in theirs), (run, b"fence")]
 
 
-def test_they_are_remembered_until_others_are_given(tmp_path: Path) -> None:
+def test_device_reads_topics_are_kept_until_others_are_given(tmp_path: Path) -> None:
     def lines() -> list[str]:
         text = (tmp_path / "broker" / "acl").read_text()
         return [line for line in text.splitlines() if "zigbee2mqtt" in line or "doors" in line]
@@ -82,13 +82,13 @@ def test_they_are_remembered_until_others_are_given(tmp_path: Path) -> None:
         "a/" + "b" * 200,
     ],
 )  # fmt: skip
-def test_what_could_open_more_than_a_sensors_topic_is_refused(tmp_path: Path, topic: str) -> None:
+def test_invalid_or_too_wide_device_reads_topic_is_refused(tmp_path: Path, topic: str) -> None:
     error = init(tmp_path, "--device-reads", topic)
     assert isinstance(error, ConfigError)
     assert "--device-reads" in str(error) and "\n" not in str(error)
     assert not (tmp_path / "broker").exists()
 
 
-def test_there_are_not_too_many(tmp_path: Path) -> None:
+def test_more_than_100_device_reads_topics_are_refused(tmp_path: Path) -> None:
     flags = [flag for number in range(101) for flag in ("--device-reads", f"sensors/{number}")]
     assert "expected at most 100 topics, got 101" in str(init(tmp_path, *flags))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is not let in, as a real `splitee device` process says it: one line and an exit code of its own."""
+"""A real `splitee device` process that is refused ends with one line and an exit code of its own."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def flags_of(folder: Path) -> tuple[str, ...]:
     return ("--config", str(folder / "device.toml"))
 
 
-def test_no_certificate(fleet: Fleet, tmp_path: Path) -> None:
+def test_device_without_a_certificate_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     flags = ("--broker", str(fleet.address), "--fleet", "barn", "--ca", str(fleet.device("pi-1") / "ca.crt"))
     line = last_line(splitee_device("pi-1", *flags, state=tmp_path), ExitCode.CERT_MISSING)
     assert "it wants to know who this is; give --cert and --key" in line
 
 
-def test_a_certificate_of_another_fleet(fleet: Fleet, tmp_path: Path) -> None:
+def test_identity_of_another_fleet_is_refused_by_device_and_broker(fleet: Fleet, tmp_path: Path) -> None:
     assert run_broker("init", "--name", HOST, directory=tmp_path / "other").exception is None
     assert run_broker("add-device", "pi-1", "--folder", directory=tmp_path / "other").exception is None
     stranger = tmp_path / "other" / "bundles" / "pi-1"
@@ -57,25 +57,25 @@ def test_a_certificate_of_another_fleet(fleet: Fleet, tmp_path: Path) -> None:
     assert "is this client's certificate of another fleet?" in line
 
 
-def test_an_expired_certificate(fleet: Fleet, tmp_path: Path) -> None:
+def test_expired_certificate_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     folder = fleet.issue("old", days=0)
     line = last_line(splitee_device("old", *flags_of(folder), state=tmp_path), ExitCode.CERT_EXPIRED)
     assert "renew it (splitee broker renew old)" in line
 
 
-def test_a_plain_connection_to_the_tls_port(fleet: Fleet, tmp_path: Path) -> None:
+def test_plain_connection_to_the_tls_port_suggests_mqtts(fleet: Fleet, tmp_path: Path) -> None:
     flags = ("--broker", f"mqtt://{HOST}:{fleet.address.port}", "--connect-timeout", "1")
     line = last_line(splitee_device("pi-1", *flags, state=tmp_path), ExitCode.UNREACHABLE)
     assert "if it speaks TLS, use mqtts://" in line
 
 
-def test_a_certificate_that_is_another_devices(fleet: Fleet, tmp_path: Path) -> None:
+def test_certificate_of_another_device_is_refused(fleet: Fleet, tmp_path: Path) -> None:
     folder = fleet.device("pi-1")
     line = last_line(splitee_device("pi-9", *flags_of(folder), state=tmp_path), ExitCode.REFUSED)
     assert "lets this client in, but not as 'pi-9'" in line
 
 
-def test_a_revoked_device_is_cut_off_and_not_let_in_again(
+def test_revoked_device_loses_access_and_cannot_connect_again(
     fleet: Fleet, connect: Connect, tmp_path: Path
 ) -> None:
     folder = fleet.device("lost")
@@ -98,7 +98,7 @@ def test_a_revoked_device_is_cut_off_and_not_let_in_again(
     link.close()
 
 
-def test_a_revoked_device_comes_back_with_a_new_bundle(fleet: Fleet, connect: Connect) -> None:
+def test_revoked_device_publishes_again_with_a_new_bundle(fleet: Fleet, connect: Connect) -> None:
     fleet.device("back")
     for command in (("revoke-device", "back"), ("add-device", "back", "--folder")):
         assert run_broker(*command, directory=fleet.directory).exception is None

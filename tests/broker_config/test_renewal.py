@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee broker renew`: new certificates beside the old ones, in a fleet that goes on."""
+"""`splitee broker renew`: new certificates beside the old ones, in a running fleet."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def serials(directory: Path) -> dict[str, int]:
     }
 
 
-def test_what_ends_soon_is_renewed_where_it_is(directory: Path) -> None:
+def test_certificates_that_end_soon_are_renewed_in_place(directory: Path) -> None:
     settings = directory / "server" / "server.toml"
     settings.write_text(settings.read_text() + "devices = 10\n")
     before, kept = serials(directory), settings.read_bytes()
@@ -90,7 +90,7 @@ def test_what_ends_soon_is_renewed_where_it_is(directory: Path) -> None:
     assert renewed(directory=directory) == ["nothing to renew: no certificate ends within 60 days"]
 
 
-def test_those_that_are_named_are_renewed_whenever_they_end(directory: Path, tmp_path: Path) -> None:
+def test_named_device_is_renewed_whenever_its_certificate_ends(directory: Path, tmp_path: Path) -> None:
     add_device("pi-2", 1000, directory)
     before = (directory / "bundles" / "splitee-pi-2.tar").read_bytes()
     (line,) = renewed("pi-1", "--days", "30", directory=directory)
@@ -114,7 +114,7 @@ def test_those_that_are_named_are_renewed_whenever_they_end(directory: Path, tmp
         assert authority.revoke("pi-1") == 3, "all that may still be in use"
 
 
-def test_a_devices_folder_stays_a_folder(directory: Path) -> None:
+def test_device_folder_is_renewed_as_a_folder(directory: Path) -> None:
     run_broker("add-device", "pi-3", "--folder", directory=directory)
     before = serials(directory)["bundles/pi-3/client.crt"]
     (line,) = renewed("pi-3", directory=directory)
@@ -130,7 +130,7 @@ def test_a_devices_folder_stays_a_folder(directory: Path) -> None:
         ("lost", "has been revoked: give it a new identity"),
     ],
 )
-def test_who_cannot_be_renewed(directory: Path, name: str, reason: str) -> None:
+def test_renewal_of_an_unknown_or_revoked_device_is_refused(directory: Path, name: str, reason: str) -> None:
     add_device("lost", 1000, directory)
     run_broker("revoke-device", "lost", directory=directory)
     before = serials(directory)
@@ -141,7 +141,7 @@ def test_who_cannot_be_renewed(directory: Path, name: str, reason: str) -> None:
     assert not any("lost" in line for line in renewed("--within", "7000", directory=directory))
 
 
-def test_nothing_without_an_authority(tmp_path: Path) -> None:
+def test_renewal_without_an_authority_is_refused(tmp_path: Path) -> None:
     error = run_broker("renew", directory=tmp_path).exception
     assert isinstance(error, SpliteeError)
     assert "make it with `splitee broker init`" in str(error)
@@ -149,7 +149,7 @@ def test_nothing_without_an_authority(tmp_path: Path) -> None:
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_the_old_certificate_and_the_new_one_are_both_let_in(
+def test_broker_accepts_both_the_old_and_the_renewed_certificate(
     fleet: Fleet, connect: Callable[..., Link], tmp_path: Path
 ) -> None:
     folder = fleet.device("pi-1")
@@ -164,7 +164,7 @@ def test_the_old_certificate_and_the_new_one_are_both_let_in(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_a_device_says_in_time_that_its_certificate_ends(fleet: Fleet, tmp_path: Path) -> None:
+def test_device_warns_before_its_certificate_ends(fleet: Fleet, tmp_path: Path) -> None:
     settings = fleet.issue("soon", days=20) / "device.toml"
     done = splitee_device("soon", "--config", str(settings), "--patience", "0.5", state=tmp_path)
     assert done.returncode == ExitCode.STALLED, done.stderr
@@ -176,7 +176,7 @@ def test_a_device_says_in_time_that_its_certificate_ends(fleet: Fleet, tmp_path:
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_the_broker_shows_its_new_certificate_after_a_reload(
+def test_broker_uses_its_renewed_certificate_after_a_reload(
     fleet: Fleet, connect: Callable[..., Link]
 ) -> None:
     path = fleet.directory / "broker" / "broker.crt"
@@ -195,7 +195,7 @@ def test_the_broker_shows_its_new_certificate_after_a_reload(
 
 
 def shown(fleet: Fleet) -> int:
-    """The serial number of the certificate by which the broker greets."""
+    """The serial number of the certificate that the broker sends."""
     context = files(fleet.device("pi-2")).context()
     with (
         socket.create_connection((HOST, fleet.address.port), timeout=DEADLINE) as bare,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a real broker retains of a device that is shut out."""
+"""Retained messages of a revoked device, on a real broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FENCE = TOPICS.server_claim
 
 
 def retained(fleet: Fleet, connect: Connect) -> set[str]:
-    """The topics on which the broker retains something."""
+    """The topics on which the broker retains a message."""
     link = connect(fleet.directory / "server", f"{TOPICS.base}/#", client_id="looks")
     link.publish(FENCE, b"x")
     found = set()
@@ -36,9 +36,7 @@ def retained(fleet: Fleet, connect: Connect) -> set[str]:
             found.add(event.topic)
 
 
-def test_a_revoked_devices_retained_topics_are_cleared_and_nobody_elses(
-    fleet: Fleet, connect: Connect
-) -> None:
+def test_revocation_clears_the_retained_topics_of_that_device_only(fleet: Fleet, connect: Connect) -> None:
     server = connect(fleet.directory / "server")
     lost, other = connect(fleet.device("lost")), connect(fleet.device("other"))
     own = [route for route in routes.ROUTES if route.of_device]

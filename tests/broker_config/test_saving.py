@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often a real Mosquitto with the shipped configuration writes its database, and what is in it."""
+"""A real Mosquitto with the shipped configuration: how often it writes its database, and its contents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shipped() -> dict[str, str]:
 
 @contextmanager
 def saving_broker(**changed: str) -> Iterator[tuple[OwnBroker, Path]]:
-    """Mosquitto that saves as shipped, but for what is `changed`; and its database."""
+    """Mosquitto with the shipped settings for saving, except `changed`; and its database."""
     with TemporaryDirectory(prefix="splitee-saving-") as folder:
         state = Path(folder, "state")
         state.mkdir()
@@ -71,13 +71,13 @@ def retained(address: BrokerAddress) -> bytes:
     return event.payload
 
 
-def test_at_most_48_saves_a_day() -> None:
+def test_shipped_configuration_saves_at_most_48_times_a_day() -> None:
     settings = shipped()
     assert settings["persistence"] == "true"
     assert 24 * 3600 / int(settings["autosave_interval"]) <= 48
 
 
-def test_a_broker_that_is_stopped_saves_what_is_retained() -> None:
+def test_stopped_broker_saves_its_retained_messages() -> None:
     with saving_broker() as (broker, database):
         publish(broker.address, 3, 0.1)
         assert not database.exists()
@@ -88,7 +88,7 @@ def test_a_broker_that_is_stopped_saves_what_is_retained() -> None:
 
 
 @pytest.mark.slow(8)
-def test_a_busy_broker_saves_no_more_often_than_an_idle_one() -> None:
+def test_busy_broker_saves_no_more_often_than_its_interval() -> None:
     """2,000 changes in 7 seconds, where it saves every three."""
     interval = int(shipped()["autosave_interval"]) // FASTER
     seen = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hub does whose clock is wrong: it shuts nobody out, and issues nothing that has ended already."""
+"""A hub with a wrong clock excludes no other device, and issues no certificate that has expired."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def is_let_in(fleet: Fleet, folder: Path) -> bool:
 @pytest.mark.mosquitto
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [timedelta(days=30), timedelta(days=-30 * 365)])
-def test_a_revocation_by_a_wrong_clock_shuts_out_one_device_alone(
+def test_revocation_by_a_wrong_clock_excludes_the_revoked_device_only(
     fleet: Fleet, set_clock: SetClock, by: timedelta
 ) -> None:
     lost, kept = fleet.device(f"lost{by.days}"), fleet.device("kept")
@@ -63,12 +63,12 @@ def test_a_revocation_by_a_wrong_clock_shuts_out_one_device_alone(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_what_was_issued_by_a_clock_ahead_is_good_at_once(fleet: Fleet, set_clock: SetClock) -> None:
+def test_certificate_issued_by_a_clock_ahead_is_valid_at_once(fleet: Fleet, set_clock: SetClock) -> None:
     set_clock(timedelta(days=30))
     assert is_let_in(fleet, fleet.device("early"))
 
 
-def test_nothing_is_issued_by_a_clock_behind_the_authoritys_own_day(
+def test_issuing_is_refused_if_the_clock_is_before_the_authority_was_made(
     tmp_path: Path, set_clock: SetClock
 ) -> None:
     assert run_broker("init", "--fleet", FLEET, "--name", HOST, directory=tmp_path).exception is None

@@ -14,7 +14,7 @@ from splitee.durable import StateDirectory, Writable, write_atomically
 from splitee.errors import StateError
 
 
-def test_a_torn_round_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_torn_round_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = StateDirectory(tmp_path)
     state.save_round(1, b"one" * 1000)
     state.save_round(2, b"two" * 1000)
@@ -28,7 +28,7 @@ def test_a_torn_round_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.Lo
     assert state.rounds() == [2, 1]
 
 
-def test_content_that_is_written_piece_by_piece_is_the_same_file(tmp_path: Path) -> None:
+def test_content_written_in_pieces_gives_the_same_file(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     whole = state.save("whole", b"onetwo")
 
@@ -41,7 +41,7 @@ def test_content_that_is_written_piece_by_piece_is_the_same_file(tmp_path: Path)
     assert state.load("pieces") == b"onetwo"
 
 
-def test_content_that_fails_on_its_way_leaves_what_was_there(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_stored_round(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save_round(1, b"before")
 
@@ -55,7 +55,7 @@ def test_content_that_fails_on_its_way_leaves_what_was_there(tmp_path: Path) -> 
     assert not list(tmp_path.glob(".*.new"))
 
 
-def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+def test_round_with_a_flipped_bit_is_ignored(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save_round(7, bytes(100))
     data = bytearray((tmp_path / "round-000007.state").read_bytes())
@@ -64,7 +64,7 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     assert state.load_round(7) is None
 
 
-def test_the_current_round_and_the_one_before_are_kept(tmp_path: Path) -> None:
+def test_prune_keeps_the_given_round_the_one_before_and_later_ones(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     for number in range(1, 6):
         state.save_round(number, b"x")
@@ -72,7 +72,7 @@ def test_the_current_round_and_the_one_before_are_kept(tmp_path: Path) -> None:
     assert state.rounds() == [5, 4, 3]
 
 
-def test_a_second_process_is_refused(tmp_path: Path) -> None:
+def test_directory_in_use_is_refused_until_it_is_closed(tmp_path: Path) -> None:
     first = StateDirectory(tmp_path)
     with pytest.raises(StateError, match="in use by another process"):
         StateDirectory(tmp_path)
@@ -80,13 +80,13 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     StateDirectory(tmp_path).close()
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="choose another directory"):
         StateDirectory(tmp_path / "file" / "state")
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     write_atomically(path, b"before")
 
@@ -100,7 +100,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
-def test_who_found_the_disk_full_gets_in_once_there_is_room(
+def test_directory_opens_again_once_a_full_disk_has_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_descriptor: int) -> None:
@@ -113,7 +113,7 @@ def test_who_found_the_disk_full_gets_in_once_there_is_room(
     StateDirectory(tmp_path).close()
 
 
-def test_unreadable_facts_are_no_facts(tmp_path: Path) -> None:
+def test_unreadable_facts_are_read_as_missing(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     assert state.facts() is None
     state.save_facts({"run": "x"})
@@ -122,7 +122,7 @@ def test_unreadable_facts_are_no_facts(tmp_path: Path) -> None:
     assert state.facts() is None
 
 
-def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
+def test_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"before")
     (tmp_path / "file").symlink_to("outside")
     write_atomically(tmp_path / "file", b"after")
@@ -131,7 +131,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tmp_path: Path) 
     assert (tmp_path / "file").read_bytes() == b"after"
 
 
-def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save_round(1, b"x")
     state.close()
@@ -140,7 +140,7 @@ def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> Non
     assert {file.name for file in tmp_path.iterdir()} == {".lock", "round-000001.state"}
 
 
-def test_a_lock_that_is_a_link_is_refused_and_creates_nothing(tmp_path: Path) -> None:
+def test_lock_that_is_a_link_is_refused_and_not_followed(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / ".lock").symlink_to(tmp_path / "outside")
     with pytest.raises(StateError, match="choose another directory"):
@@ -149,7 +149,7 @@ def test_a_lock_that_is_a_link_is_refused_and_creates_nothing(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
-def test_the_umask_decides_who_reads_a_file_unless_it_is_said(tmp_path: Path, umask: int, mode: int) -> None:
+def test_umask_decides_the_mode_of_a_file_unless_it_is_given(tmp_path: Path, umask: int, mode: int) -> None:
     before = os.umask(umask)
     try:
         write_atomically(tmp_path / "file", b"")

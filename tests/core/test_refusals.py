@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What msgspec refuses is told by the field, the bound and what came, in none of its words."""
+"""Refusals of msgspec name the field, the value and the bound, in plain words."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Sample(msgspec.Struct):
         ([], "expected a map, got a list"),
     ],
 )
-def test_refusals(value: Any, words: str) -> None:
+def test_refusal_names_field_value_and_bound(value: Any, words: str) -> None:
     data = msgspec.json.encode(value)
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.json.decode(data, type=Sample)
     assert refusal(refused.value, data) == refusal(refused.value, value) == words
 
 
-def test_a_runs_setting_is_called_by_its_flag() -> None:
+def test_refused_setting_of_a_run_is_named_by_its_flag() -> None:
     def refused(**settings: Any) -> str:
         with pytest.raises(ConfigError) as error:
             build_run_spec(**{"network": "net", "num_classes": 2, "rounds": 1, **settings})

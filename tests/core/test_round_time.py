@@ -30,7 +30,7 @@ def simulate(steps: int, compute: float, upload: float, round_trip: float, windo
         (0.01, 0.01, 0.79, 8, 0.1),  # the window's turnover
     ],
 )
-def test_the_slowest_part_sets_the_pace(
+def test_slowest_part_sets_the_pace_and_the_round_time(
     compute: float, upload: float, round_trip: float, window: int, sets_the_pace: float
 ) -> None:
     assert pace(compute, upload, round_trip, window) == pytest.approx(sets_the_pace)
@@ -42,11 +42,13 @@ seconds = st.floats(0.001, 1.0)
 
 
 @given(compute=seconds, upload=seconds, round_trip=st.floats(0, 1), window=st.integers(4, 16))
-def test_long_rounds_are_as_simulated(compute: float, upload: float, round_trip: float, window: int) -> None:
+def test_time_of_long_rounds_agrees_with_the_simulation(
+    compute: float, upload: float, round_trip: float, window: int
+) -> None:
     steps = 400
     expected = simulate(steps, compute, upload, round_trip, window)
     assert round_seconds(steps, compute, upload, round_trip, window) == pytest.approx(expected, rel=0.05)
 
 
-def test_one_batch_is_trained_sent_and_acknowledged() -> None:
+def test_round_of_one_batch_takes_training_sending_and_a_round_trip() -> None:
     assert round_seconds(1, 0.2, 0.1, 0.05) == pytest.approx(0.35)

@@ -19,7 +19,9 @@ from splitee.statistics import chance_of_as_many, wilson
         (1, 29, (0.0061, 0.1718)),
     ],
 )
-def test_the_interval_is_that_of_the_literature(hits: int, count: int, expected: tuple[float, float]) -> None:
+def test_wilson_interval_agrees_with_published_values(
+    hits: int, count: int, expected: tuple[float, float]
+) -> None:
     assert wilson(hits, count) == pytest.approx(expected, abs=1e-4)
 
 
@@ -32,5 +34,7 @@ def test_more_samples_narrow_the_interval() -> None:
     ("losses", "gains", "chance"),
     [(0, 0, 1.0), (5, 0, 1 / 32), (6, 0, 1 / 64), (1, 9, 1023 / 1024), (15, 5, 0.0207), (5, 15, 0.9941)],
 )
-def test_the_chance_of_a_difference_is_the_binomials(losses: int, gains: int, chance: float) -> None:
+def test_chance_of_a_difference_follows_the_binomial_distribution(
+    losses: int, gains: int, chance: float
+) -> None:
     assert chance_of_as_many(losses, gains) == pytest.approx(chance, abs=1e-4)

@@ -47,7 +47,7 @@ def install(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def refused(root: Path, *flags: str) -> str:
-    """The one line of a refusal, which has changed nothing."""
+    """The one line of a refusal, which has changed no file."""
     before = kept(root)
     done = install(root, *flags)
     assert done.returncode == 1, done.stderr
@@ -58,7 +58,7 @@ def refused(root: Path, *flags: str) -> str:
 
 
 def kept(root: Path) -> list[Path]:
-    """All that is there, except for the folder `opt`, which may be made to see what is free in it."""
+    """All paths but the folder `opt`, which may be made to see how much space is free in it."""
     return sorted(path for path in root.rglob("*") if path.name != "opt")
 
 
@@ -73,7 +73,7 @@ def bundle(
 ) -> str:
     """A bundle as `splitee broker add-device` makes it, but for the certificates' contents.
 
-    Those of older releases have no `release_key`.
+    Bundles of older releases have no `release_key`.
     """
     files = {
         "device.toml": f'id = "{device}"\nfleet = "{fleet}"\nbroker = "mqtts://hub.local:8883"\n'
@@ -105,7 +105,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 
 
 @pytest.mark.parametrize("path", [UNIT, BROKER_UNIT], ids=lambda path: path.stem)
-def test_the_unit_is_one_that_systemd_understands(tmp_path: Path, path: Path) -> None:
+def test_unit_passes_systemd_verification(tmp_path: Path, path: Path) -> None:
     require_systemd_analyze()
     unit = tmp_path / path.name
     unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", path.read_text()))
@@ -116,7 +116,7 @@ def test_the_unit_is_one_that_systemd_understands(tmp_path: Path, path: Path) ->
 
 
 @pytest.mark.parametrize("path", [UNIT, BROKER_UNIT], ids=lambda path: path.stem)
-def test_the_unit_is_shut_tight(path: Path) -> None:
+def test_unit_stays_within_the_exposure_limit(path: Path) -> None:
     require_systemd_analyze()
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=yes", str(path)],
@@ -140,7 +140,9 @@ def test_the_unit_is_shut_tight(path: Path) -> None:
         (("--python", "/nowhere/python"), "/nowhere/python: expected Python 3.11 or later"),
     ],
 )
-def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, flags: tuple[str, ...], line: str) -> None:
+def test_wrong_flag_is_refused_in_one_line_and_changes_no_file(
+    tmp_path: Path, flags: tuple[str, ...], line: str
+) -> None:
     assert line in refused(tmp_path, *flags)
 
 
@@ -156,7 +158,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, flags: tuple[
     ],
     ids=["symbolic-link", "hard-link", "fifo", "device", "folder", "elsewhere"],
 )
-def test_a_bundle_holds_plain_files_only(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+def test_bundle_with_links_folders_or_devices_is_refused(tmp_path: Path, entry: tarfile.TarInfo) -> None:
     root = tmp_path / "root"
     root.mkdir()
     made = bundle(tmp_path / "b.tar", without=entry.name, besides=(entry,))
@@ -166,14 +168,14 @@ def test_a_bundle_holds_plain_files_only(tmp_path: Path, entry: tarfile.TarInfo)
 
 
 @pytest.mark.parametrize("name", ["device.toml", "ca.crt", "client.crt", "client.key"])
-def test_what_a_bundle_lacks_is_named(tmp_path: Path, name: str) -> None:
+def test_missing_file_of_a_bundle_is_named(tmp_path: Path, name: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     made = bundle(tmp_path / "b.tar", without=name)
     assert f"b.tar: {name} is missing; expected a device's bundle" in refused(root, "--bundle", made)
 
 
-def test_a_bundle_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+def test_truncated_bundle_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     made = Path(bundle(tmp_path / "b.tar"))
@@ -196,8 +198,8 @@ def hollow_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
 
 
 @pytest.mark.slow(6)
-def test_a_package_that_was_exchanged_is_not_installed(tmp_path: Path) -> None:
-    """Where the name and the version are right, and the content is somebody else's."""
+def test_package_with_another_hash_is_not_installed(tmp_path: Path) -> None:
+    """The name and the version are right, and the content is another."""
     wheels, root = tmp_path / "wheels", tmp_path / "root"
     for folder in (wheels, root):
         folder.mkdir()
@@ -213,7 +215,9 @@ def test_a_package_that_was_exchanged_is_not_installed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("fleet", "device", "key"), [("bay", "pi-1", "fleet"), ("barn", "pi-2", "id")])
-def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device: str, key: str) -> None:
+def test_bundle_of_another_fleet_or_device_is_refused(
+    tmp_path: Path, fleet: str, device: str, key: str
+) -> None:
     settings = tmp_path / "root" / "etc" / "splitee" / "device.toml"
     settings.parent.mkdir(parents=True)
     settings.write_text('id = "pi-1"\nfleet = "barn"\n')
@@ -222,7 +226,7 @@ def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device:
 
 
 @pytest.mark.slow(20)
-def test_install_again_and_uninstall(tmp_path: Path) -> None:
+def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> None:
     """The wheels come from where pip finds them on this machine; where some are missing, nothing changes."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)
     more = (tarfile.TarInfo("of-a-later-release"),)
@@ -274,12 +278,12 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert install(root, "--uninstall").returncode == 0, "nothing there is no mistake"
 
 
-def test_a_service_is_not_started_again_after_what_no_second_try_heals() -> None:
+def test_service_is_not_restarted_after_final_exit_codes() -> None:
     [codes] = re.findall("^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert [int(code) for code in codes.split()] == [code for code in ExitCode if code.is_final]
 
 
-def test_the_unit_leaves_the_choice_of_software_to_the_launcher() -> None:
+def test_unit_leaves_software_and_signals_to_the_launcher() -> None:
     text = UNIT.read_text()
     assert re.search(r"^ExecStart=/opt/splitee/bin/splitee-start device ", text, re.MULTILINE)
     assert re.search(rf"^Environment={VARIABLE}=%S/splitee/", text, re.MULTILINE)
@@ -289,7 +293,7 @@ def test_the_unit_leaves_the_choice_of_software_to_the_launcher() -> None:
     assert int(minutes) * 60 > TO_STOP, "the launcher ends a process that does not stop, not systemd"
 
 
-def test_neither_broker_nor_device_starts_before_the_clock_is_set() -> None:
+def test_broker_and_device_start_after_the_clock_is_set() -> None:
     for unit in (UNIT, BROKER_UNIT):
         [order] = re.findall("^After=(.*)$", unit.read_text(), re.MULTILINE)
         assert "time-sync.target" in order.split()

@@ -16,7 +16,7 @@ from splitee_device.profiler.auto_codec import CANDIDATES
 from splitee_lab.local.brokers import RunningBroker
 
 
-def test_devices_choose_their_codecs(
+def test_devices_choose_a_codec_once_and_publish_it(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
     topics = Topics("auto-codec")

@@ -31,7 +31,7 @@ from splitee_lab.local.brokers import OwnBroker, RunningBroker
 SPEC = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
 
 
-def pictures(folder: Path, count: int, *, broken: int = 0) -> None:
+def write_images(folder: Path, count: int, *, broken: int = 0) -> None:
     folder.mkdir(parents=True)
     for number in range(count):
         data = io.BytesIO()
@@ -56,7 +56,7 @@ def closed_port() -> str:
         return f"mqtt://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_an_unknown_network_is_answered_with_the_nearest(
+def test_unknown_network_is_refused_with_the_nearest_name(
     capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...]
 ) -> None:
     code, line = call(capsys, *server_flags, "--network", "resnet19")
@@ -78,7 +78,7 @@ def test_an_unknown_network_is_answered_with_the_nearest(
         ),
     ],
 )
-def test_settings_of_a_round_that_do_not_fit_together(
+def test_invalid_settings_of_a_round_are_refused(
     capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...], flags: tuple[str, ...], says: str
 ) -> None:
     code, line = call(capsys, *server_flags, *flags)
@@ -86,7 +86,7 @@ def test_settings_of_a_round_that_do_not_fit_together(
     assert says in line
 
 
-def test_a_broker_that_is_not_there(
+def test_unreachable_broker_is_reported_with_its_address(
     capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...], device_flags: tuple[str, ...]
 ) -> None:
     address = closed_port()
@@ -97,7 +97,7 @@ def test_a_broker_that_is_not_there(
 
 
 @pytest.mark.mosquitto
-def test_a_broker_that_refuses(
+def test_refusal_by_the_broker_is_reported(
     capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], make_broker: Callable[..., OwnBroker]
 ) -> None:
     broker = make_broker(settings="allow_anonymous false\n")
@@ -117,15 +117,15 @@ def test_a_broker_that_refuses(
             "is a single image, which is no data set",
         ),
         (lambda folder: folder.write_text("a,b\n"), "cannot be read as a parquet file; expected dir"),
-        (lambda folder: pictures(folder / "one", 5), "one class"),
+        (lambda folder: write_images(folder / "one", 5), "one class"),
         (
-            lambda folder: [pictures(folder / name, 4, broken=4) for name in ("cat", "dog")],
+            lambda folder: [write_images(folder / name, 4, broken=4) for name in ("cat", "dog")],
             "none of its 8 images can be read",
         ),
     ],
     ids=["missing", "empty", "image", "text", "one class", "all unreadable"],
 )
-def test_data_that_is_no_use(
+def test_bad_data_is_refused(
     capsys: pytest.CaptureFixture[str],
     device_flags: tuple[str, ...],
     tmp_path: Path,
@@ -153,7 +153,7 @@ def test_data_that_is_no_use(
         pytest.param({"protocol": 2}, (), ExitCode.VERSION, "protocol 2", id="another-version"),
     ],
 )
-def test_a_run_that_a_device_refuses(
+def test_run_with_wrong_cut_network_or_version_is_refused(
     capsys: pytest.CaptureFixture[str],
     device_flags: tuple[str, ...],
     broker: RunningBroker,
@@ -171,12 +171,12 @@ def test_a_run_that_a_device_refuses(
     assert words in line
 
 
-def test_a_cut_out_of_range_is_refused_before_images_are_decoded(
+def test_cut_out_of_range_is_refused_before_images_are_decoded(
     capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Of these images none can be."""
+    """None of these images can be decoded."""
     for name in ("cat", "dog"):
-        pictures(tmp_path / "pictures" / name, 4, broken=4)
+        write_images(tmp_path / "pictures" / name, 4, broken=4)
     topics = Topics("cut-before-images")
     offer(broker.address, topics, SPEC)
     where = ("--broker", str(broker.address), "--fleet", topics.fleet, "--data", str(tmp_path / "pictures"))
@@ -184,7 +184,9 @@ def test_a_cut_out_of_range_is_refused_before_images_are_decoded(
     assert (code, "cut 99 is out of range" in line) == (ExitCode.NETWORK, True), line
 
 
-def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_server_refuses_wrong_devices_and_a_second_server_and_trains_on(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     """A device of another version, other class names, a second server; then the fleet trains as usual."""
     topics = Topics("refusals")
     stranger = Link(mosquitto_broker.address, "stranger")
@@ -213,7 +215,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
         assert "another server serves fleet 'refusals'" in fleet.log("second")
 
         for name in ("cat", "dog"):
-            pictures(tmp_path / "others" / name, 20)
+            write_images(tmp_path / "others" / name, 20)
         fleet.device("pi-2", 2, "--data", str(tmp_path / "others"), "--limit", "30")
         fleet.device("pi-1", 2)
         until(lambda: "the devices' classes differ (" in fleet.log("server"))
@@ -224,7 +226,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
     stranger.close()
 
 
-def test_two_devices_with_one_id_the_older_ends(broker: RunningBroker, tmp_path: Path) -> None:
+def test_older_of_two_devices_with_one_id_ends(broker: RunningBroker, tmp_path: Path) -> None:
     topics = Topics("one-id")
     watcher = Link(broker.address, "watcher")
     watcher.subscribe(topics.device("twin", "profile"))
@@ -240,7 +242,9 @@ def test_two_devices_with_one_id_the_older_ends(broker: RunningBroker, tmp_path:
     watcher.close()
 
 
-def test_garbage_on_every_topic_changes_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_garbage_on_every_topic_is_counted_and_changes_no_weights(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     """Malformed, truncated, oversized and foreign messages are counted; the weights are the same."""
     topics = Topics("garbage")
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:

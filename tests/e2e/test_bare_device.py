@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device that was written from docs/reference/protocol.md alone takes part in a run, beside one of ours."""
+"""A device that was written from docs/reference/protocol.md alone takes part in a run, beside a usual one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "bare_device.py"
 CLASSES = "T-shirt/top,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
 
 
-def test_a_bare_client_trains_with_features_of_its_own(
-    mosquitto_broker: RunningBroker, tmp_path: Path
-) -> None:
+def test_bare_device_trains_with_its_own_features(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     address = mosquitto_broker.address
     flags = ("--broker", f"{address.host}:{address.port}", "--fleet", "bare", "--id", "bare", "--cut", "3")
     with Fleet(str(address), "bare", tmp_path) as fleet:

@@ -20,7 +20,7 @@ PAIR = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 
 @pytest.mark.parametrize(("how", "cuts"), [("layerwise", CUTS), ("same-cut", PAIR)])
-def test_a_fleet_that_averages_gives_what_one_process_gives(
+def test_weights_of_an_averaging_fleet_equal_those_of_one_process(
     mosquitto_broker: RunningBroker, tmp_path: Path, how: str, cuts: dict[str, int]
 ) -> None:
     with Fleet(str(mosquitto_broker.address), f"mean-{how}", tmp_path) as fleet:
@@ -32,10 +32,10 @@ def test_a_fleet_that_averages_gives_what_one_process_gives(
     assert report["rejected"] == 0
 
 
-def test_whoever_is_killed_while_statistics_are_taken_the_weights_are_the_same(
+def test_weights_are_unchanged_by_kills_while_statistics_are_taken(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """One device is frozen, so that the phase lasts; the server and another device are killed in it."""
+    """A device is frozen, so that the phase lasts; the server and another device are killed in it."""
     topics = Topics("mean-statistics")
     flags = (*FLAGS, "--server-momentum", "0.5")
     watcher = Link(mosquitto_broker.address, "statistics-watcher")
@@ -64,7 +64,7 @@ def test_whoever_is_killed_while_statistics_are_taken_the_weights_are_the_same(
     assert report["weights_sha256"] == expected
 
 
-def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
+def test_device_that_lost_its_state_gets_it_from_the_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     """Sequential: the server is killed, a device comes back with an empty card; the weights are the same.

@@ -18,7 +18,7 @@ from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
 
-def test_the_run_trains_to_its_end_with_the_right_names(
+def test_run_finishes_with_class_names_corrected_before_the_first_commit(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("misspelt")
@@ -59,7 +59,7 @@ def test_the_run_trains_to_its_end_with_the_right_names(
         assert "the fleet [glass, plastic] (set by pi-1, pi-3)" in fleet.log("pi-2")
         correct("pi-2")
         until(lambda: joined("pi-1") == 2)
-        fleet.processes["pi-1"].send_signal(signal.SIGSTOP)  # the run is not over before all are here
+        fleet.processes["pi-1"].send_signal(signal.SIGSTOP)  # the run cannot end before all have joined
         start("pi-2")
         start("pi-3")
         until(lambda: (joined("pi-2"), joined("pi-3")) == (2, 1))
@@ -72,7 +72,9 @@ def test_the_run_trains_to_its_end_with_the_right_names(
     assert evaluation["class_names"] == ["glass", "plastic"]
 
 
-def test_the_only_device_is_corrected(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_class_names_of_the_only_device_can_be_corrected(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     topics = Topics("misspelt-alone")
     folder = tmp_path / "images"
     write_photographs(folder, {"glass": 20, "platic": 20})
@@ -86,7 +88,7 @@ def test_the_only_device_is_corrected(mosquitto_broker: RunningBroker, tmp_path:
         fleet.processes["pi-1"].kill()
         fleet.processes["pi-1"].wait()
         (folder / "platic").rename(folder / "plastic")
-        write_photographs(folder, {"paper": 20})  # and one that was forgotten
+        write_photographs(folder, {"paper": 20})  # and a class that was forgotten
         fleet.device("pi-1", 2, "--data", str(folder))
         assert fleet.wait() == [0, 0], fleet.log("server")
         assert "committed by 1 devices" in fleet.log("server").partition("from now on")[2]
@@ -96,10 +98,10 @@ def test_the_only_device_is_corrected(mosquitto_broker: RunningBroker, tmp_path:
 
 
 @pytest.mark.slow(5)
-def test_two_devices_add_a_class_of_which_one_has_no_images(
+def test_class_is_added_of_which_one_device_has_no_images(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Its folder is empty there, as the line that refuses a device says it should be."""
+    """Its folder is empty there, as the refusal of a device recommends."""
     topics = Topics("forgotten")
     folders = {name: tmp_path / f"{name}-images" for name in ("pi-1", "pi-2")}
     for folder in folders.values():

@@ -75,28 +75,26 @@ def sha(model: Path) -> str:
 
 
 def in_service(shelf: ModelStore) -> str:
-    """What whoever opens the shelf gets: the digest of the graph that answers."""
+    """The digest of the graph that predicts."""
     return next(iter(ClientModel(shelf.current).manifest.sha256.values()))
 
 
 @pytest.fixture
 def shelf(models: Path, tmp_path: Path) -> ModelStore:
-    """With the first model in service."""
+    """A store with the first model in service."""
     shelf = ModelStore(tmp_path / "models")
     shelf.adopt(models / "first")
     return shelf
 
 
-def test_a_device_that_starts_again_with_its_first_model_keeps_what_was_released(
-    models: Path, shelf: ModelStore
-) -> None:
+def test_restart_with_the_first_model_keeps_the_released_one(models: Path, shelf: ModelStore) -> None:
     release = shelf.install(pack_bundle(models / "second"), "pi-2")
     assert shelf.adopt(models / "first") == release == ModelStore(shelf.path).release
     assert shelf.adopt(models / "second") == release, "its owner's word, and in service already"
     assert shelf.adopt(models / "first") == sha(models / "first"), "its owner names another one"
 
 
-def test_a_sound_model_is_switched_to_and_back(models: Path, shelf: ModelStore) -> None:
+def test_sound_model_is_installed_and_rolled_back(models: Path, shelf: ModelStore) -> None:
     first, second = sha(models / "first"), sha(models / "second")
     assert shelf.release == first
     assert shelf.install(pack_bundle(models / "second"), "pi-2") == second == shelf.release
@@ -127,10 +125,10 @@ REFUSED: dict[str, Callable[[Path, Path], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_is_not_sound_is_refused_and_the_old_one_stays(
+def test_unsound_model_is_refused_and_the_old_one_stays(
     models: Path, shelf: ModelStore, tmp_path: Path, kind: str
 ) -> None:
-    if kind == "worse":  # than one that is always right
+    if kind == "worse":  # than a model that is always right
         samples = Samples.read(shelf.path)
         labels = ClientModel(shelf.current)(samples.held_out)[1].argmax(axis=1)
         right = Samples(samples.held_out, labels, samples.training)
@@ -143,7 +141,7 @@ def test_what_is_not_sound_is_refused_and_the_old_one_stays(
 
 
 @pytest.mark.parametrize(("losses", "taken"), [(5, True), (6, False)])
-def test_a_release_is_refused_only_if_it_is_worse_beyond_chance(
+def test_release_is_refused_only_if_it_is_worse_beyond_chance(
     models: Path, shelf: ModelStore, tmp_path: Path, losses: int, taken: bool
 ) -> None:
     """With a chance below 2.5 %: 5 lost images and none gained are 3.1 %, 6 are 1.6 %."""
@@ -153,7 +151,7 @@ def test_a_release_is_refused_only_if_it_is_worse_beyond_chance(
         ClientModel(model)(samples.held_out)[1].argmax(axis=1) for model in (shelf.current, other)
     )
     lost = np.flatnonzero(before != after)[:losses]
-    labels = np.array([min({0, 1, 2} - set(pair)) for pair in zip(before, after, strict=True)])  # nobody's
+    labels = np.array([min({0, 1, 2} - set(pair)) for pair in zip(before, after, strict=True)])  # neither's
     labels[lost] = before[lost]
     (shelf.path / "samples.npz").write_bytes(Samples(samples.held_out, labels, samples.training).encode())
     if taken:
@@ -165,25 +163,25 @@ def test_a_release_is_refused_only_if_it_is_worse_beyond_chance(
         shelf.install(pack_bundle(other), "pi-2")
 
 
-def test_a_model_that_no_longer_loads_is_left_for_the_one_before(models: Path, shelf: ModelStore) -> None:
+def test_damaged_model_is_replaced_by_the_previous_one(models: Path, shelf: ModelStore) -> None:
     shelf.install(pack_bundle(models / "second"), "pi-2")
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
     assert shelf.load().manifest.sha256 == read_manifest(models / "first", ClientManifest).sha256
     assert shelf.release == sha(models / "first")
 
 
-def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(models: Path, shelf: ModelStore) -> None:
+def test_sound_model_replaces_a_damaged_one_in_service(models: Path, shelf: ModelStore) -> None:
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
     assert shelf.install(pack_bundle(models / "second"), "pi-2") == shelf.release
     ClientModel(shelf.current)
 
 
 def spoil(shelf: ModelStore) -> None:
-    """As a worn card does."""
+    """Damage the model in service, as a worn card does."""
     (shelf.current / CLIENT).write_bytes(b"spoilt")
 
 
-def test_a_damaged_model_is_mended_by_its_owners_copy(models: Path, shelf: ModelStore) -> None:
+def test_damaged_model_is_restored_from_the_copy_of_its_owner(models: Path, shelf: ModelStore) -> None:
     spoil(shelf)
     assert shelf.adopt(models / "first") == sha(models / "first")
     assert in_service(shelf) == read_manifest(models / "first", ClientManifest).sha256[CLIENT]
@@ -191,9 +189,7 @@ def test_a_damaged_model_is_mended_by_its_owners_copy(models: Path, shelf: Model
         shelf.roll_back()
 
 
-def test_without_one_that_loads_none_is_in_service_and_the_next_one_is(
-    models: Path, shelf: ModelStore
-) -> None:
+def test_store_of_damaged_models_serves_none_until_an_install(models: Path, shelf: ModelStore) -> None:
     shelf.install(pack_bundle(models / "second"), "pi-2")
     spoil(shelf)
     shelf.roll_back()
@@ -205,19 +201,19 @@ def test_without_one_that_loads_none_is_in_service_and_the_next_one_is(
     shelf.load()
 
 
-def test_a_start_writes_nothing_that_is_there(models: Path, shelf: ModelStore) -> None:
+def test_restart_with_the_same_model_writes_no_file(models: Path, shelf: ModelStore) -> None:
     before = {path: path.stat().st_mtime_ns for path in shelf.path.rglob("*")}
     shelf.adopt(models / "first")
     assert {path: path.stat().st_mtime_ns for path in shelf.path.rglob("*")} == before
 
 
-def test_neither_side_imports_torch() -> None:
+def test_infer_release_and_serve_do_not_import_torch() -> None:
     modules = "splitee_device.commands.infer, splitee_server.commands.release, splitee_server.commands.serve"
     script = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=LONG).returncode == 0
 
 
-def test_without_one_before_there_is_nothing_to_go_back_to(shelf: ModelStore) -> None:
+def test_rollback_without_a_previous_model_and_load_without_a_file_raise(shelf: ModelStore) -> None:
     with pytest.raises(ModelError, match="keeps no model"):
         shelf.roll_back()
     (shelf.current / CLIENT).unlink()
@@ -226,7 +222,7 @@ def test_without_one_before_there_is_nothing_to_go_back_to(shelf: ModelStore) ->
 
 
 class Pair:
-    """A device's side and a server's on a real broker, in this process; `lose` drops parts on their way."""
+    """A device's side and a server's on a real broker, in this process."""
 
     def __init__(
         self, broker: RunningBroker, fleet: str, make_link: Callable[..., Link], shelf: ModelStore
@@ -279,7 +275,7 @@ def pair(
     return Pair(mosquitto_broker, fleet, make_link, shelf)
 
 
-def test_a_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) -> None:
+def test_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) -> None:
     pair.offer(models / "second")
     pair.run(lambda: pair.is_over)
     assert pair.outcome.state == "in service"
@@ -288,7 +284,7 @@ def test_a_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) ->
     assert not list(pair.shelf.path.glob("*.incoming"))
 
 
-def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair) -> None:
+def test_new_process_resumes_an_interrupted_download(models: Path, pair: Pair) -> None:
     pair.offer(models / "second")
     pair.run(lambda: len(pair.parts) == 2)
     fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
@@ -302,7 +298,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair
     assert pair.shelf.release == sha(models / "second")
 
 
-def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> None:
+def test_download_that_is_damaged_twice_is_refused(models: Path, pair: Pair) -> None:
     pair.offer(models / "second")
     pair.run(lambda: pair.is_over, spoil=True)
     assert pair.outcome.state == "failed"
@@ -310,7 +306,7 @@ def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> No
     assert pair.shelf.release == sha(models / "first")
 
 
-def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) -> None:
+def test_messages_of_a_hostile_sender_are_rejected(models: Path, pair: Pair) -> None:
     release = "a" * 64
     hostile = [
         ("inbox/model", b"{"),
@@ -362,7 +358,7 @@ def splitee(mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Run]:
         process.wait()
 
 
-def test_a_service_answers_is_released_to_and_rolls_back(
+def test_service_predicts_takes_releases_and_rolls_back(
     trained: Trained,
     models: Path,
     splitee: Run,
@@ -372,8 +368,8 @@ def test_a_service_answers_is_released_to_and_rolls_back(
 ) -> None:
     topics, watched, shelf = Topics("service"), tmp_path / "watched", tmp_path / "models"
     watched.mkdir()
-    picture = Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0))
-    picture.save(watched / "old.png")
+    image = Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0))
+    image.save(watched / "old.png")
     predictions, reports = topics.device("pi-2", "predictions"), topics.device("pi-2", "model")
     view = FleetView(topics.fleet)
     link = make_link(mosquitto_broker.address, "watches-service", predictions, *view.filters)
@@ -397,26 +393,26 @@ def test_a_service_answers_is_released_to_and_rolls_back(
                 return message.payload
 
     def see(condition: Callable[[DeviceView], bool]) -> DeviceView:
-        """The device once it is seen like that, by what the broker retains."""
+        """The device once its state by the retained messages meets the condition."""
         while not (devices := view.snapshot().devices) or not condition(devices[0]):
             next_message()
         return devices[0]
 
     def predicted(name: str) -> PredictionReport:
         (watched / "broken.png").write_bytes(b"no picture")
-        picture.save(tmp_path / name)
+        image.save(tmp_path / name)
         shutil.copy(tmp_path / name, watched / name)
         return PredictionReport.decode(wait_for(predictions))
 
     assert splitee("release", models / "first", "--fleet", "service").wait(LONG) == 0
     assert ModelReport.decode(wait_for(reports)).release == sha(models / "first")
-    answer = predicted("one.png")
+    prediction = predicted("one.png")
     labels = ClientModel(models / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
-    assert (answer.picture, answer.label) == ("one.png", trained.data.class_names[labels[0]])
+    assert (prediction.picture, prediction.label) == ("one.png", trained.data.class_names[labels[0]])
     seen = see(lambda device: device.serving is not None and bool(device.serving.last))
     assert (seen.online, seen.doing) == (True, "serving")
     assert seen.serving is not None
-    assert seen.serving.last[0].label == answer.label
+    assert seen.serving.last[0].label == prediction.label
     assert (seen.serving.per_minute, seen.serving.offloaded_share) == (1.0, 0.0)
     manifest = read_manifest(models / "first", ClientManifest)
     model = seen.model

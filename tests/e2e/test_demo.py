@@ -48,11 +48,11 @@ class Demo:
 
     @property
     def shown(self) -> str:
-        """What it has printed so far."""
+        """The output so far."""
         return self._shown.read_text() if self._shown.exists() else ""
 
     def finish(self, code: int) -> tuple[str, str]:
-        """What it printed, once it has ended with `code`; none of its processes is left then."""
+        """Output and errors, once it has ended with `code`; none of its processes is left then."""
         try:
             ended = self.process.wait(LIMIT)
         finally:
@@ -83,7 +83,7 @@ class Demo:
         return found[0]
 
     def _running(self) -> list[str]:
-        """What the demo has started: broker, server, devices, and what they are forked from."""
+        """The processes of the demo: broker, server, devices, and those that they are forked from."""
         processes = psutil.process_iter(["environ", "name"])
         return [
             other.name() for other in processes if (other.info["environ"] or {}).get(MARK) == str(self.out)
@@ -92,7 +92,9 @@ class Demo:
 
 @pytest.mark.slow(40)
 @pytest.mark.mosquitto
-def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
+def test_demo_trains_a_fleet_and_compares_it_with_baselines(
+    tmp_path: Path, mosquitto_broker: RunningBroker
+) -> None:
     size = ("--rounds", str(ROUNDS), "--samples", str(SAMPLES), *TINY)
     report, shown = Demo(tmp_path / "out", "--broker", "mosquitto", *size).report()
     assert (report["strategy"], report["seed"], report["rounds"]) == ("sequential", 1, ROUNDS)
@@ -157,7 +159,7 @@ def check_service(device: dict[str, Any], served: dict[str, Any], report: dict[s
 
 @pytest.mark.slow(30)
 @pytest.mark.mosquitto
-def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profiler_chooses(
+def test_demo_runs_averaging_with_a_profiled_cut_on_an_existing_broker(
     tmp_path: Path, mosquitto_broker: RunningBroker
 ) -> None:
     flags = ("--strategy", "averaging", "--codec", "int8+zstd", "--no-baselines", *TINY)
@@ -178,7 +180,7 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
 
 @pytest.mark.slow(12)
 @pytest.mark.mosquitto
-def test_the_page_shows_the_fleet_and_stays_until_it_is_ended(tmp_path: Path) -> None:
+def test_demo_page_shows_the_fleet_and_stays_until_interrupted(tmp_path: Path) -> None:
     flags = ("--broker", "mosquitto", "--no-baselines", "--devices", "1", *TINY)
     demo = Demo(tmp_path / "out", *flags, "--keep-page")
     until(lambda: "page: http" in demo.shown, lambda: demo.shown)
@@ -196,7 +198,7 @@ def test_the_page_shows_the_fleet_and_stays_until_it_is_ended(tmp_path: Path) ->
 
 
 @pytest.mark.slow(8)
-def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
+def test_dead_device_ends_the_demo_and_is_named(tmp_path: Path) -> None:
     demo = Demo(tmp_path / "out", *UNDER_WAY)
     demo.child("pi-2").kill()
     _, errors = demo.finish(ExitCode.CHILD)
@@ -205,8 +207,8 @@ def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.slow(7)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """It goes to the demo's group, as a terminal's and `timeout`'s do."""
+def test_signal_stops_all_processes_of_the_demo(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """The signal goes to the demo's process group, as from a terminal or `timeout`."""
     demo = Demo(tmp_path / "out", *UNDER_WAY)
     demo.child("pi-2")
     os.killpg(demo.process.pid, number)

@@ -48,7 +48,7 @@ def retained(broker: RunningBroker, topics: Topics, device: str) -> list[str]:
 def run_without_pi_3(broker: RunningBroker, path: Path, name: str, *, is_killed: bool) -> str:
     """The weights of a run whose third device dies in round 2, and is dismissed.
 
-    `is_killed`: so is the server, right after its answer.
+    `is_killed`: the server is killed right after its reply.
     """
     topics = Topics(name)
     watcher = Link(broker.address, f"{name}-watcher")
@@ -64,7 +64,7 @@ def run_without_pi_3(broker: RunningBroker, path: Path, name: str, *, is_killed:
         fleet.processes["pi-3"].wait()
         until(lambda: "pi-3 is offline" in fleet.log("server"))
         assert retained(broker, topics, "pi-3")
-        with fleet.frozen("pi-1"):  # the run is not over before all of this has been looked at
+        with fleet.frozen("pi-1"):  # the run does not end before these checks
             done = warm.run("dismiss", "pi-3", *fleet.link)
             assert done.returncode == 0, done.stderr
             said = "dismissed: pi-3; the run goes on with pi-1, pi-2"
@@ -96,7 +96,7 @@ def run_without_pi_3(broker: RunningBroker, path: Path, name: str, *, is_killed:
 
 
 @pytest.mark.slow(9)
-def test_the_run_goes_on_without_it_to_the_same_weights_if_the_server_is_killed_after_its_answer(
+def test_weights_after_a_dismissal_are_unchanged_by_a_killed_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     alone = run_without_pi_3(mosquitto_broker, tmp_path / "alone", "gone-alone", is_killed=False)
@@ -104,7 +104,7 @@ def test_the_run_goes_on_without_it_to_the_same_weights_if_the_server_is_killed_
     assert killed == alone
 
 
-def test_a_fleet_of_two_begins_with_one_and_takes_the_other_when_it_is_let_in_again(
+def test_run_begins_without_a_dismissed_device_and_takes_it_after_undo(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("gone-before")
@@ -126,7 +126,7 @@ def test_a_fleet_of_two_begins_with_one_and_takes_the_other_when_it_is_let_in_ag
             assert unknown.stderr == "splitee: pi-9: no such device; known: pi-1, pi-2; nothing is changed\n"
             done = warm.run("dismiss", "pi-2", *fleet.link)
             assert done.stdout.startswith("dismissed: pi-2; round 1 waits for 1 of the 2 devices (--devices)")
-            until(lambda: "round 1 of 4: training" in doing(mosquitto_broker, topics))
+            until(lambda: "round 1 of 4: training" in server_activity(mosquitto_broker, topics))
             undone = warm.run("dismiss", "--undo", "pi-2", *fleet.link)
             assert undone.stdout.startswith("let in again: pi-2; ")
             fleet.device("pi-2", 2, shard="2/2")
@@ -136,8 +136,8 @@ def test_a_fleet_of_two_begins_with_one_and_takes_the_other_when_it_is_let_in_ag
     assert batches == [160, 120]
 
 
-def doing(broker: RunningBroker, topics: Topics) -> str:
-    """What the server says that it does."""
+def server_activity(broker: RunningBroker, topics: Topics) -> str:
+    """The activity that the server reports."""
     link = Link(broker.address, f"{topics.fleet}-asks")
     link.subscribe(topics.server_status)
     link.open(5)
@@ -147,7 +147,7 @@ def doing(broker: RunningBroker, topics: Topics) -> str:
 
 
 @pytest.mark.parametrize("was_there", [True, False])
-def test_without_a_server_nobody_is_dismissed_and_one_line_says_so(
+def test_dismissal_without_a_server_is_refused_in_one_line(
     mosquitto_broker: RunningBroker, capsys: pytest.CaptureFixture[str], was_there: bool
 ) -> None:
     topics = Topics(f"gone-nowhere-{was_there}")
@@ -163,10 +163,10 @@ def test_without_a_server_nobody_is_dismissed_and_one_line_says_so(
     assert line.startswith(f"splitee: no server runs for fleet '{topics.fleet}' at ")
 
 
-def test_a_server_that_says_nothing_is_not_waited_for_for_ever(
+def test_dismissal_gives_up_on_a_silent_server(
     mosquitto_broker: RunningBroker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It has been killed, and the broker has not noticed yet; or it is `splitee serve`."""
+    """The server has been killed, and the broker has not noticed yet; or it is `splitee serve`."""
     topics = Topics("gone-silent")
     link = Link(mosquitto_broker.address, f"{topics.fleet}-server")
     link.open(5)

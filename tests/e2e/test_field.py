@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers and machines as they are in the field: nothing of the dead is kept, and nobody waits in vain."""
+"""Brokers and machines as in the field: killed processes leave nothing behind, and no process hangs."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ pytestmark = pytest.mark.mosquitto
 
 
 @pytest.mark.slow(20)
-def test_servers_that_are_killed_leave_no_session_behind(
+def test_killed_servers_leave_no_session_behind(
     make_broker: Callable[..., OwnBroker], public_path: Path, tmp_path: Path
 ) -> None:
     broker, topics = make_broker("mosquitto", keeping(MOSQUITTO_SETTINGS, public_path)), Topics("killed")
     watcher = Link(broker.address, "watches-killed")
     watcher.subscribe(topics.device("pi-2", "features"), topics.server_status)
     watcher.open(10)
-    seen = {0}  # instances of the server; features that came before the present one tell nothing of it
+    seen = {0}  # instances of the server; features from before the present instance do not count
 
     def is_another(payload: bytes) -> bool:
         status = ServerStatus.decode(payload)
@@ -58,7 +58,7 @@ def test_servers_that_are_killed_leave_no_session_behind(
 
 @pytest.mark.slow(20)
 @pytest.mark.parametrize("way", get_args(Way))
-def test_a_device_whose_broker_throttles_it_trains_to_the_end(
+def test_device_throttled_by_its_broker_trains_to_the_end(
     mosquitto_broker: RunningBroker, tmp_path: Path, way: Way
 ) -> None:
     address = mosquitto_broker.address
@@ -76,7 +76,7 @@ def test_a_device_whose_broker_throttles_it_trains_to_the_end(
 
 
 @pytest.mark.slow(10)
-def test_of_two_cards_with_one_identity_the_newer_stays_and_both_say_what_to_do(
+def test_newer_of_two_devices_with_one_identity_stays_and_both_log_the_clash(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("cloned")
@@ -98,9 +98,7 @@ def test_of_two_cards_with_one_identity_the_newer_stays_and_both_say_what_to_do(
     watcher.close()
 
 
-def test_a_terminal_that_is_closed_ends_a_device_in_order(
-    mosquitto_broker: RunningBroker, tmp_path: Path
-) -> None:
+def test_sighup_ends_a_device_in_order(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     topics = Topics("hung-up")
     watcher = Link(mosquitto_broker.address, "watches-hung-up")
     watcher.subscribe(topics.device("pi-1", "status"))

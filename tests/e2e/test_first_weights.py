@@ -22,7 +22,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """Of the fleet's network, and not those of its seed."""
+    """Weights of the fleet's network, but not those of its seed."""
     path = tmp_path / "trained.safetensors"
     save_file(build_network("tiny_networks:tiny", num_classes=10, seed=9).module.state_dict(), path)
     return path
@@ -32,15 +32,15 @@ def weights(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("strategy", "averaging", "freeze"), [("sequential", "none", 0), ("averaging", "layerwise", 2)]
 )
-def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
+def test_weights_are_unchanged_by_kills_while_first_weights_are_sent(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path, strategy: Any, averaging: Any, freeze: int
 ) -> None:
-    """A device and then the server are killed as they are asked for; the server comes back without a file."""
+    """A device and then the server are killed at its request for them; the server restarts without a file."""
     expected = in_one_process(strategy, "step", 2, averaging=averaging, weights=str(weights), freeze=freeze)
     topics = Topics(f"first-{strategy}")
     watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
-    asked = SYNC.topic(topics, "pi-2")
-    watcher.subscribe(asked)
+    requests = SYNC.topic(topics, "pi-2")
+    watcher.subscribe(requests)
     watcher.open(5)
     flags = ("--strategy", strategy, "--client-averaging", averaging, "--freeze", str(freeze))
     flags += ("--weights", str(weights))
@@ -48,7 +48,7 @@ def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
         fleet.server(*flags)
         fleet.three_devices()
         for name in ("pi-2", "server"):
-            await_message(watcher, asked, lambda payload: b"client." in payload)
+            await_message(watcher, requests, lambda payload: b"client." in payload)
             fleet.processes[name].kill()
             fleet.processes[name].wait()
             if name == "pi-2":
@@ -63,7 +63,7 @@ def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
 
 
 @pytest.mark.mosquitto
-def test_what_follows_from_the_fleets_images_is_settled_before_the_first_round(
+def test_settled_freezing_and_normalization_survive_a_lost_device_state(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
 ) -> None:
     """A device loses its card: it gets the first weights again, and trains all again to the same bits."""
@@ -93,9 +93,10 @@ def test_what_follows_from_the_fleets_images_is_settled_before_the_first_round(
 
 
 @pytest.mark.mosquitto
-def test_what_a_device_begins_from_is_told_again_once_the_fleets_exits_are_known(
+def test_averaging_from_given_weights_equals_one_process_without_rejections(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
 ) -> None:
+    """The weights that a device begins from are sent again once the fleet's exits are known."""
     expected = in_one_process("sequential", "step", 1, averaging="layerwise", weights=str(weights))
     with Fleet(str(mosquitto_broker.address), "exits-settled", tmp_path) as fleet:
         fleet.server("--weights", str(weights), "--client-averaging", "layerwise", rounds=1)

@@ -26,7 +26,7 @@ from splitee_lab.local.brokers import RunningBroker
         ("embedded", "sequential", "step"),
     ],
 )
-def test_a_fleet_gives_what_one_process_gives(
+def test_weights_of_a_fleet_equal_those_of_one_process(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, strategy: str, order: str
 ) -> None:
     broker: RunningBroker = request.getfixturevalue(f"{kind}_broker")
@@ -45,7 +45,7 @@ def test_a_fleet_gives_what_one_process_gives(
 
 
 @pytest.mark.mosquitto
-def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
+def test_learning_settings_give_the_same_weights_in_fleet_and_one_process(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {
@@ -77,7 +77,7 @@ def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
 
 
 @pytest.mark.mosquitto
-def test_a_fleet_with_one_trunk_in_memory_at_a_time_ends_as_one_process_with_all(
+def test_weights_with_one_resident_trunk_equal_those_with_all_resident(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     with Fleet(str(mosquitto_broker.address), "in-waves", tmp_path) as fleet:
@@ -89,10 +89,10 @@ def test_a_fleet_with_one_trunk_in_memory_at_a_time_ends_as_one_process_with_all
 
 
 @pytest.mark.slow(10)
-def test_the_servers_memory_does_not_grow_with_rounds(
+def test_memory_of_the_server_does_not_grow_with_rounds(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """What it keeps beside the models is the same after 10 rounds and after 60."""
+    """Its memory beside the models is the same after 10 rounds and after 60."""
     topics = Topics("memory")
     watcher = Link(mosquitto_broker.address, "memory-watcher")
     watcher.subscribe(topics.metrics)

@@ -33,7 +33,7 @@ def on_small_disk(path: Path, *command: str) -> tuple[str, ...]:
 
 @contextmanager
 def disk_of(pid: int, path: Path) -> Iterator[Path]:
-    """What the process has at `path`, also when it has ended."""
+    """The folder that the process has at `path`, also when it has ended."""
     descriptor = os.open(f"/proc/{pid}/root{path}", os.O_RDONLY)
     try:
         yield Path(f"/proc/self/fd/{descriptor}")
@@ -42,7 +42,7 @@ def disk_of(pid: int, path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Until nothing more can be written."""
+    """Write until the disk is full."""
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
@@ -62,7 +62,7 @@ def small_disks(tmp_path: Path) -> None:
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("victim", ["server", "pi-2"])
-def test_a_full_disk_ends_one_process_and_loses_nothing(
+def test_full_disk_ends_one_process_and_leaves_the_weights_unchanged(
     mosquitto_broker: RunningBroker, tmp_path: Path, victim: str
 ) -> None:
     topics, state = Topics(f"full-{victim}"), tmp_path / victim

@@ -28,7 +28,7 @@ SHAPE = (4, 8, 8)  # of the features at cut 1 of tiny_networks:tiny
 
 
 def attacks(told: Participation) -> Iterator[tuple[Route, bytes]]:
-    """What ended a server or spoiled its weights once: each a valid message with one thing wrong."""
+    """Messages that once ended a server or spoiled its weights: each valid but for one thing."""
     run, number, attempt = told.run, told.round, told.attempt
     moment = {"run": run, "round": number, "attempt": attempt}
     huge = EncodedTensor("fp32", [4, *SHAPE], np.full((4, *SHAPE), 3e38, "<f4").tobytes())
@@ -58,7 +58,7 @@ def replace_data(tensor: EncodedTensor, value: float) -> EncodedTensor:
     return replace(tensor, data=np.full(tensor.shape, value, "<f4").tobytes())
 
 
-def test_it_is_put_in_quarantine_and_the_others_train_as_without_it(
+def test_hostile_member_is_quarantined_and_weights_are_unchanged(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("attacked")
@@ -90,9 +90,7 @@ def test_it_is_put_in_quarantine_and_the_others_train_as_without_it(
     assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", rounds=3)
 
 
-def test_a_retained_request_is_cleared_so_that_it_meets_no_later_server(
-    mosquitto_broker: RunningBroker, tmp_path: Path
-) -> None:
+def test_retained_request_is_cleared_by_the_server(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """The broker hands it to every server that subscribes, also after the device was revoked."""
     topics = Topics("retained")
     topic = routes.INFER.topic(topics, EVIL)

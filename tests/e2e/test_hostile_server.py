@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody with the server's certificate: a device sends no more of its images than its owner allowed."""
+"""An attacker with the server's certificate: a device sends no more of its images than its owner allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUN = RunSpec(
 )
 
 
-def test_a_device_is_not_moved_below_its_cut(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_device_ignores_an_assignment_below_its_cut(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """An assignment to cut 1, where the image still shows; then an honest one, which is followed."""
     topics, attempt = Topics("hostile-server"), time.time_ns()
     profile, features = (topics.device("pi-1", leaf) for leaf in ("profile", "features"))

@@ -41,7 +41,7 @@ from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 LONG = 60.0  # seconds
-# Not on the path of `splitee serve`, and so proven absent from its process.
+# Prints the modules that the process of `splitee serve` has loaded.
 SERVE = """
 import sys
 from splitee.cli.main import main
@@ -100,7 +100,7 @@ Devices = Callable[..., AbstractContextManager[tuple[Predictor, Offload]]]
 
 @pytest.fixture
 def device(trained: Trained, mosquitto_broker: RunningBroker) -> Devices:
-    """`device(fleet, ID)`: a predictor that asks whenever it can."""
+    """`device(fleet, ID)`: a predictor that offloads whenever it can."""
 
     @contextmanager
     def open_device(
@@ -125,20 +125,24 @@ def options(broker: RunningBroker, fleet: str) -> LinkOptions:
     return resolve(str(broker.address), fleet, 10.0)
 
 
-def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, device: Devices) -> None:
+def test_offloaded_images_are_predicted_by_the_trunk_of_each_cut(
+    trained: Trained, serve: Serve, device: Devices
+) -> None:
     server = serve("each")
     trunks = TrunkModels(trained.model("server"), threads=1)
-    pictures = trained.data.held_out.images[:10]
+    images = trained.data.held_out.images[:10]
     for name in CUTS:
         model = ClientModel(trained.model(name), threads=1)
         entry = trunks.entry(name)
         assert entry is not None
-        expected = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
+        expected = trunks.logits(entry.trunk, model(images)[0]).argmax(axis=1)
         meter = DeviceMeter(Topics("each"))
         with device("each", name, meter=meter) as (predictor, offload):
-            told = [predictor(picture) for picture in pictures]
-        assert [answer.source for answer in told] == ["trunk"] * 10
-        assert [answer.label for answer in told] == [trained.data.class_names[label] for label in expected]
+            predictions = [predictor(image) for image in images]
+        assert [prediction.source for prediction in predictions] == ["trunk"] * 10
+        assert [prediction.label for prediction in predictions] == [
+            trained.data.class_names[label] for label in expected
+        ]
         assert offload.asked == 10 and offload.sent > 10 * 2 * np.prod(entry.feature_shape)
         traffic = meter.traffic()
         assert traffic.up.offload == traffic.up.payload == offload.sent > traffic.down.offload > 10 * 4
@@ -148,7 +152,7 @@ def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, d
     assert not {"torch", "torchvision", "onnx"} & loaded
 
 
-def test_the_command_asks_where_it_doubts(
+def test_predict_command_offloads_uncertain_images_only(
     trained: Trained,
     serve: Serve,
     device: Devices,
@@ -158,8 +162,8 @@ def test_the_command_asks_where_it_doubts(
 ) -> None:
     serve("command")
     for index in range(6):
-        picture = trained.data.held_out.images[index].transpose(1, 2, 0)
-        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+        image = trained.data.held_out.images[index].transpose(1, 2, 0)
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
     model = ClientModel(trained.model("pi-1"), threads=1)
     uncertainties = model.uncertainty(model(trained.data.held_out.images[:6])[1])
     threshold = float(np.sort(uncertainties)[2:4].mean())
@@ -177,7 +181,7 @@ def test_the_command_asks_where_it_doubts(
     assert sorted(set(sources)) == ["exit", "trunk"]
 
 
-def test_home_assistant_finds_a_device_that_only_predicts(
+def test_home_assistant_discovers_a_device_that_only_predicts(
     trained: Trained,
     serve: Serve,
     mosquitto_broker: RunningBroker,
@@ -209,7 +213,7 @@ def await_payload(link: Link, topic: str) -> bytes:
             return event.payload
 
 
-def test_the_images_of_a_batch_are_offloaded_in_one_request(
+def test_images_of_a_batch_are_offloaded_in_one_request(
     trained: Trained, serve: Serve, device: Devices
 ) -> None:
     serve("batch")
@@ -241,22 +245,22 @@ def test_requests_that_arrive_together_share_a_forward_pass(
         )
     assert link.flush(LONG)
     os.kill(server.process.pid, signal.SIGCONT)
-    answers: dict[bytes, InferAnswer] = {}
-    while len(answers) < 12:
+    replies: dict[bytes, InferAnswer] = {}
+    while len(replies) < 12:
         event = link.receive(LONG)
         assert event is not None
         if isinstance(event, Message) and event.topic == inbox and event.correlation is not None:
-            answers[event.correlation] = InferAnswer.decode(event.payload)
+            replies[event.correlation] = InferAnswer.decode(event.payload)
     entry = (trunks := TrunkModels(trained.model("server"), threads=1)).entry("pi-2")
     assert entry is not None
     expected = trunks.logits(entry.trunk, features)
     for correlation, logits in zip(correlations, expected, strict=True):
-        told = answers[correlation].logits
-        assert told is not None
-        np.testing.assert_allclose(decode_tensor(told)[0], logits, atol=1e-4)
-    assert max(answer.together for answer in answers.values()) > 1
+        replied = replies[correlation].logits
+        assert replied is not None
+        np.testing.assert_allclose(decode_tensor(replied)[0], logits, atol=1e-4)
+    assert max(reply.together for reply in replies.values()) > 1
     server.stop()
-    while True:  # the last word of its counts
+    while True:  # the server's last counts
         event = link.receive(LONG)
         assert event is not None
         if isinstance(event, Message) and event.topic == topics.server_status:
@@ -269,7 +273,7 @@ def test_requests_that_arrive_together_share_a_forward_pass(
 def refused(
     topics: Topics, link: Link, request: bytes, reply_to: str | None, device: str = "pi-2"
 ) -> str | None:
-    """What the server answers; None when it answers nothing, though it serves."""
+    """The error that the server replies; None without a reply, though it serves."""
     correlation = secrets.token_bytes(8)
     link.publish(topics.device(device, "infer"), request, response_topic=reply_to, correlation=correlation)
     good = secrets.token_bytes(8)
@@ -291,7 +295,7 @@ def refused(
             return error
 
 
-def test_requests_that_do_not_fit_are_told_why(
+def test_invalid_requests_are_refused_with_a_reason_or_ignored(
     trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, make_link: Callable[..., Link]
 ) -> None:
     serve("refused")
@@ -320,68 +324,68 @@ def test_requests_that_do_not_fit_are_told_why(
 
 
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
-def test_a_thousand_predictions_outlive_the_server(
+def test_predictions_fall_back_to_the_exit_when_the_server_is_lost(
     trained: Trained, serve: Serve, device: Devices, loss: signal.Signals
 ) -> None:
     fleet, timeout, count = f"loss-{int(loss)}", 1.0, 1000
     server = serve(fleet)
-    pictures = trained.data.held_out.images
-    told: list[Prediction] = []
+    images = trained.data.held_out.images
+    predictions: list[Prediction] = []
     with device(fleet, timeout=timeout) as (predictor, _):
         for index in range(count):
             if index == count // 2:
                 os.kill(server.process.pid, loss)
-            told.append(predictor(pictures[index % len(pictures)]))
-    sources = [answer.source for answer in told]
-    assert len(told) == count
+            predictions.append(predictor(images[index % len(images)]))
+    sources = [prediction.source for prediction in predictions]
+    assert len(predictions) == count
     assert sources[: count // 2] == ["trunk"] * (count // 2)
     assert set(sources[-100:]) == {"local-fallback"}
-    slowest = max(answer.milliseconds for answer in told)
+    slowest = max(prediction.milliseconds for prediction in predictions)
     assert slowest <= 1000 * timeout + 250, f"{slowest} ms"  # the exit's own time, on a busy machine
     model = ClientModel(trained.model("pi-2"), threads=1)
-    labels = model(pictures)[1].argmax(axis=1)
-    for index, answer in enumerate(told):
-        if answer.source == "local-fallback":
-            assert answer.label == trained.data.class_names[labels[index % len(pictures)]]
+    labels = model(images)[1].argmax(axis=1)
+    for index, prediction in enumerate(predictions):
+        if prediction.source == "local-fallback":
+            assert prediction.label == trained.data.class_names[labels[index % len(images)]]
 
 
-def test_a_server_that_comes_back_is_asked_again(serve: Serve, device: Devices, trained: Trained) -> None:
+def test_offload_resumes_when_the_server_comes_back(serve: Serve, device: Devices, trained: Trained) -> None:
     first = serve("back")
-    picture = trained.data.held_out.images[0]
+    image = trained.data.held_out.images[0]
     with device("back") as (predictor, _):
-        assert predictor(picture).source == "trunk"
+        assert predictor(image).source == "trunk"
         first.stop()
-        until(lambda: predictor(picture).source == "local-fallback")
+        until(lambda: predictor(image).source == "local-fallback")
         serve("back")
-        until(lambda: predictor(picture).source == "trunk")
+        until(lambda: predictor(image).source == "trunk")
 
 
-def test_a_broker_that_comes_late_is_found(
+def test_offload_begins_when_a_late_broker_comes_up(
     trained: Trained, device: Devices, make_broker: Callable[..., OwnBroker], tmp_path: Path
 ) -> None:
     broker = make_broker()
     broker.stop()
     assert broker.broker is not None
-    picture = trained.data.held_out.images[0]
+    image = trained.data.held_out.images[0]
     with device("late", timeout=0.5, broker=broker.broker) as (predictor, _):
-        assert predictor(picture).source == "local-fallback"
+        assert predictor(image).source == "local-fallback"
         broker.start()
         server = Serving(str(broker.address), "late", trained.model("server"), tmp_path / "late.log")
         try:
-            until(lambda: predictor(picture).source == "trunk")
+            until(lambda: predictor(image).source == "trunk")
         finally:
             server.stop()
 
 
-def test_devices_in_parallel_get_their_own_answers(trained: Trained, serve: Serve, device: Devices) -> None:
+def test_parallel_devices_get_their_own_predictions(trained: Trained, serve: Serve, device: Devices) -> None:
     serve("parallel")
-    pictures = trained.data.held_out.images[:30]
+    images = trained.data.held_out.images[:30]
     trunks = TrunkModels(trained.model("server"), threads=1)
-    told: dict[str, list[Prediction]] = {}
+    predictions: dict[str, list[Prediction]] = {}
 
     def work(name: str) -> None:
         with device("parallel", name, timeout=20.0) as (predictor, _):
-            told[name] = [predictor(picture) for picture in pictures]
+            predictions[name] = [predictor(image) for image in images]
 
     threads = [threading.Thread(target=work, args=(name,)) for name in CUTS]
     for thread in threads:
@@ -391,15 +395,15 @@ def test_devices_in_parallel_get_their_own_answers(trained: Trained, serve: Serv
     for name in CUTS:
         entry, model = trunks.entry(name), ClientModel(trained.model(name), threads=1)
         assert entry is not None
-        labels = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
-        assert [answer.label for answer in told[name]] == [
+        labels = trunks.logits(entry.trunk, model(images)[0]).argmax(axis=1)
+        assert [prediction.label for prediction in predictions[name]] == [
             trained.data.class_names[label] for label in labels
         ]
-        assert {answer.source for answer in told[name]} == {"trunk"}
+        assert {prediction.source for prediction in predictions[name]} == {"trunk"}
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_a_training_server_answers_from_its_last_commit(
+def test_training_server_replies_to_requests_after_its_first_commit(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path, strategy: str
 ) -> None:
     name, topics = f"training-{strategy}", Topics(f"training-{strategy}")
@@ -408,8 +412,8 @@ def test_a_training_server_answers_from_its_last_commit(
     with Fleet(str(mosquitto_broker.address), name, tmp_path) as fleet:
         fleet.server("--strategy", strategy, rounds=2)
         fleet.three_devices()
-        run, answer = "", None
-        while answer is None or answer.logits is None:
+        run, reply = "", None
+        while reply is None or reply.logits is None:
             event = link.receive(LONG)
             assert event is not None, fleet.log("server")
             assert isinstance(event, Message)
@@ -422,8 +426,8 @@ def test_a_training_server_answers_from_its_last_commit(
                     topics.device("pi-2", "infer"), request.encode(), response_topic=inbox, correlation=b"one"
                 )
             elif event.topic == inbox:
-                answer = InferAnswer.decode(event.payload)
-                assert answer.logits is not None or "no trunk" in answer.error
-        assert answer.round >= 1
-        assert decode_tensor(answer.logits).shape == (2, 10)
+                reply = InferAnswer.decode(event.payload)
+                assert reply.logits is not None or "no trunk" in reply.error
+        assert reply.round >= 1
+        assert decode_tensor(reply.logits).shape == (2, 10)
         assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device was uncertain of is kept and labelled there; nothing of it is seen at the broker."""
+"""Uncertain images are kept and labelled on their device; the broker sees nothing of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from splitee_lab.local.brokers import RunningBroker
 LONG = 60.0  # seconds
 
 
-def test_an_uncertain_image_is_kept_for_a_person_to_label(
+def test_uncertain_image_is_kept_on_the_device_and_can_be_labelled(
     trained: Trained, mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
     topics, watched, unsure = Topics("labels"), tmp_path / "watched", tmp_path / "unsure"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that die, freeze, come late or come back: what a round waits for, and who counts in it."""
+"""Devices that die, freeze, come late or come back: what a round waits for, and which devices count in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.mosquitto
 
 
 class Watcher:
-    """Reads along what a fleet says, and remembers its commits."""
+    """Reads the messages of a fleet, and remembers its commits."""
 
     def __init__(self, link: Link, topics: Topics) -> None:
         self.commits: dict[int, set[str]] = {}  # by round: the devices that count in it
@@ -59,7 +59,7 @@ class Watcher:
             self._assigned[of_device[0]] = Assignment.decode(message.payload)
 
     def until_features(self, device: str, number: int) -> None:
-        """`device` is in the middle of round `number`."""
+        """Wait until `device` is in the middle of round `number`."""
         self.until_open(number)
         features = self._topics.device(device, "features")
         self.until(lambda message: message.topic == features)
@@ -80,12 +80,12 @@ class Watcher:
         return max(self.commits)
 
     def until_waited_for(self, device: str) -> None:
-        """The server says that it waits for `device` alone."""
+        """Wait until the server reports that it waits for `device` alone."""
         deadline = time.monotonic() + LONGEST
         while time.monotonic() < deadline:
             self._link.publish(self._topics.server_claim, ServerClaim(instance=time.time_ns()).encode())
-            answer = self.until(lambda message: message.topic == self._topics.server_status)
-            if ServerStatus.decode(answer.payload).waiting_for == (device,):
+            reply = self.until(lambda message: message.topic == self._topics.server_status)
+            if ServerStatus.decode(reply.payload).waiting_for == (device,):
                 return
         raise AssertionError(f"the server does not say that it waits for {device}")
 
@@ -106,7 +106,7 @@ class Watcher:
 def watched(
     mosquitto_broker: RunningBroker, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Fleet, Watcher]]:
-    """A fleet of the test's own that is not started yet, and who watches it."""
+    """A fleet of the test's own that is not started yet, and its watcher."""
     topics = Topics(request.node.name[:64].replace("[", "-").rstrip("]"))
     link = Link(mosquitto_broker.address, f"watcher-{topics.fleet}")
     link.subscribe(topics.round, topics.commit, topics.server_status)
@@ -118,8 +118,8 @@ def watched(
 
 
 @pytest.mark.slow(6)
-def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
-    """It delays its round by the deadline, once; the run ends with the others."""
+def test_missing_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
+    """The device delays its round by the deadline, once; the run ends with the other devices."""
     fleet, watcher = watched
     fleet.server("--missing", "skip", "--deadline-floor", "5", "--steps", "100", rounds=3)
     fleet.three_devices()
@@ -145,7 +145,7 @@ def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> N
 
 
 @pytest.mark.slow(7)
-def test_no_round_is_committed_with_fewer_than_the_quorum(watched: tuple[Fleet, Watcher]) -> None:
+def test_round_below_the_quorum_is_not_committed(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
     fleet.server("--missing", "skip", "--deadline-floor", "1", "--quorum", "3", "--steps", "60", rounds=4)
     fleet.three_devices()
@@ -161,7 +161,7 @@ def test_no_round_is_committed_with_fewer_than_the_quorum(watched: tuple[Fleet, 
     assert all(devices == {"pi-1", "pi-2", "pi-3"} for devices in watcher.commits.values())
 
 
-def test_wait_says_for_whom_and_goes_on_when_it_is_back(watched: tuple[Fleet, Watcher]) -> None:
+def test_missing_wait_names_the_device_and_goes_on_at_its_return(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
     fleet.server("--missing", "wait", rounds=6)
     fleet.three_devices()
@@ -177,9 +177,9 @@ def test_wait_says_for_whom_and_goes_on_when_it_is_back(watched: tuple[Fleet, Wa
     assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", rounds=6)
 
 
-@pytest.mark.parametrize("pictures", [96, 384], ids=["fewer", "more"])
-def test_a_device_may_come_back_with_other_pictures(watched: tuple[Fleet, Watcher], pictures: int) -> None:
-    """It ends the round that was under way with as many batches as the server expects of it."""
+@pytest.mark.parametrize("images", [96, 384], ids=["fewer", "more"])
+def test_device_may_return_with_fewer_or_more_images(watched: tuple[Fleet, Watcher], images: int) -> None:
+    """The device ends the round under way with as many batches as the server expects of it."""
     fleet, watcher = watched
     fleet.server("--missing", "wait", "--soft-labels", "1", rounds=5)
     fleet.three_devices()
@@ -187,22 +187,22 @@ def test_a_device_may_come_back_with_other_pictures(watched: tuple[Fleet, Watche
     fleet.processes["pi-3"].kill()
     fleet.wait("pi-3")
     watcher.until_waited_for("pi-3")
-    fleet.device("pi-3", 3, "--limit", str(pictures), shard="3/3")
+    fleet.device("pi-3", 3, "--limit", str(images), shard="3/3")
     watcher.until_the_end()
     assert fleet.wait() == [0, 0, 0, 0]
     assert all(devices == {"pi-1", "pi-2", "pi-3"} for devices in watcher.commits.values())
     assert "it goes on for the same 6 batches" in fleet.log("pi-3")
     trained = {facts["id"]: facts["train_samples"] for facts in fleet.report()["devices"]}
-    assert trained["pi-3"] * 2 == trained["pi-1"] * (1 if pictures == 96 else 4)
+    assert trained["pi-3"] * 2 == trained["pi-1"] * (1 if images == 96 else 4)
 
 
-def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> None:
+def test_late_device_takes_part_from_the_next_round_on(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
     fleet.server(devices=2, rounds=5)
     fleet.device("pi-1", 1, shard="1/3")
     fleet.device("pi-2", 2, shard="2/3")
     watcher.until_open(2)
-    with fleet.frozen("pi-1"):  # so that the run is not over before the late one has started
+    with fleet.frozen("pi-1"):  # so that the run does not end before the late device has started
         watcher.until_waited_for("pi-1")  # in a round's training, or in what follows its commit
         under_way = watcher.training
         fleet.device("pi-3", 3, shard="3/3")
@@ -216,7 +216,7 @@ def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> N
 
 
 @pytest.mark.slow(6)
-def test_a_frozen_device_counts_until_its_deadline_and_again_when_it_is_back(
+def test_frozen_device_counts_until_its_deadline_and_after_its_return(
     watched: tuple[Fleet, Watcher],
 ) -> None:
     fleet, watcher = watched

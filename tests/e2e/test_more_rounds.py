@@ -14,8 +14,10 @@ from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
 
-def test_a_finished_run_goes_on_with_more_rounds(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
-    """What is committed is not taken back."""
+def test_finished_run_continues_with_more_rounds_but_not_with_fewer(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Committed rounds are not taken back."""
     topics = Topics("longer")
     watcher = Link(mosquitto_broker.address, "longer-watcher")
     watcher.subscribe(topics.round)

@@ -22,20 +22,20 @@ ROUNDS = 3
 MOVES = {"pi-1": 3, "pi-3": 1}
 
 
-def asked_before(path: Path, run: RunSpec, cut: int, wanted: int) -> None:
-    """The state of a device that has trained no round yet, and has asked for another cut."""
+def write_state_with_request(path: Path, run: RunSpec, cut: int, wanted: int) -> None:
+    """The state of a device that has trained no round yet, and has requested another cut."""
     directory = StateDirectory(path)
     facts = {"run": run.run, "network": run.network, "cut": cut, "cuts": [cut, wanted], "finished": False}
     directory.save_facts(facts)
     directory.close()
 
 
-def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
+def test_devices_move_to_deeper_and_shallower_cuts_despite_a_kill(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """The test asks in the devices' names before the first round, so all move at its commit.
+    """The test requests cuts in the devices' names before the first round, so all move at its commit.
 
-    A device goes where it has asked to be and nowhere else: its state says that an earlier process did.
+    A device moves only to a cut that it has requested: its state says that an earlier process did.
     """
     topics = Topics("moving")
     watcher = Link(mosquitto_broker.address, "moving-watcher")
@@ -51,10 +51,10 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
         fleet.server("--classes", str(classes), rounds=ROUNDS)
         run = RunSpec.decode(await_message(watcher, topics.run))
         for name, cut in MOVES.items():
-            asked_before(tmp_path / name, run, CUTS[name], cut)
+            write_state_with_request(tmp_path / name, run, CUTS[name], cut)
             fleet.device(name, CUTS[name], "--lowest-cut", "1", shard=f"{name[-1]}/3")
             profile = Profile.decode(await_message(watcher, topics.device(name, "profile")))
-            await_message(watcher, topics.device(name, "inbox/plan"))  # it is in
+            await_message(watcher, topics.device(name, "inbox/plan"))  # it has joined
             wish = replace(profile, next_cut=cut)
             watcher.publish(topics.device(name, "profile"), wish.encode(), retain=True)
         fleet.device("pi-2", CUTS["pi-2"], shard="2/3")

@@ -55,7 +55,9 @@ def check(fleet: Fleet, directory: Path) -> None:
 
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
-def test_a_fleet_over_websockets(make_broker: Callable[..., OwnBroker], tmp_path: Path) -> None:
+def test_fleet_over_websockets_gives_the_weights_of_one_process(
+    make_broker: Callable[..., OwnBroker], tmp_path: Path
+) -> None:
     port = free_port()
     make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}listener {port} 127.0.0.1\nprotocol websockets\n")
     with Fleet(f"ws://127.0.0.1:{port}", "websockets", tmp_path) as fleet:
@@ -65,7 +67,7 @@ def test_a_fleet_over_websockets(make_broker: Callable[..., OwnBroker], tmp_path
 
 
 @pytest.mark.slow(14)
-def test_another_broker_and_a_server_that_is_killed(another_broker: Ejabberd, tmp_path: Path) -> None:
+def test_fleet_on_ejabberd_survives_a_killed_server(another_broker: Ejabberd, tmp_path: Path) -> None:
     topics = Topics("another-broker")
     watcher = Link(another_broker.tcp, "watcher")
     watcher.subscribe(topics.round, topics.device("pi-2", "features"))

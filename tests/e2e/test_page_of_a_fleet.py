@@ -15,14 +15,14 @@ from waiting import until
 
 from splitee_lab.local.brokers import RunningBroker
 
-RED = 5.0  # seconds within which it is shown that somebody has died
+RED = 5.0  # seconds within which a death is shown
 LONG = 120.0
 OF_A_ROUND = {"round-opened", "round-committed", "round-evaluated"}
 
 
 @pytest.mark.slow(15)
 @pytest.mark.mosquitto
-def test_deaths_are_shown_at_once_and_the_page_goes_on(
+def test_page_shows_deaths_within_seconds_and_follows_the_restart(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     with Fleet(str(mosquitto_broker.address), "paged", tmp_path) as fleet:

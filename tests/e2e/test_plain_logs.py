@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a hostile member or server says, as the logs of real processes show it."""
+"""Texts of a hostile member or server in the logs of real processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ PROFILE = Profile(
 )
 
 
-def test_a_device_forges_no_line_of_the_servers_log(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_hostile_device_cannot_forge_lines_in_the_log_of_the_server(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     topics = Topics("evil-names")
     evil = Link(mosquitto_broker.address, "evil")
     evil.subscribe(topics.server_status, topics.device("evil", "inbox/error"))
@@ -52,7 +54,7 @@ def test_a_device_forges_no_line_of_the_servers_log(mosquitto_broker: RunningBro
 
 
 @pytest.mark.mosquitto
-def test_a_server_forges_no_line_of_a_devices_log(
+def test_hostile_server_cannot_forge_lines_in_the_output_of_a_device(
     mosquitto_broker: RunningBroker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     topics = Topics("evil-run")

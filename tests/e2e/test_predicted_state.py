@@ -33,7 +33,7 @@ PREDICTIONS = routes.PREDICTIONS.topic(TOPICS, DEVICE)
 
 @pytest.fixture
 def images(trained: Trained, tmp_path: Path) -> list[Path]:
-    """Two images, which the model takes for different classes."""
+    """Two images of which the model predicts different classes."""
     pixels = trained.data.held_out.images
     labels = ClientModel(trained.model(DEVICE), threads=1)(pixels)[1].argmax(axis=1)
     [(first, _), (second, _)] = Counter(labels.tolist()).most_common(2)
@@ -45,11 +45,11 @@ def images(trained: Trained, tmp_path: Path) -> list[Path]:
 
 
 class Watched:
-    """The device's folder, and what is heard of the device."""
+    """The device's folder, and the messages of the device."""
 
     def __init__(self, folder: Path, link: Link, log: Path) -> None:
         self.folder = folder
-        self.states: list[PredictedState] = []  # as they came, those that the broker retained apart
+        self.states: list[PredictedState] = []  # in order, without retained ones
         self._link = link
         self.log = log
         self._count = 0
@@ -112,7 +112,7 @@ def service(
         process.wait()
 
 
-def test_the_state_changes_with_what_is_seen_and_outlives_the_process(
+def test_predicted_state_follows_the_images_and_outlives_the_process(
     images: list[Path],
     service: Callable[[], WarmProcess],
     mosquitto_broker: RunningBroker,

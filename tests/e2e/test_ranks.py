@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers side by side under torchrun: the weights of one process, whatever becomes of a rank."""
+"""Servers side by side under torchrun: the weights of one process, whatever happens to a rank."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from splitee_lab.local.brokers import OwnBroker, RunningBroker, free_port
 
 BIN = Path(sys.executable).parent
 FORKED_RANK = Path(__file__).parents[1] / "support" / "forked_rank.py"
-RESTART = 600.0  # seconds that all may take once more to load torch, with other tests beside them
+RESTART = 600.0  # seconds in which all ranks load torch once more, with other tests beside them
 AVERAGING = "--strategy", "averaging", "--client-averaging", "layerwise"
 FOUR = {"pi-1": 1, "pi-2": 2, "pi-3": 3, "pi-4": 2}  # one for each of four ranks, by its lane too
 
 
 def ranks(count: int, *flags: str) -> list[str]:
-    """What runs a `splitee` command as so many ranks."""
+    """The words that run a `splitee` command as `count` ranks."""
     alone = ("--standalone", "--nproc-per-node", str(count))
     return [str(BIN / "torchrun"), *alone, *flags, str(BIN / "splitee")]
 
 
 def machine(endpoint: str, *, is_host: bool) -> list[str]:
-    """What runs a rank as one of two machines would; with `is_host` they meet there."""
+    """The words that run a rank as one of two machines would; with `is_host` they meet there."""
     meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "two-machines")
-    others = f"is_host={is_host:d},last_call_timeout=1"  # seconds that are waited for them
+    others = f"is_host={is_host:d},last_call_timeout=1"  # seconds to wait for them
     flags = ("--nnodes", "1:2", *meeting, "--rdzv-conf", others, "--max-restarts", "2")
     return [word for word in forked(1, *flags) if word != "--standalone"]
 
@@ -65,7 +65,7 @@ def check(fleet: Fleet, rounds: int, strategy: str = "averaging", **settings: An
 
 
 def await_training(link: Link, topics: Topics, number: int) -> None:
-    """Until a device has sent a batch of round `number`, or of a later one."""
+    """Wait until a device has sent a batch of round `number` or later."""
     deadline = time.monotonic() + RESTART
     opened = False
     while time.monotonic() < deadline:
@@ -83,7 +83,7 @@ def await_training(link: Link, topics: Topics, number: int) -> None:
 @pytest.mark.slow(20)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("strategy", ["averaging", "data-parallel"])
-def test_four_ranks_and_then_two_train_the_weights_of_one_process(
+def test_four_ranks_then_two_train_the_weights_of_one_process(
     strategy: str, mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     """Round 1 by four ranks; two that are started in their place in round 2 take over all devices."""
@@ -109,7 +109,7 @@ def test_four_ranks_and_then_two_train_the_weights_of_one_process(
 
 @pytest.mark.slow(25)
 @pytest.mark.mosquitto
-def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_killed_ranks_leave_the_weights_unchanged(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     topics = Topics("killed-ranks")
     watcher = Link(mosquitto_broker.address, "watches-killed-ranks")
     watcher.subscribe(topics.round, topics.device("pi-1", "features"))
@@ -126,7 +126,9 @@ def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp
 
 @pytest.mark.slow(25)
 @pytest.mark.mosquitto
-def test_one_machine_goes_on_when_the_other_leaves(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_training_goes_on_when_one_of_two_machines_leaves(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     topics = Topics("two-machines")
     watcher = Link(mosquitto_broker.address, "watches-two-machines")
     watcher.subscribe(topics.round, topics.device("pi-1", "features"))
@@ -149,10 +151,10 @@ def test_one_machine_goes_on_when_the_other_leaves(mosquitto_broker: RunningBrok
 
 @pytest.mark.slow(20)
 @pytest.mark.mosquitto
-def test_a_broker_for_each_rank(
+def test_each_rank_may_use_its_own_broker(
     mosquitto_broker: RunningBroker, make_broker: Callable[..., OwnBroker], tmp_path: Path
 ) -> None:
-    """A device is served by the rank whose broker it uses, and hears all that the others do."""
+    """A device is served by the rank whose broker it uses, and receives all that other devices do."""
     other = str(make_broker().address)
     with Fleet(str(mosquitto_broker.address), "two-brokers", tmp_path) as fleet:
         brokers = f"{mosquitto_broker.address},{other}"
@@ -167,7 +169,7 @@ def test_a_broker_for_each_rank(
 
 @pytest.mark.slow(15)
 @pytest.mark.mosquitto
-def test_a_rank_without_its_broker_ends_all_with_its_line(
+def test_rank_without_its_broker_ends_all_ranks_with_an_error_line(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     brokers = f"{mosquitto_broker.address},mqtt://127.0.0.1:1"
@@ -181,7 +183,9 @@ def test_a_rank_without_its_broker_ends_all_with_its_line(
 
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
-def test_ranks_with_other_settings_begin_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_ranks_with_different_settings_end_before_writing_state(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     differing = 'SPLITEE_STEPS=$((RANK + 3)) exec "$0" "$@"'
     program = [*ranks(2, "--no-python")[:-1], "sh", "-c", differing, str(BIN / "splitee")]
     with Fleet(str(mosquitto_broker.address), "other-settings", tmp_path) as fleet:

@@ -25,7 +25,7 @@ STEPS = "20"  # batches a round: enough for something to happen in its middle
 
 
 def until_batch(link: Link, topics: Topics, number: int) -> None:
-    """Until pi-2 trains round `number`."""
+    """Wait until pi-2 trains round `number`."""
     opened = b'"phase":"train"'
     await_message(
         link,
@@ -41,7 +41,7 @@ def watch(link: Link, topics: Topics) -> None:
 
 
 def check(fleet: Fleet) -> None:
-    """The run ended as one that nothing happened to."""
+    """The run ended like an undisturbed one."""
     assert fleet.wait() == [0, 0, 0, 0]
     report = fleet.report()
     expected = in_one_process("sequential", "step", ROUNDS, averaging="layerwise", steps=int(STEPS))
@@ -64,7 +64,7 @@ def flags() -> tuple[str, ...]:
 
 @pytest.mark.slow(13)
 @pytest.mark.mosquitto
-def test_a_broker_that_is_killed_loses_nothing(
+def test_killed_broker_leaves_the_weights_unchanged(
     make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     broker, topics = make_broker(), Topics("killed-broker")
@@ -85,10 +85,10 @@ def test_a_broker_that_is_killed_loses_nothing(
 
 @pytest.mark.slow(7)
 @pytest.mark.mosquitto
-def test_a_broker_that_comes_back_with_an_old_database_loses_nothing(
+def test_broker_with_an_old_database_leaves_the_weights_unchanged(
     make_broker: Callable[..., OwnBroker], open_folder: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    """As after a power cut, half an hour after it has saved: what it retains is of a round long over."""
+    """As after a power cut, half an hour after it saved: its retained messages are of a round long over."""
     state = open_folder
     saving = f"persistence true\npersistence_location {state}/\nautosave_interval 1800\n"
     broker = make_broker(settings=MOSQUITTO_SETTINGS.replace("persistence false\n", saving))
@@ -111,10 +111,10 @@ def test_a_broker_that_comes_back_with_an_old_database_loses_nothing(
 
 @pytest.mark.slow(8)
 @pytest.mark.mosquitto
-def test_an_offer_that_a_broker_has_lost_is_made_again(
+def test_model_offer_lost_by_the_broker_is_made_again(
     make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
-    """The device was not there when its model was offered, and the broker forgot."""
+    """The device was frozen when its model was offered, and the broker lost the offer."""
     broker, topics = make_broker(), Topics("lost-offer")
     watcher = Link(broker.address, "watches-lost-offer")
     watcher.subscribe(topics.round, topics.server_status, topics.device("pi-2", "inbox/model"))
@@ -123,7 +123,7 @@ def test_an_offer_that_a_broker_has_lost_is_made_again(
         fleet.server(*flags, rounds=1, release=True)
         fleet.three_devices()
         await_message(watcher, topics.round, lambda payload: b'"phase":"release"' in payload)
-        while "trunk-cut-1.onnx" not in fleet.log("server"):  # else it is frozen so long that it goes offline
+        while "trunk-cut-1.onnx" not in fleet.log("server"):  # else pi-2 goes offline while frozen
             watcher.receive(0.1)
         with fleet.frozen("pi-2"):
             await_message(watcher, topics.device("pi-2", "inbox/model"))
@@ -139,7 +139,7 @@ def test_an_offer_that_a_broker_has_lost_is_made_again(
 
 @pytest.mark.slow(7)
 @pytest.mark.mosquitto
-def test_a_network_that_is_cut_loses_nothing(
+def test_network_cuts_leave_the_weights_unchanged(
     mosquitto_broker: RunningBroker, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     topics, proxy = Topics("cut-network"), Proxy(mosquitto_broker.address)

@@ -32,7 +32,7 @@ LONG = 60.0  # seconds
 FEATURES = 20_000  # a model of 15 MB, which comes in some sixty parts
 DEVICES = ("d1", "d2", "d3")
 TOPICS = Topics("rollouts")
-MARK = "rollouts-watcher/mark"  # nobody else reads it
+MARK = "rollouts-watcher/mark"  # a topic of the watcher alone
 
 
 class Fleet:
@@ -98,7 +98,7 @@ class Fleet:
         return done.returncode, done.stdout + done.stderr
 
     def see(self, condition: Callable[[], bool]) -> None:
-        """Waits until what the broker shows is like that."""
+        """Waits until the messages of the broker meet the condition."""
         while not condition():
             event = self.link.receive(LONG)
             assert event is not None, {name: self.log(name) for name in self.running}
@@ -106,7 +106,7 @@ class Fleet:
                 self.take(event)
 
     def catch_up(self) -> None:
-        """Takes all that reached the broker before."""
+        """Takes all messages that reached the broker before."""
         self.link.publish(MARK, b"mark")
         marked = False
         while not marked:
@@ -129,12 +129,12 @@ class Fleet:
             self.wants.append((device, ReleaseWant.decode(message.payload).offset))
 
     def state(self, device: str) -> tuple[str, str | None]:
-        """The rollout that the device stands in, and how."""
+        """The rollout that the device takes part in, and its state there."""
         update = self.updates.get(device, DeviceUpdate()).model
         return update.rollout, update.state
 
     def figures(self) -> str:
-        """What Prometheus is served."""
+        """The page for Prometheus."""
         with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=LONG) as page:
             return str(page.read(), "utf-8")
 
@@ -158,7 +158,7 @@ def fleet(
         process.wait()
 
 
-def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(fleet: Fleet) -> None:
+def test_rollouts_reach_late_devices_survive_kills_stop_and_roll_back(fleet: Fleet) -> None:
     fleet.serve()
     for device in ("d1", "d2"):
         fleet.wake(device)
@@ -211,7 +211,7 @@ def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(flee
     assert not any("Traceback" in fleet.log(name) for name in fleet.running)
 
 
-def test_software_goes_to_the_machines_that_it_is_for(fleet: Fleet) -> None:
+def test_software_is_released_only_to_suitable_machines(fleet: Fleet) -> None:
     fleet.serve()
     for device, machine in (("pi-1", "aarch64"), ("pi-2", "aarch64"), ("hub", "x86_64")):
         report = SoftwareReport(
@@ -237,7 +237,7 @@ def test_software_goes_to_the_machines_that_it_is_for(fleet: Fleet) -> None:
     assert fleet.release(file, *words)[0] == ExitCode.SOFTWARE
 
 
-def test_without_a_server_there_is_nothing_to_be_told(fleet: Fleet) -> None:
+def test_release_without_a_server_or_with_wrong_flags_is_refused(fleet: Fleet) -> None:
     code, said = fleet.release("--pause", "first")
     assert (code, "no server runs for fleet" in said) == (ExitCode.STALLED, True)
     code, said = fleet.release(*fleet.models("first", 0.0), "--detach")

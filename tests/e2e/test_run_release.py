@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run: devices get their trained models from the server, and go on answering pictures."""
+"""The end of a run: devices get their trained models from the server, and go on to classify images."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from splitee_lab.local.brokers import RunningBroker
 
 
 @pytest.mark.slow(6)
-def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
-    """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM.
+def test_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    """pi-1 takes its model and ends; pi-2 watches a folder and classifies its new images, until SIGTERM.
 
     Both have pinned the key with which the server signs.
     """
@@ -48,20 +48,20 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
             pass
         Image.new("RGB", (32, 32), "white").save(folder / "white.png")
-        answer = PredictionReport.decode(await_message(watcher, predictions))
-        assert (answer.picture, answer.source in ("exit", "local-fallback")) == ("white.png", True)
+        prediction = PredictionReport.decode(await_message(watcher, predictions))
+        assert (prediction.picture, prediction.source in ("exit", "local-fallback")) == ("white.png", True)
         while not (seen := DeviceStatus.decode(await_message(watcher, status))).predicted:
             pass
         assert (seen.doing, seen.predicted) == ("serving", 1)
-        assert f"INFO white.png: {answer.label}" in fleet.log("pi-2")
+        assert f"INFO white.png: {prediction.label}" in fleet.log("pi-2")
         fleet.processes["pi-2"].terminate()
         assert fleet.wait("pi-2") == [0]
-        assert f"INFO state: {answer.label}" in fleet.log("pi-2")
+        assert f"INFO state: {prediction.label}" in fleet.log("pi-2")
         state = PredictedState.decode((tmp_path / "pi-2" / "models" / "state.json").read_bytes())
-        assert state.label == answer.label
+        assert state.label == prediction.label
         report = fleet.report()
     of_device = {device: topics.device(device, "metrics") for device in ("pi-1", "pi-2")}
-    watcher.subscribe(*of_device.values())  # retained: the last that was said
+    watcher.subscribe(*of_device.values())  # retained: the last figures
     figures = {
         device: DeviceFigures.decode(await_message(watcher, topic)).figures
         for device, topic in of_device.items()

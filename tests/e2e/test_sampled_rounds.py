@@ -53,7 +53,7 @@ def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> Opened:
     ("strategy", "settings", "release"),
     [("sequential", BROAD, False), ("averaging", SCANT, True), ("data-parallel", BROAD, False)],
 )
-def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
+def test_killed_server_picks_the_same_devices_as_one_process(
     mosquitto_broker: RunningBroker, tmp_path: Path, strategy: str, settings: dict[str, Any], release: bool
 ) -> None:
     """With a release the server has every device's network, and those that were not picked keep their own."""
@@ -90,8 +90,10 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
 
 
 @pytest.mark.slow(3)
-def test_devices_train_for_a_time(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
-    """A second is more than a pass over these few images takes; the first round goes by nothing known."""
+def test_timed_rounds_train_a_fixed_number_first_then_one_pass(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """An hour is more than a pass over these few images takes; the first round has no measurement."""
     topics = Topics("timed")
     watcher = Link(mosquitto_broker.address, "watches-timed")
     watcher.subscribe(topics.round, topics.all_devices("inbox/participation"))

@@ -66,7 +66,9 @@ def snapshot(broker: RunningBroker, fleet: str) -> FleetSnapshot:
 
 
 @pytest.mark.slow(60)
-def test_devices_that_stay_train_season_after_season(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_staying_devices_train_each_season_from_the_weights_before(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     """Their folders grow meanwhile, labels are corrected, images go, and at last a class is added.
 
     The server is started as the page says, three times.
@@ -87,7 +89,7 @@ def test_devices_that_stay_train_season_after_season(mosquitto_broker: RunningBr
 
     def season(name: str, *more: str) -> list[int]:
         fleet.server(*flags[name], *more, name=name, devices=len(DEVICES), release=True)
-        if name != "spring":  # an image comes that nobody classifies now: pi-2 trains
+        if name != "spring":  # this image is not classified now, as pi-2 trains
             await_message(watcher, opened, trains_another_run)
             write_clothes(watched, {"bag": 1}, first=500)
             (watched / "bag" / "0500.png").rename(watched / f"{name}.png")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A card that needs longer for an fsync than the watchdog waits: nobody is ended for it."""
+"""A card that needs longer for an fsync than the watchdog waits: no process is ended for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WATCHDOG = 2.0  # seconds
 
 @pytest.mark.slow(15)
 @pytest.mark.mosquitto
-def test_a_slow_fsync_is_no_reason_to_end_a_device_or_a_server(
+def test_slow_fsync_does_not_expire_the_watchdog_of_device_or_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     with ExitStack() as stack:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device behind a slow, far and lossy link: its fleet trains to the end, and it is seen as slow."""
+"""A device behind a slow, far and lossy link: its fleet trains to the end, and its speed is reported."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SLOW = "pi-1"
 
 @pytest.mark.slow(20)
 @pytest.mark.mosquitto
-def test_a_device_behind_a_slow_link_trains_to_the_end_and_says_that_it_is_slow(
+def test_device_behind_a_slow_link_finishes_and_reports_its_speed(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
     topic = Topics("slow-link").device(SLOW, "status")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State directories as a user meets them: whose they are, who may use them, what a run that is over says."""
+"""State directories: the run that they belong to, the process that may use them, and a finished run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def state(path: Path, facts: dict[str, object] | None = None) -> Iterator[StateD
 
 
 def server(path: Path) -> tuple[str, ...]:
-    """A server's flags with a broker that is not there: what is wrong with the state is said before."""
+    """A server's flags with an unreachable broker: errors of the state are reported before."""
     nowhere = f"mqtt://127.0.0.1:{free_port()}"
     network = ("--network", "tiny_networks:tiny", "--input", "3x32x32")
     return "server", *network, "--state", str(path), "--broker", nowhere, "--connect-timeout", "1"
 
 
-def test_a_server_refuses_the_state_of_a_run_with_other_settings(
+def test_server_refuses_the_state_of_a_run_with_other_settings(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with state(tmp_path, json.loads(SPEC.encode())):
@@ -50,7 +50,7 @@ def test_a_server_refuses_the_state_of_a_run_with_other_settings(
     assert "--fresh starts over" in line
 
 
-def test_fresh_starts_over(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_fresh_flag_discards_the_state_of_a_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with state(tmp_path, json.loads(SPEC.encode())) as directory:
         directory.save_round(1, b"a round of run-a")
     code, _ = call(capsys, *server(tmp_path), "--rounds", "7", "--fresh")
@@ -59,21 +59,21 @@ def test_fresh_starts_over(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert not list(tmp_path.glob("round-*"))
 
 
-def test_a_state_directory_is_one_processs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_state_directory_in_use_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with state(tmp_path):
         code, line = call(capsys, *server(tmp_path))
     assert code == ExitCode.STATE
     assert f"state directory {tmp_path} is in use by another process" in line
 
 
-def test_a_state_directory_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_unwritable_state_directory_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, line = call(capsys, *server(tmp_path / "file" / "state"))
     assert code == ExitCode.STATE
     assert "choose another directory" in line
 
 
-def test_a_device_refuses_the_state_of_another_run(
+def test_device_refuses_the_state_of_another_run(
     capsys: pytest.CaptureFixture[str], mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("state-of-another-run")
@@ -101,7 +101,9 @@ def comparable(report: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def test_a_finished_run_started_again_says_so(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_finished_run_started_again_reports_the_same_without_training(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     with Fleet(str(mosquitto_broker.address), "finished", tmp_path) as fleet:
         fleet.server(devices=1, rounds=1)
         fleet.device("pi-1", 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server says of what it leaves when it is stopped, and of its course with -q and -v."""
+"""The log of a server that is stopped, and its log with -q and -v."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from waiting import until
 from splitee_lab.local.brokers import RunningBroker
 
 
-def test_a_server_that_has_committed_nothing_says_so(broker: RunningBroker, tmp_path: Path) -> None:
+def test_server_stopped_before_its_first_commit_reports_that(broker: RunningBroker, tmp_path: Path) -> None:
     with Fleet(str(broker.address), "stopped-early", tmp_path) as fleet:
         fleet.server(devices=1)
         until(lambda: "waiting for 1 device\n" in fleet.log("server"), lambda: fleet.log("server"))
@@ -24,9 +24,7 @@ def test_a_server_that_has_committed_nothing_says_so(broker: RunningBroker, tmp_
 
 
 @pytest.mark.slow(4)
-def test_quiet_leaves_nothing_of_a_run_that_went_well(
-    mosquitto_broker: RunningBroker, tmp_path: Path
-) -> None:
+def test_quiet_run_without_problems_logs_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     with Fleet(str(mosquitto_broker.address), "quiet", tmp_path) as fleet:
         fleet.server("-q", devices=1, rounds=1)
         fleet.device("pi-1", 1, "-q")
@@ -34,7 +32,9 @@ def test_quiet_leaves_nothing_of_a_run_that_went_well(
         assert (fleet.log("server"), fleet.log("pi-1")) == ("", "")
 
 
-def test_verbose_tells_of_messages(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_verbose_server_logs_messages_received_and_published(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
     with Fleet(str(mosquitto_broker.address), "verbose", tmp_path) as fleet:
         fleet.server("-v", devices=1)
         until(

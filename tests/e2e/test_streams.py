@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device that classifies a stream: to its end, past what is no image, and after triggers alone."""
+"""A device that classifies a stream: to its end, past bytes that are no image, and by triggers alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Start = Callable[..., subprocess.Popen[bytes]]
 def infer(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Start]:
     """`infer(fleet, ...)`: a service whose standard input is a pipe, and its log `tmp_path / "log"`.
 
-    `model`: its owner puts one into service.
+    `model`: whether its owner puts one into service.
     """
     running: list[subprocess.Popen[bytes]] = []
 
@@ -67,8 +67,8 @@ def jpeg(pixels: Pixels) -> bytes:
     return file.getvalue()
 
 
-class Heard:
-    """What a device publishes: `names` of predicted images, and what it last said of itself."""
+class Published:
+    """Messages of a device: the `names` of predicted images, and its last `Serving`."""
 
     def __init__(self, link: Link, fleet: str) -> None:
         self.names: list[str] = []
@@ -77,7 +77,7 @@ class Heard:
         self._predictions = routes.PREDICTIONS.topic(Topics(fleet), DEVICE)
         link.subscribe(self._predictions, routes.SERVING.topic(Topics(fleet), DEVICE))
 
-    def read(self) -> Heard:
+    def read(self) -> Published:
         while (event := self._link.receive(0.05)) is not None:
             if isinstance(event, Message) and event.topic == self._predictions:
                 self.names.append(PredictionReport.decode(event.payload).picture)
@@ -86,28 +86,28 @@ class Heard:
         return self
 
 
-def test_a_stream_is_classified_to_its_end_in_its_order(
+def test_stream_is_classified_in_order_past_invalid_images(
     infer: Start,
     image: bytes,
     mosquitto_broker: RunningBroker,
     make_link: Callable[..., Link],
     tmp_path: Path,
 ) -> None:
-    heard = Heard(make_link(mosquitto_broker.address, "hears-stream"), "stream")
+    published = Published(make_link(mosquitto_broker.address, "hears-stream"), "stream")
     process = infer("stream", "--stdin", "--every", "0", "--backlog", "0")
     size = image.index(b"\xff\xc0") + 5
     hostile = image[:size] + b"\xff\xf0" * 2 + image[size + 4 :]  # 65,520 pixels wide and high
     process.communicate(image * 30 + hostile + b"no image" + image * 10, timeout=LONG)
     log = (tmp_path / "log").read_text()
     assert process.returncode == 0, log
-    until(lambda: len(heard.read().names) >= 40, lambda: log)
-    assert heard.names == [f"{number}.jpg" for number in range(1, 42) if number != 31]
+    until(lambda: len(published.read().names) >= 40, lambda: log)
+    assert published.names == [f"{number}.jpg" for number in range(1, 42) if number != 31]
     assert "skipped: 31.jpg" in log
     assert "stopped after 40 images" in log
     assert "Traceback" not in log
 
 
-def test_only_what_has_changed_is_classified(
+def test_unchanged_images_of_a_stream_are_skipped(
     infer: Start,
     trained: Trained,
     image: bytes,
@@ -115,18 +115,18 @@ def test_only_what_has_changed_is_classified(
     make_link: Callable[..., Link],
     tmp_path: Path,
 ) -> None:
-    heard = Heard(make_link(mosquitto_broker.address, "hears-changes"), "changes")
+    published = Published(make_link(mosquitto_broker.address, "hears-changes"), "changes")
     process = infer("changes", "--stdin", "--every", "0", "--backlog", "0", "--on-change", "0.05")
     other = jpeg(255 - trained.data.held_out.images[0])
     process.communicate(image * 20 + other * 20 + image * 20, timeout=LONG)
     log = (tmp_path / "log").read_text()
     assert process.returncode == 0, log
-    until(lambda: len(heard.read().names) >= 3, lambda: log)
-    assert heard.names == ["1.jpg", "21.jpg", "41.jpg"]
+    until(lambda: len(published.read().names) >= 3, lambda: log)
+    assert published.names == ["1.jpg", "21.jpg", "41.jpg"]
     assert "stopped after 3 images" in log
 
 
-def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(
+def test_trigger_takes_one_image_and_a_flood_of_triggers_is_merged(
     infer: Start,
     image: bytes,
     mosquitto_broker: RunningBroker,
@@ -134,7 +134,7 @@ def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(
     tmp_path: Path,
 ) -> None:
     link = make_link(mosquitto_broker.address, "hears-triggers")
-    heard = Heard(link, "triggers")
+    published = Published(link, "triggers")
     flags = ("--stdin", "--every", "0", "--on-topic", "own", "--on-payload", "ON", "--on-topic-for", "0")
     process = infer("triggers", *flags)
     ended = threading.Event()
@@ -148,22 +148,22 @@ def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(
     camera = threading.Thread(target=deliver)
     camera.start()
     try:
-        until(lambda: heard.read().serving is not None and "in service" in (tmp_path / "log").read_text())
+        until(lambda: published.read().serving is not None and "in service" in (tmp_path / "log").read_text())
         trigger = Topics("triggers").trigger(DEVICE)
         link.publish(trigger, b"OFF")
         time.sleep(0.5)
-        assert heard.read().names == []
+        assert published.read().names == []
         link.publish(trigger, b"ON")
-        until(lambda: heard.read().names)
+        until(lambda: published.read().names)
         time.sleep(0.5)
-        assert len(heard.read().names) == 1
+        assert len(published.read().names) == 1
         for _ in range(3000):
             link.publish(trigger, b"ON")
         assert link.flush(LONG)
         link.publish(trigger, b"ON" * 100_000)
         until(lambda: "they count as one" in (tmp_path / "log").read_text())
         time.sleep(0.5)
-        assert 2 <= len(heard.read().names) < 1000
+        assert 2 <= len(published.read().names) < 1000
         assert process.poll() is None
     finally:
         ended.set()
@@ -173,7 +173,7 @@ def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_a_stream_of_something_else_is_an_error_in_one_line(infer: Start, tmp_path: Path) -> None:
+def test_stream_without_images_ends_with_an_error_line(infer: Start, tmp_path: Path) -> None:
     process = infer("words", "--stdin")
     process.communicate(b"no image" * (2 << 20), timeout=LONG)
     log = (tmp_path / "log").read_text()
@@ -184,7 +184,7 @@ def test_a_stream_of_something_else_is_an_error_in_one_line(infer: Start, tmp_pa
     assert "Traceback" not in log
 
 
-def test_a_service_whose_model_is_spoilt_stays_for_another_one(
+def test_service_with_a_damaged_model_waits_for_another_one(
     infer: Start, image: bytes, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
@@ -200,7 +200,7 @@ def test_a_service_whose_model_is_spoilt_stays_for_another_one(
     assert "stopped after 1 images" in log.read_text(), "its owner's copy mends it"
 
 
-def test_a_service_that_waits_for_its_broker_is_stopped(infer: Start, tmp_path: Path) -> None:
+def test_service_waiting_for_its_broker_can_be_stopped(infer: Start, tmp_path: Path) -> None:
     nowhere, log = f"mqtt://127.0.0.1:{free_port()}", tmp_path / "log"
     process = infer("nowhere", "--stdin", "--broker", nowhere, "--connect-timeout", "0")
     until(lambda: log.exists() and log.read_text().count("next try in") >= 3, log.read_text)
@@ -209,7 +209,7 @@ def test_a_service_that_waits_for_its_broker_is_stopped(infer: Start, tmp_path: 
     assert log.read_text().splitlines()[-1].endswith("stopped after 0 images")
 
 
-def test_systemd_hears_that_it_is_ready_and_that_it_works(
+def test_systemd_is_notified_of_readiness_activity_and_stop(
     infer: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with FakeSystemd(tmp_path / "notify", 60) as systemd:
@@ -225,21 +225,21 @@ def test_systemd_hears_that_it_is_ready_and_that_it_works(
     assert systemd.expired == []
 
 
-def test_the_names_of_files_may_be_anything(
+def test_watched_image_files_may_have_any_name(
     infer: Start,
     image: bytes,
     mosquitto_broker: RunningBroker,
     make_link: Callable[..., Link],
     tmp_path: Path,
 ) -> None:
-    heard = Heard(make_link(mosquitto_broker.address, "hears-names"), "names")
+    published = Published(make_link(mosquitto_broker.address, "hears-names"), "names")
     watched = tmp_path / "watched"
     watched.mkdir()
     for name in (b"a line\nmore.jpg", b"caf\xe9.jpg", "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg".encode()):
         Path(os.fsdecode(bytes(watched) + b"/" + name)).write_bytes(image)
     process = infer("names", "--watch", str(watched), "--existing")
-    until(lambda: len(heard.read().names) == 3, (tmp_path / "log").read_text)
-    assert sorted(heard.names) == [
+    until(lambda: len(published.read().names) == 3, (tmp_path / "log").read_text)
+    assert sorted(published.names) == [
         "a line\\nmore.jpg",
         "caf\\udce9.jpg",
         "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg",
@@ -248,7 +248,7 @@ def test_the_names_of_files_may_be_anything(
     assert process.wait(LONG) == 0, (tmp_path / "log").read_text()
 
 
-def test_a_topic_with_wildcards_is_refused(infer: Start, tmp_path: Path) -> None:
+def test_trigger_topic_with_wildcards_is_refused(infer: Start, tmp_path: Path) -> None:
     process = infer("wildcards", "--stdin", "--on-topic", "garden/#")
     assert process.wait(LONG) == ExitCode.CONFIG
     assert "--on-topic 'garden/#': expected one topic, without + and #" in (tmp_path / "log").read_text()

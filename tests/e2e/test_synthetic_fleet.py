@@ -32,8 +32,8 @@ def run(directory: Path, averaging: str, *, kill: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
-    """`left_alone(averaging)`: what is measured of a run whose devices nothing happens to."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """`undisturbed(averaging)`: the measurements of a run whose devices do not vanish."""
 
     def found(averaging: str) -> dict[str, Any]:
         def make(folder: Path) -> None:
@@ -49,10 +49,10 @@ def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("averaging", ["none", "layerwise"])
-def test_devices_that_vanish_and_come_back_change_nothing(
-    tmp_path: Path, left_alone: Callable[[str], dict[str, Any]], averaging: str
+def test_devices_that_vanish_and_return_leave_the_weights_unchanged(
+    tmp_path: Path, undisturbed: Callable[[str], dict[str, Any]], averaging: str
 ) -> None:
-    alone, killed = left_alone(averaging), run(tmp_path / "killed", averaging, kill=2)
+    alone, killed = undisturbed(averaging), run(tmp_path / "killed", averaging, kill=2)
     assert (alone["killed"], killed["killed"]) == (0, 2 * ROUNDS)
     assert alone["weights_sha256"] == killed["weights_sha256"]
     assert failures([alone]) == failures([killed]) == []
@@ -60,8 +60,8 @@ def test_devices_that_vanish_and_come_back_change_nothing(
 
 @pytest.mark.slow(5)
 @pytest.mark.mosquitto
-def test_the_servers_cpu_is_split_by_what_it_does(left_alone: Callable[[str], dict[str, Any]]) -> None:
-    found = left_alone("none")
+def test_cpu_time_of_the_server_is_split_by_section(undisturbed: Callable[[str], dict[str, Any]]) -> None:
+    found = undisturbed("none")
     parts = found["server_ms_by_section"]
     assert parts.keys() == {*SECTIONS, "receive", "rest"}
     assert all(value > 0 for name, value in parts.items())
@@ -86,7 +86,7 @@ def result(devices: int, **changed: Any) -> dict[str, Any]:
         ({"wedged": True, "waits_for": "pi-1"}, "nothing moves any more: pi-1"),
     ],
 )
-def test_a_curve_is_judged_from_a_hundred_devices_on(changed: dict[str, Any], words: str) -> None:
+def test_failures_of_a_scaling_curve_are_reported(changed: dict[str, Any], words: str) -> None:
     few, many, more = result(10, server_ms=0.5), result(100), result(1000)
     assert failures([few, many, more]) == []
     assert words in " ".join(failures([few, many, more | changed]))

@@ -32,14 +32,14 @@ WITH_STRATEGY = (sys.executable, "-c", "import third_strategy; from splitee.cli.
 
 
 def splitee(*arguments: object) -> str:
-    """What the command prints."""
+    """The output of the command."""
     done = warm.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.slow(14)
-def test_a_third_strategy_is_one_file_and_one_line(
+def test_strategy_in_its_own_file_is_trained_resumed_exported_and_served(
     mosquitto_broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topics = Topics("third")
@@ -67,8 +67,8 @@ def test_a_third_strategy_is_one_file_and_one_line(
             pass
         pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32), np.uint8)
         Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "image.png")
-        asking = ("--json", "--threshold", "0", "--timeout", "30", *fleet.link, "--model", model)
-        answer = json.loads(splitee("predict", *asking, tmp_path / "image.png"))
+        flags = ("--json", "--threshold", "0", "--timeout", "30", *fleet.link, "--model", model)
+        prediction = json.loads(splitee("predict", *flags, tmp_path / "image.png"))
         fleet.processes["serve"].terminate()
         assert fleet.wait("serve") == [0]
     watcher.close()
@@ -77,7 +77,10 @@ def test_a_third_strategy_is_one_file_and_one_line(
     assert entry is not None
     client = ClientModel(model, threads=1)
     logits = trunks.logits(entry.trunk, client(pixels[None])[0])
-    assert (answer["source"], answer["label"]) == ("trunk", client.manifest.class_names[logits.argmax()])
+    assert (prediction["source"], prediction["label"]) == (
+        "trunk",
+        client.manifest.class_names[logits.argmax()],
+    )
 
 
 def _train(fleet: Fleet, watcher: Link, topics: Topics) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet says of its bytes is what the broker counts, and what a simulation of the run makes of it."""
+"""A fleet's counts of its bytes match those of the broker and of a simulation of the run."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CUTS = {"pi-1": 1, "pi-2": 3}
 ROUNDS = 3
 PAYLOADS = "$SYS/broker/publish/bytes"  # of publications
 PACKETS = "$SYS/broker/bytes"  # all that comes and goes but TLS and TCP
-SETTLED = 20.0  # seconds in which the broker, which tells every second, has told the last
+SETTLED = 20.0  # seconds in which the broker, which publishes counts every second, has published the last
 FLAGS = ("--strategy", "sequential", "--client-averaging", "layerwise", "--soft-labels", "0.5")
 
 
 @pytest.mark.slow(6)
 @pytest.mark.mosquitto
-def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
+def test_traffic_counts_match_those_of_the_broker_and_a_simulation(
     make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
     topics, watching = Topics("traffic"), Counted()
@@ -48,9 +48,9 @@ def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
         watcher.open(10)
         last: dict[str, Traffic] = {}
         counted: dict[str, int] = {}
-        for_viewers = 0  # bytes, which neither a device nor the server counts as the training's
+        for_viewers = 0  # bytes that neither a device nor the server counts as the training's
 
-        def hear(timeout: float) -> bool:
+        def receive(timeout: float) -> bool:
             nonlocal for_viewers
             event = watcher.receive(timeout)
             if not isinstance(event, Message):
@@ -70,12 +70,12 @@ def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
                 fleet.device(name, cut, shard=f"{index}/2")
             assert fleet.wait() == [0, 0, 0]
             report = fleet.report()
-        while hear(0):
+        while receive(0):
             pass
         said = report["traffic"]
         payload = {way: sum(said[way].values()) - said[way]["headers"] for way in ("up", "down", "to_all")}
         up, down = (sum(getattr(one, way).payload for one in last.values()) for way in ("up", "down"))
-        published, heard = up + payload["down"] + payload["to_all"], down + payload["up"]
+        published, received = up + payload["down"] + payload["to_all"], down + payload["up"]
         headers = sum(one.up.headers for one in last.values())
         headers += said["down"]["headers"] + said["to_all"]["headers"]
 
@@ -83,7 +83,7 @@ def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
             seen = sum(size for _, size, _ in watching.came)
             expected = {
                 f"{PAYLOADS}/received": published + for_viewers,
-                f"{PAYLOADS}/sent": heard + seen,
+                f"{PAYLOADS}/sent": received + seen,
                 # without acknowledgements and pings
                 f"{PACKETS}/received": published + for_viewers + headers,
             }
@@ -91,19 +91,19 @@ def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
 
         until = time.monotonic() + SETTLED
         while not is_close():
-            assert time.monotonic() < until, (counted, published, heard, headers)
-            hear(1.0)
+            assert time.monotonic() < until, (counted, published, received, headers)
+            receive(1.0)
         watcher.close()
     finally:
         broker.stop()
 
-    for device in report["devices"]:  # both ends count the same of what is no word between them
+    for device in report["devices"]:  # both ends count the same but for messages of the protocol
         mine = last[device["id"]].as_dict()
         for purpose in ("training", "evaluation", "statistics", "client_networks"):
             assert mine["up"][purpose] == device["traffic"]["up"][purpose] > 0
         for purpose in ("client_networks", "soft_labels", "models"):
             assert mine["down"][purpose] == device["traffic"]["down"][purpose] > 0
-        assert mine["down"]["protocol"] > device["traffic"]["down"]["protocol"]  # what goes to all, too
+        assert mine["down"]["protocol"] > device["traffic"]["down"]["protocol"]  # with messages to all
 
     simulation = simulation_of(
         "sequential", "step", ROUNDS, run=report["run"], averaging="layerwise", cuts=CUTS, soft_labels=0.5

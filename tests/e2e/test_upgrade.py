@@ -37,7 +37,7 @@ from systemd import FakeSystemd
 
 ROUTES = RELEASES["software"]
 GOOD, ENDS, BROKEN = "0.2.0", "0.3.0", "0.4.0"
-OWN = ("core", "device")  # what a device runs
+OWN = ("core", "device")  # the packages of a device
 PART = 1 << 20  # bytes
 LONG = 240.0  # seconds
 
@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.mosquitto]
 
 
 def make_files(folder: Path) -> None:
-    """Software that works, that loads and ends as soon as it runs, and that does not even load."""
+    """Software that works, that loads but ends as soon as it runs, and that does not load."""
     signing_key = make_keys(folder)[0]
     for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
         (folder / name).write_bytes(data)
@@ -69,7 +69,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """Offers software to a device, and sends the parts that it asks for."""
+    """Offers software to a device, and sends the parts that it requests."""
 
     def __init__(self, broker: RunningBroker, fleet: str, device: str, files: Path) -> None:
         self.topics, self.device, self.files = Topics(fleet), device, files
@@ -89,7 +89,7 @@ class Server:
         return offer.release
 
     def until(self, release: str, state: str) -> SoftwareReport:
-        """Serves until the device says so of the release."""
+        """Serves until the device reports this state of the release."""
         self.reports.clear()
         until(lambda: self._serve() and self._has_said(release, state), lambda: self.reports[-3:], LONG)
         return self.reports[-1]
@@ -191,7 +191,7 @@ def test_released_software_comes_up_or_is_rolled_back(
 
 
 @pytest.mark.slow(8)
-def test_software_by_hand(device: Device, files: Path) -> None:
+def test_software_is_installed_and_rolled_back_by_hand(device: Device, files: Path) -> None:
     done = device.upgrade(files / GOOD)
     assert done.returncode == ExitCode.OK, done.stderr
     device.await_log("splitee 0.2.0 has come up, and is in service")
@@ -208,10 +208,10 @@ def test_software_by_hand(device: Device, files: Path) -> None:
 
 
 @pytest.mark.slow(4)
-def test_a_device_that_trains_is_healthy_while_it_waits_and_stops_once(
+def test_training_device_notifies_systemd_while_it_waits_and_stops_once(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Its launcher is the service's main process: it alone says that the service stops."""
+    """Its launcher is the service's main process: it alone notifies that the service stops."""
     software = Software(tmp_path / "software")
     launcher = [sys.executable, "-m", "splitee_device.upgrade.launcher", "--software", str(software.path)]
     place = ["--broker", str(mosquitto_broker.address), "--fleet", "upgrade-trains", "--id", "pi-1"]
@@ -249,8 +249,8 @@ main(sys.argv[1:])
 
 @pytest.mark.slow(2)
 @pytest.mark.parametrize("steps", [0, 1, 2])
-def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
-    """Before the packages are installed, before what they require is checked, and before they are loaded."""
+def test_interrupted_installation_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
+    """Before packages are installed, before their requirements are checked, and before they are loaded."""
     software = Software(tmp_path)
     software.install_base(Path(sys.prefix))
     flags = ["upgrade", "--software", tmp_path, "--software-key", files / SOFTWARE_KEY, files / ENDS]
@@ -263,7 +263,7 @@ def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: 
 
 
 class Index(AbstractContextManager["Index"]):
-    """A package index on loopback, which has whatever is in its folders."""
+    """A package index on loopback, which serves the files of its folders."""
 
     def __init__(self, path: Path) -> None:
         handler = partial(SimpleHTTPRequestHandler, directory=str(path))
@@ -283,7 +283,7 @@ class Index(AbstractContextManager["Index"]):
 
 
 @pytest.mark.slow(5)
-def test_an_index_serves_and_earlier_upgrades_stay(files: Path, tmp_path: Path) -> None:
+def test_upgrade_from_an_index_keeps_packages_of_earlier_upgrades(files: Path, tmp_path: Path) -> None:
     """A package that the first file brings is there after the second, which comes from an index."""
     software, extra = Software(tmp_path / "software"), small_wheel(tmp_path, "extra", "1")
     software.path.mkdir()
@@ -335,8 +335,8 @@ MOUNT = 'mount -t tmpfs -o size=$1 tmpfs "$0"; shift; "$@" || code=$?; ls -A "$0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", ["2m", "70m"], ids=["is-too-small", "fills-up"])
-def test_a_full_disk_leaves_nothing_behind(files: Path, tmp_path: Path, size: str) -> None:
-    """The list of the wheels says less than they take, so that the second disk fills up on the way."""
+def test_upgrade_on_a_full_disk_leaves_nothing_behind(files: Path, tmp_path: Path, size: str) -> None:
+    """The manifest states less than the wheels take, so that the second disk fills up on the way."""
     if subprocess.run([*SMALL_DISK, "true"], check=False, capture_output=True).returncode:
         pytest.skip("no mounts of one's own here")
     wheels = hollow_wheel(tmp_path, GOOD), small_wheel(tmp_path, "large", "1", content=bytes(80 << 20))

@@ -33,10 +33,10 @@ Figures = dict[tuple[str, ...], float]
 
 
 def scrape(port: int) -> Figures:
-    """{(name, values of the labels...): value}; empty while nobody serves."""
+    """{(name, values of the labels...): value}; empty while no server runs."""
     try:
-        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            families = list(text_string_to_metric_families(answer.read().decode()))
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
+            families = list(text_string_to_metric_families(response.read().decode()))
     except URLError:
         return {}
     found = (sample for family in families for sample in family.samples)
@@ -52,7 +52,7 @@ def scrape_until(port: int, condition: Callable[[Figures], bool]) -> Figures:
 
 
 @pytest.mark.mosquitto
-def test_a_fleet_that_is_watched(
+def test_monitoring_follows_a_fleet_through_a_death_of_the_server(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
     port, folder = free_port(), tmp_path / "curves"
@@ -63,7 +63,7 @@ def test_a_fleet_that_is_watched(
     announced: dict[str, bytes] = {}
     evaluated: list[Metrics] = []
 
-    def hear(patience: float) -> bool:
+    def receive(patience: float) -> bool:
         event = listener.receive(patience)
         if isinstance(event, Message) and not event.topic.startswith(PREFIX):
             view.take(event, time.time())
@@ -79,12 +79,12 @@ def test_a_fleet_that_is_watched(
         fleet.device("pi-1", 1, shard="1/2")
         fleet.device("pi-2", 3, shard="2/2")
         while not evaluated:
-            assert hear(LONG), fleet.log("server")
+            assert receive(LONG), fleet.log("server")
         os.kill(fleet.processes["pi-2"].pid, signal.SIGSTOP)
         waits = ("splitee_device_waited_for", "pi-2")
         figures = scrape_until(port, lambda found: waits in found and found[("splitee_waiting_seconds",)] > 2)
-        while hear(0) or not view.snapshot().waiting:  # that is said with the server's heartbeat
-            hear(1.0)
+        while receive(0) or not view.snapshot().waiting:  # it comes with the server's heartbeat
+            receive(1.0)
         committed = int(figures[("splitee_rounds_committed",)])
         assert 1 <= committed < ROUNDS
         assert (figures[("splitee_rounds",)], figures[("splitee_devices_waited_for",)]) == (ROUNDS, 1)
@@ -128,7 +128,7 @@ def test_a_fleet_that_is_watched(
         assert resumed[("splitee_rounds_committed",)] >= committed
         os.kill(fleet.processes["pi-2"].pid, signal.SIGCONT)
         assert fleet.wait(timeout=LONG) == [0, 0, 0], fleet.log("server")
-        while hear(0.5):
+        while receive(0.5):
             pass
     snapshot = view.snapshot()
     rounds = list(range(1, ROUNDS + 1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threshold: what a curve says of held-out images, what is chosen, and what the command stores."""
+"""The threshold: its curve over held-out images, its choice, and how the command stores it."""
 
 from __future__ import annotations
 
@@ -43,28 +43,28 @@ def held_out(draw: st.DrawFn) -> HeldOut:
 
 
 @given(held_out())
-def test_each_point_is_what_its_threshold_gives(pictures: HeldOut) -> None:
-    points = curve(pictures)
+def test_curve_point_has_the_accuracy_and_offload_share_of_its_threshold(images: HeldOut) -> None:
+    points = curve(images)
     for point in points:
-        local = pictures.uncertainty <= point.threshold
-        right = sum(pictures.exit_right[local]) + sum(pictures.offloaded_right[~local])
+        local = images.uncertainty <= point.threshold
+        right = sum(images.exit_right[local]) + sum(images.offloaded_right[~local])
         assert point.accuracy == pytest.approx(right / len(local))
         assert point.offload_share == pytest.approx((~local).sum() / len(local))
     shares = [point.offload_share for point in points]
     assert shares == sorted(shares, reverse=True)
     assert points[-1].offload_share == 0
-    assert points[-1].accuracy == pytest.approx(pictures.exit_right.mean())
+    assert points[-1].accuracy == pytest.approx(images.exit_right.mean())
 
 
 @given(held_out(), st.floats(0, 1))
-def test_with_a_bound_on_offloads_the_most_accurate_point_is_chosen(pictures: HeldOut, bound: float) -> None:
-    chosen = choose(pictures, max_drop=None, max_offload=bound)
+def test_most_accurate_point_within_the_offload_bound_is_chosen(images: HeldOut, bound: float) -> None:
+    chosen = choose(images, max_drop=None, max_offload=bound)
     assert chosen.offload_share <= bound
-    assert all(p.accuracy <= chosen.accuracy for p in curve(pictures) if p.offload_share <= bound)
+    assert all(p.accuracy <= chosen.accuracy for p in curve(images) if p.offload_share <= bound)
 
 
 @pytest.mark.parametrize(("exit_accuracy", "trunk_accuracy", "expected"), [(0.9, 0.5, 0.0), (0.5, 0.9, 1.0)])
-def test_where_one_is_much_better_it_predicts_nearly_always(
+def test_much_better_exit_or_trunk_predicts_nearly_all_images(
     exit_accuracy: float, trunk_accuracy: float, expected: float
 ) -> None:
     world = World(exit_accuracy, trunk_accuracy, 0.0, 0.0)
@@ -114,17 +114,17 @@ class World:
     ],
     ids=["better trunk", "equal", "blind, better trunk", "blind, better exit", "good", "misleading"],
 )
-def test_what_is_chosen_on_1000_images_holds_on_others(world: World) -> None:
+def test_threshold_chosen_on_1000_images_loses_at_most_2_points_on_others(world: World) -> None:
     """Within 2 points of the better of exit and trunk, in 95 % of draws.
 
-    "blind": the uncertainty says nothing; "misleading": it is high where the trunk is even less right.
+    "blind": the uncertainty tells nothing; "misleading": it is high where the trunk is even less right.
     """
     generator = np.random.default_rng(1)
     lost = [world.loss(calibrate(world.draw(generator, 1000), 0.5).chosen.threshold) for _ in range(100)]
     assert np.mean(np.array(lost) <= 0.02) >= 0.95
 
 
-def test_fewer_than_200_images_choose_nothing() -> None:
+def test_fewer_than_200_images_leave_the_run_threshold() -> None:
     """As 10 % of 300 images of each of three devices: the run's threshold stays."""
     world, generator = World(0.6, 0.8, 0.5, 0.2), np.random.default_rng(2)
     few, enough = world.draw(generator, 90), world.draw(generator, 200)
@@ -137,21 +137,21 @@ def test_fewer_than_200_images_choose_nothing() -> None:
     )
     assert calibrate(few, 0.5).points == curve(few)
     assert calibrate(enough, 0.5).chosen.images == 200
-    nothing = HeldOut(np.empty(0, "f4"), np.empty(0, bool), np.empty(0, bool))
-    assert calibrate(nothing, 0.5) == Calibration(ReleasedThreshold(threshold=0.5))
+    empty = HeldOut(np.empty(0, "f4"), np.empty(0, bool), np.empty(0, bool))
+    assert calibrate(empty, 0.5) == Calibration(ReleasedThreshold(threshold=0.5))
 
 
-def test_the_interval_of_a_difference_is_that_of_the_literature() -> None:
-    """Approval twice asked of 1,600 people (Agresti, Categorical Data Analysis): 4.0 points, 2.1 at least."""
+def test_paired_interval_agrees_with_a_published_example() -> None:
+    """Two surveys of 1,600 people (Agresti, Categorical Data Analysis): 4.0 points, 2.1 at least."""
     (lower,) = paired_lower(np.array([150]), np.array([86]), 1600)
     assert lower == pytest.approx(0.021, abs=5e-4)
 
 
-def test_exactly_one_bound_is_taken() -> None:
-    pictures = HeldOut(np.array([0.1, 0.9], "f4"), np.array([True, False]), np.array([True, True]))
+def test_choice_needs_exactly_one_bound() -> None:
+    images = HeldOut(np.array([0.1, 0.9], "f4"), np.array([True, False]), np.array([True, True]))
     for bounds in ({"max_drop": 0.1, "max_offload": 0.1}, {"max_drop": None, "max_offload": None}):
         with pytest.raises(ConfigError, match="one of --max-drop and --max-offload"):
-            choose(pictures, **bounds)
+            choose(images, **bounds)
 
 
 @pytest.fixture
@@ -179,9 +179,9 @@ def _run(*arguments: object) -> SpliteeError | str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("measure", ["entropy", "confidence"])
-def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, measure: str) -> None:
+def test_calibrate_command_stores_threshold_and_curve(models: Path, tmp_path: Path, measure: str) -> None:
     model, plot = models / "client", tmp_path / "curve.svg"
-    said = _run(
+    output = _run(
         "--model",
         model,
         "--trunk",
@@ -193,7 +193,7 @@ def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, me
         "--plot",
         plot,
     )
-    assert isinstance(said, str) and "chosen: threshold" in said
+    assert isinstance(output, str) and "chosen: threshold" in output
     assert plot.read_text().lstrip().startswith("<?xml")
     manifest = read_manifest(model, ClientManifest)
     assert manifest.measure == measure
@@ -203,16 +203,18 @@ def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, me
     local = client.uncertainty(logits) <= manifest.threshold
     entry = trunks.entry("pi-2")
     assert entry is not None
-    answers = np.where(local, logits.argmax(1), trunks.logits(entry.trunk, features).argmax(1))
+    predictions = np.where(local, logits.argmax(1), trunks.logits(entry.trunk, features).argmax(1))
     stored = next(point for point in manifest.calibration if point.threshold == manifest.threshold)
     assert (~local).mean() <= 0.4
     assert manifest.expected_offload == stored.offload_share
     assert stored.offload_share == pytest.approx((~local).mean(), abs=0.02)
-    assert stored.accuracy == pytest.approx((answers == samples.labels).mean(), abs=0.02)
+    assert stored.accuracy == pytest.approx((predictions == samples.labels).mean(), abs=0.02)
 
 
 @pytest.mark.slow
-def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, tmp_path: Path) -> None:
+def test_calibrate_command_reads_images_from_class_folders(
+    trained: Trained, models: Path, tmp_path: Path
+) -> None:
     samples, names = Samples.read(models / "client"), trained.data.class_names
     for index in range(240):
         folder = tmp_path / names[samples.labels[index]]
@@ -221,12 +223,12 @@ def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, 
         folder.mkdir(exist_ok=True)
         Image.fromarray(samples.held_out[index].transpose(1, 2, 0)).save(folder / f"{index}.png")
     count = len(list(tmp_path.glob("*/*.png")))
-    said = _run("--model", models / "client", "--trunk", models / "trunks", "--data", tmp_path)
-    assert isinstance(said, str) and said.startswith(f"{count} images held out")
+    output = _run("--model", models / "client", "--trunk", models / "trunks", "--data", tmp_path)
+    assert isinstance(output, str) and output.startswith(f"{count} images held out")
 
 
 @pytest.mark.slow
-def test_what_cannot_be_calibrated_is_named(
+def test_invalid_calibrations_are_refused_with_a_reason(
     models: Path, trained: Trained, averaged: Trained, tmp_path: Path
 ) -> None:
     few = trained.model("pi-2")

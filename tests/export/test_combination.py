@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How exit and trunk are combined for offloaded images: fitted on some, judged on others."""
+"""The combination of exit and trunk for offloaded images: fitted on some, judged on others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES = 10
 
 
 def drawn(weights: tuple[float, float], count: int, seed: int = 1) -> HeldOutLogits:
-    """Labels are drawn from what the two, weighted, say of their probabilities."""
+    """Labels are drawn from the weighted probabilities of exit and trunk."""
     generator = np.random.default_rng(seed)
     exits, trunks = generator.normal(size=(2, count, CLASSES)).astype("f4") * 3
     probabilities = softmax(weights[0] * exits + weights[1] * trunks).cumsum(axis=1)
@@ -23,12 +23,12 @@ def drawn(weights: tuple[float, float], count: int, seed: int = 1) -> HeldOutLog
 
 
 @pytest.mark.parametrize("weights", [(0.4, 0.8), (1.0, 0.3), (0.2, 0.1)])
-def test_the_weights_are_those_that_the_labels_come_of(weights: tuple[float, float]) -> None:
+def test_fit_finds_the_weights_that_the_labels_were_drawn_with(weights: tuple[float, float]) -> None:
     found = fit(drawn(weights, 20_000)).combination
     assert (found.exit, found.trunk) == pytest.approx(weights, rel=0.05, abs=0.02)
 
 
-def test_a_combination_is_better_on_other_images_than_either() -> None:
+def test_combination_is_more_accurate_on_other_images_than_exit_or_trunk() -> None:
     found = fit(drawn((0.5, 0.5), 1000))
     others = drawn((0.5, 0.5), 5000, seed=2)
     combined = others.right(found.combination).mean()
@@ -37,14 +37,14 @@ def test_a_combination_is_better_on_other_images_than_either() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_an_exit_that_says_nothing_counts_for_nothing(seed: int) -> None:
+def test_uninformative_exit_does_not_lower_the_accuracy_of_the_trunk(seed: int) -> None:
     found = fit(drawn((0.0, 1.0), 1000, seed))
     others = drawn((0.0, 1.0), 5000, seed + 100)
     assert others.right(found.combination).mean() >= others.trunk_right.mean() - 0.01
 
 
-def test_where_it_would_be_less_accurate_the_trunk_predicts_alone() -> None:
-    """On few images a fit is no better than the two by chance; on those that judge it, it never is worse."""
+def test_trunk_predicts_alone_if_the_combination_is_less_accurate() -> None:
+    """By chance a fit on few images is no better; on the images that judge it, it is never worse."""
     found = []
     for seed in range(40):
         logits = drawn((0.1, 0.5), 60, seed)
@@ -55,7 +55,7 @@ def test_where_it_would_be_less_accurate_the_trunk_predicts_alone() -> None:
     assert not all(alone)
 
 
-def test_predictions_without_an_error_have_weights_that_end() -> None:
+def test_weights_stay_bounded_if_all_predictions_are_right() -> None:
     labels = np.arange(200) % CLASSES
     sure = np.eye(CLASSES, dtype="f4")[labels] * 20
     found = fit(HeldOutLogits(sure, sure, labels))
@@ -64,14 +64,14 @@ def test_predictions_without_an_error_have_weights_that_end() -> None:
 
 
 @pytest.mark.parametrize("largest", [0.0, 6e4])
-def test_extreme_logits(largest: float) -> None:
+def test_weights_are_finite_for_extreme_logits(largest: float) -> None:
     generator = np.random.default_rng(1)
     exits, trunks = largest * generator.choice([-1.0, 1.0], (2, 200, CLASSES)).astype("f4")
     found = fit(HeldOutLogits(exits, trunks, generator.integers(0, CLASSES, 200)))
     assert np.isfinite([found.combination.exit, found.combination.trunk]).all()
 
 
-def test_what_an_image_is_combined_to() -> None:
+def test_combined_logits_are_the_weighted_sum_of_exit_and_trunk() -> None:
     exit_logits, trunk_logits = np.array([[1.0, 2.0]], "f4"), np.array([[3.0, 0.0]], "f4")
     assert Combination(2.0, 0.5)(exit_logits, trunk_logits).tolist() == [[3.5, 4.0]]
     assert TRUNK_ALONE(exit_logits, trunk_logits).tolist() == trunk_logits.tolist()

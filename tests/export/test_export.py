@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported graphs answer as torch does, and an export that does not is refused."""
+"""Exported graphs predict as torch does, and an export that does not is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def server_state(trained: Trained) -> ServerState:
     return state
 
 
-def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) -> None:
+def test_exported_device_model_predicts_as_torch_does(trained: Trained, tmp_path: Path) -> None:
     state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
     manifest = export_client(state, samples, tmp_path)
     model = ClientModel(tmp_path, threads=1)
@@ -70,7 +70,7 @@ def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) 
     np.testing.assert_array_equal(Samples.read(tmp_path).held_out, samples.held_out)
 
 
-def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) -> None:
+def test_exported_trunk_of_each_device_predicts_as_torch_does(by_strategy: Trained, tmp_path: Path) -> None:
     state = server_state(by_strategy)
     manifest = export_trunks(state, tmp_path / "server", [by_strategy.model("pi-2")])
     trunks = TrunkModels(tmp_path / "server", threads=1)
@@ -89,7 +89,7 @@ def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) 
     assert trunks.entry("stranger") is None
 
 
-def test_a_network_with_dropout_and_pooled_branches_exports_with_a_free_batch() -> None:
+def test_network_with_dropout_and_pooled_branches_exports_for_any_batch_size() -> None:
     network = build_network("tiny_networks:squeezing", num_classes=7, input_shape=(3, 64, 64))
     network.module.eval()
     client, head, trunk = network.client(2).eval(), network.exit_head(2).eval(), network.trunk(2).eval()
@@ -118,14 +118,14 @@ def _logits(inputs: Array) -> list[Array]:
     ],
     ids=["off", "other labels", "shape", "nan", "only in batches", "only alone"],
 )
-def test_parity_refuses_a_graph_that_answers_otherwise(wrong: object) -> None:
+def test_parity_check_refuses_a_graph_that_differs_from_torch(wrong: object) -> None:
     inputs = np.random.default_rng(0).standard_normal((40, 5)).astype("f4")
     assert check_parity("x", _logits, _logits, inputs, "random").max_error == 0
     with pytest.raises(ModelError, match="does not answer as torch does"):
         check_parity("x", _logits, wrong, inputs, "random")  # type: ignore[arg-type]
 
 
-def test_int8_goes_into_service_only_within_its_bound(trained: Trained, tmp_path: Path) -> None:
+def test_int8_graph_is_used_only_within_its_accuracy_bound(trained: Trained, tmp_path: Path) -> None:
     state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
     manifest = export_client(state, samples, tmp_path / "kept", int8=Int8Policy(max_drop=1.0))
     assert manifest.file == CLIENT_INT8 and set(manifest.sha256) == {CLIENT, CLIENT_INT8}
@@ -139,7 +139,7 @@ def test_int8_goes_into_service_only_within_its_bound(trained: Trained, tmp_path
     assert refused.file == CLIENT and not (tmp_path / "refused" / CLIENT_INT8).exists()
 
 
-def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_path: Path) -> None:
+def test_benchmark_selects_the_faster_graph(trained: Trained, tmp_path: Path) -> None:
     state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
     manifest = export_client(state, samples, tmp_path, int8=Int8Policy(max_drop=1.0, benchmark=True))
     timed = manifest.quantization
@@ -147,7 +147,7 @@ def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_pa
     assert manifest.file == (CLIENT_INT8 if timed.int8_ms < timed.fp32_ms else CLIENT)
 
 
-def test_a_client_of_another_run_cannot_try_a_trunk(
+def test_client_model_of_another_run_is_refused_for_export_of_trunks(
     trained: Trained, averaged: Trained, tmp_path: Path
 ) -> None:
     other = averaged.model("pi-2")
@@ -164,14 +164,14 @@ def _run(*arguments: object) -> SpliteeError | str:
     return result.output
 
 
-def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> None:
+def test_export_command_reports_its_models_and_keeps_the_region(trained: Trained, tmp_path: Path) -> None:
     trusted = ("--network", NETWORK)
     state = Path(shutil.copytree(trained.path / "pi-1", tmp_path / "state"))
     keep_region(state, Region(1, 2, 30, 20))
-    said = _run("--state", state, "--out", tmp_path / "client", "--int8", *trusted)
-    assert isinstance(said, str) and "cut 1" in said and "int8" in said
+    output = _run("--state", state, "--out", tmp_path / "client", "--int8", *trusted)
+    assert isinstance(output, str) and "cut 1" in output and "int8" in output
     assert kept_region(tmp_path / "client") == Region(1, 2, 30, 20)
-    said = _run(
+    output = _run(
         "--state",
         trained.path / "server",
         "--out",
@@ -180,22 +180,22 @@ def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> Non
         tmp_path / "client",
         *trusted,
     )
-    assert isinstance(said, str) and "trunks for 3 devices" in said
+    assert isinstance(output, str) and "trunks for 3 devices" in output
 
 
 class Cumulative(torch.nn.Module):
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.cumsum(1)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.cumsum(1)
 
 
-def test_a_network_that_devices_would_not_take_is_not_exported() -> None:
+def test_network_with_an_operator_unknown_to_devices_is_not_exported() -> None:
     head = build_network("tiny_networks:tiny", num_classes=2).exit_head(1, seed=0)
     features = torch.nn.Sequential(Cumulative(), torch.nn.Conv2d(3, 4, 3, stride=4))
     with pytest.raises(ModelError, match="this network: it needs the operator 'CumSum'"):
         client_graph(features, head, (3, 32, 32))
 
 
-def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Path) -> None:
+def test_invalid_exports_are_refused_with_a_reason(trained: Trained, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "run.json").write_text("{")
@@ -241,7 +241,7 @@ def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-def test_the_round_that_is_exported_can_be_chosen(trained: Trained, tmp_path: Path) -> None:
+def test_exported_round_is_selected_by_last_best_or_number(trained: Trained, tmp_path: Path) -> None:
     state = tmp_path / "server"
     shutil.copytree(trained.path / "server", state)
     directory = StateDirectory(state)
@@ -261,7 +261,7 @@ def test_the_round_that_is_exported_can_be_chosen(trained: Trained, tmp_path: Pa
     assert rounds == {"last": 2, "best": 1, "1": 1, "2": 2}
 
 
-def test_a_state_that_is_in_use_is_left_alone(trained: Trained, tmp_path: Path) -> None:
+def test_state_in_use_is_refused(trained: Trained, tmp_path: Path) -> None:
     held = StateDirectory(trained.path / "pi-1")
     try:
         with pytest.raises(StateError, match="in use"):
@@ -272,7 +272,7 @@ def test_a_state_that_is_in_use_is_left_alone(trained: Trained, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["pi-1", "server"])
 @pytest.mark.parametrize("flags", [(), ("--network", "tiny_networks:steady")], ids=["none", "another"])
-def test_code_that_a_state_names_runs_only_if_the_user_names_it_too(
+def test_network_code_of_a_state_does_not_run_unless_the_user_names_it(
     trained: Trained, tmp_path: Path, name: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state directory may be a stranger's, and its module lie beside it on the path."""
@@ -299,7 +299,7 @@ class Call:
         return Path.touch, (self._path,)
 
 
-def test_a_call_in_a_state_is_not_made(trained: Trained, tmp_path: Path) -> None:
+def test_pickled_call_in_a_state_is_refused_and_not_run(trained: Trained, tmp_path: Path) -> None:
     state = Path(shutil.copytree(trained.path / "pi-1", tmp_path / "state"))
     directory = StateDirectory(state)
     directory.save_round(1, pack_state({"model": Call(tmp_path / "ran")}))

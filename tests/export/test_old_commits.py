@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commits from before trunks had names in them: their state says what is exported and served."""
+"""Commits from before trunks had names: trunks are exported, served and trained from their state."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow(5)
 
 @pytest.fixture(params=["trained", "averaged"])
 def run(request: pytest.FixtureRequest) -> Trained:
-    """Of each strategy."""
+    """A finished run of each strategy."""
     run: Trained = request.getfixturevalue(request.param)
     return run
 
@@ -85,7 +85,9 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_old_commit_exports_what_a_new_one_does(run: Trained, old_state: Path, tmp_path: Path) -> None:
+def test_old_commit_exports_the_same_trunks_as_a_new_one(
+    run: Trained, old_state: Path, tmp_path: Path
+) -> None:
     before, now = server_state(old_state), server_state(run.path / "server")
     assert before.cuts == now.cuts == CUTS
     for device in CUTS:
@@ -96,7 +98,7 @@ def test_an_old_commit_exports_what_a_new_one_does(run: Trained, old_state: Path
     assert manifests[0].devices == {device: f"trunk-cut-{cut}.onnx" for device, cut in CUTS.items()}
 
 
-def test_a_training_server_answers_from_an_old_commit(run: Trained, old_state: Path) -> None:
+def test_training_server_predicts_from_an_old_commit(run: Trained, old_state: Path) -> None:
     directory = StateDirectory(old_state)
     trunks = CommittedTrunks(run.spec, Checkpoints(directory))
     expected = server_state(run.path / "server")
@@ -111,7 +113,7 @@ def test_a_training_server_answers_from_an_old_commit(run: Trained, old_state: P
     directory.close()
 
 
-def test_a_run_goes_on_from_an_old_commit(run: Trained) -> None:
+def test_run_continues_from_an_old_commit(run: Trained) -> None:
     new = commit(run.path / "server")
     spec = replace_struct(run.spec, rounds=2)
     models = [FleetModel(spec, build_for(spec)) for _ in range(2)]
@@ -136,7 +138,7 @@ def test_named_trunks_are_not_stored_twice(run: Trained) -> None:
     assert 0 < with_names - without < 256 * tensors
 
 
-def test_a_commit_without_any_trunk_is_not_of_this_release(run: Trained, tmp_path: Path) -> None:
+def test_commit_without_any_trunk_is_refused(run: Trained, tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
     Checkpoints(directory).open(run.spec, fresh=True)
     state = old(replace(commit(run.path / "server"), strategy={"cuts": CUTS}))

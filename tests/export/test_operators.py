@@ -14,7 +14,7 @@ from splitee_export.graphs import trunk_graph
 
 
 @pytest.mark.slow
-def test_a_second_export_describes_no_operators_and_gives_the_same_bytes() -> None:
+def test_second_export_describes_no_operators_and_gives_the_same_bytes() -> None:
     network = nn.Linear(2, 2)
     first = trunk_graph(network, (2,))
     signatures = _schemas.op_signature_from_function.cache_info()

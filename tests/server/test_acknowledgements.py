@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device hears of its batches: soon enough that it never waits for a word, and no more often."""
+"""Acknowledgements of batches: early enough that no device waits for one, and no more often."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ STEPS, WINDOW = 16, 8
 
 
 def served(path: Path, *, ahead: bool) -> tuple[str, list[int]]:
-    """The run's weights, and the steps that pi-1 has heard of in its first round.
+    """The run's weights, and the steps of the acknowledgements that pi-1 got in its first round.
 
-    `ahead`: devices send whatever their rooms allow; else a batch when the last one is trained.
+    `ahead`: devices send as many batches as their windows allow; else one when the last one is trained.
     """
     fleet = VirtualFleet(path, *THREE, window=WINDOW)
     for device in fleet.devices.values():
@@ -29,12 +29,12 @@ def served(path: Path, *, ahead: bool) -> tuple[str, list[int]]:
     return report["weights_sha256"], [ack.step for ack in acks if (ack.round, ack.phase) == (1, "train")]
 
 
-def test_a_device_that_waits_for_each_batch_hears_of_each(tmp_path: Path) -> None:
-    _, heard = served(tmp_path, ahead=False)
-    assert heard == list(range(1, STEPS + 1))
+def test_device_that_waits_for_each_batch_gets_an_ack_for_each(tmp_path: Path) -> None:
+    _, acknowledged = served(tmp_path, ahead=False)
+    assert acknowledged == list(range(1, STEPS + 1))
 
 
-def test_a_device_whose_batches_wait_hears_of_half_a_room_at_a_time(tmp_path: Path) -> None:
-    weights, heard = served(tmp_path / "ahead", ahead=True)
-    assert heard == [WINDOW // 2, WINDOW, WINDOW + WINDOW // 2, STEPS]
+def test_device_that_sends_ahead_gets_an_ack_every_half_window(tmp_path: Path) -> None:
+    weights, acknowledged = served(tmp_path / "ahead", ahead=True)
+    assert acknowledged == [WINDOW // 2, WINDOW, WINDOW + WINDOW // 2, STEPS]
     assert weights == served(tmp_path / "behind", ahead=False)[0]

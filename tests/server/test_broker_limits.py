@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server says, at its start, of a broker that is too small for its devices."""
+"""What a server logs at its start about a broker that is too small for its devices."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ MakeBroker = Callable[..., OwnBroker]
 
 
 @pytest.fixture
-def said(
+def logged_limits(
     make_broker: MakeBroker, make_link: Callable[..., Link], caplog: pytest.LogCaptureFixture
 ) -> Callable[[str, int], list[str]]:
-    """`said(settings, devices)`: levels and lines of the log, at a Mosquitto with these settings."""
+    """`logged_limits(settings, devices)`: levels and lines of the log, at a Mosquitto with these settings."""
 
-    def say(settings: str, devices: int) -> list[str]:
+    def log_limits(settings: str, devices: int) -> list[str]:
         link = make_link(make_broker("mosquitto", settings).address)
         with caplog.at_level(logging.INFO, "splitee_server"):
             say_limits(link, devices)
@@ -37,11 +37,13 @@ def said(
             if record.name == "splitee_server.broker_limits"
         ]
 
-    return say
+    return log_limits
 
 
-def test_packets_too_small_for_a_whole_message_are_a_warning(said: Callable[[str, int], list[str]]) -> None:
-    packet, window = said(SMALL, 100)
+def test_packet_limit_below_a_whole_message_is_logged_as_a_warning(
+    logged_limits: Callable[[str, int], list[str]],
+) -> None:
+    packet, window = logged_limits(SMALL, 100)
     assert packet.startswith("WARNING broker mqtt://127.0.0.1:")
     assert (
         "takes packets of at most 10.0 KB, and messages that are not sent in parts have up to 33.8 KB"
@@ -51,21 +53,23 @@ def test_packets_too_small_for_a_whole_message_are_a_warning(said: Callable[[str
     assert "allows 5 unacknowledged messages, not 20" in window
 
 
-def test_small_packets_cost_parts(said: Callable[[str, int], list[str]]) -> None:
-    (packet,) = said("allow_anonymous true\nmax_packet_size 100000\n", 3)
+def test_packet_limit_that_splits_batches_is_logged_as_info(
+    logged_limits: Callable[[str, int], list[str]],
+) -> None:
+    (packet,) = logged_limits("allow_anonymous true\nmax_packet_size 100000\n", 3)
     assert packet.startswith("INFO ")
     assert packet.endswith("takes packets of at most 100.0 KB: batches come in parts")
 
 
-def test_a_large_fleet_is_sent_to_the_check_and_a_small_one_is_not(
-    said: Callable[[str, int], list[str]],
+def test_broker_check_is_suggested_to_large_fleets_only(
+    logged_limits: Callable[[str, int], list[str]],
 ) -> None:
-    assert said("allow_anonymous true\n", 3) == []
-    (line,) = said("allow_anonymous true\n", 1000)
+    assert logged_limits("allow_anonymous true\n", 3) == []
+    (line,) = logged_limits("allow_anonymous true\n", 1000)
     assert line.endswith("for 1,000 devices: splitee broker check --devices 1000")
 
 
-def test_a_broker_without_retained_messages_is_refused(
+def test_broker_without_retained_messages_is_refused(
     make_broker: MakeBroker, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     address = make_broker("mosquitto", "allow_anonymous true\nretain_available false\n").address

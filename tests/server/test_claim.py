@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server claims its fleet: whether another one is there is found out in no more time than it takes."""
+"""A server claims its fleet: it detects another server, and waits no longer than that takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OWN, EARLIER, LATER = 200, 100, 300
 
 
 class Broker:
-    """Where the server under test claims; what it says comes back after `trips`, its brokers' round trips."""
+    """The broker of the server under test; its messages come back after `trips`, the brokers' round trips."""
 
     def __init__(self, *trips: float) -> None:
         self.clock = FakeClock()
@@ -29,12 +29,12 @@ class Broker:
             self.port.later(seconds, sent.topic, sent.payload)
 
     def status(self, seconds: float, state: str = "online", *, retained: bool = False) -> None:
-        """Another server's status comes in so many seconds."""
+        """Another server's status arrives after so many seconds."""
         status = ServerStatus(state=state, instance=EARLIER)  # type: ignore[arg-type]
         self.port.later(seconds, TOPICS.server_status, status.encode(), retained=retained)
 
     def claim(self, seconds: float, instance: int) -> None:
-        """Another server's claim comes in so many seconds."""
+        """Another server's claim arrives after so many seconds."""
         self.port.later(seconds, TOPICS.server_claim, ServerClaim(instance=instance).encode())
 
     def claimed(self) -> float:
@@ -44,17 +44,17 @@ class Broker:
         return self.clock() - before
 
 
-def test_where_nobody_is_the_claims_way_back_decides() -> None:
+def test_duration_of_an_unopposed_claim_depends_on_its_round_trip() -> None:
     assert Broker(0.01).claimed() == pytest.approx(0.01 + ECHO)
     assert Broker(0.5).claimed() == pytest.approx(0.5 + 4 * 0.5)
 
 
-def test_a_broker_that_lets_nobody_hear_itself_takes_a_second() -> None:
+def test_claim_without_an_echo_ends_after_a_fixed_time() -> None:
     assert Broker().claimed() == pytest.approx(CLAIM)
 
 
 @pytest.mark.parametrize("trip", [0.01, 0.5])
-def test_a_running_server_says_so_in_its_round_trip(trip: float) -> None:
+def test_claim_is_refused_when_a_running_server_replies(trip: float) -> None:
     broker = Broker(trip)
     broker.status(2 * trip + 0.1)
     with pytest.raises(IdInUse, match="another server serves fleet 'claimed'"):
@@ -62,7 +62,7 @@ def test_a_running_server_says_so_in_its_round_trip(trip: float) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.02])
-def test_one_that_was_online_is_waited_for_whether_it_is_heard_of_before_the_claim_or_after(
+def test_claim_waits_for_a_server_whose_retained_status_is_online(
     seconds: float,
 ) -> None:
     broker = Broker(0.01)
@@ -75,14 +75,14 @@ def test_one_that_was_online_is_waited_for_whether_it_is_heard_of_before_the_cla
         broker.claimed()
 
 
-def test_one_that_has_gone_is_not_waited_for() -> None:
+def test_claim_does_not_wait_for_an_offline_server() -> None:
     broker = Broker(0.01)
     broker.status(0.0, "offline", retained=True)
     assert broker.claimed() == pytest.approx(0.01 + ECHO)
 
 
-def test_of_two_that_begin_together_the_earlier_stays_and_the_later_is_told() -> None:
-    """The later one may not have listened yet when the earlier claimed."""
+def test_earlier_of_two_simultaneous_claims_wins_and_is_repeated() -> None:
+    """The later server may not have subscribed yet when the earlier one claimed."""
     broker = Broker(0.01)
     broker.claim(0.1, LATER)
     assert broker.claimed() == pytest.approx(0.01 + ECHO)
@@ -94,13 +94,13 @@ def test_of_two_that_begin_together_the_earlier_stays_and_the_later_is_told() ->
         broker.claimed()
 
 
-def test_all_brokers_are_heard() -> None:
+def test_claim_listens_on_all_brokers() -> None:
     broker = Broker(0.01, 0.4)
     broker.status(0.4, retained=True)
     assert broker.claimed() == pytest.approx(0.4 + SILENT)
 
 
-def test_claims_without_end_do_not_put_it_off() -> None:
+def test_endless_claims_of_another_server_do_not_delay_the_claim() -> None:
     broker = Broker(0.01)
     for number in range(1000):
         broker.claim(number / 100, LATER)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class folders that most devices had misspelt, and that are put right before the first commit."""
+"""Class folders that most devices had misspelt, and that are corrected before the first commit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MISSPELT = ("a", "b", "x")
 
 
 def misspelt(path: Path, *names: str, policy: Policy | None = None, **settings: Any) -> VirtualFleet:
-    """Three devices; those of `names` come with a misspelt class."""
+    """Three devices; those of `names` have a misspelt class."""
     fleet = VirtualFleet(path / "server", *THREE, policy=policy, **settings)
     for device in map(fleet.devices.__getitem__, names):
         device.profile = replace(device.profile, class_names=MISSPELT)
@@ -34,7 +34,7 @@ def misspelt(path: Path, *names: str, policy: Policy | None = None, **settings: 
 
 
 def restart(fleet: VirtualFleet, *names: str, class_names: tuple[str, ...] = CLASSES) -> None:
-    """These devices end, one after the other; the next process of each comes with other classes."""
+    """These devices end, one after the other; the next process of each joins with other classes."""
     for device in map(fleet.devices.__getitem__, names):
         instance = device.profile.instance
         device.say(routes.STATUS, DeviceStatus(state="offline", instance=instance).encode())
@@ -64,14 +64,14 @@ def correct_in_round_1(fleet: VirtualFleet) -> None:
     in_round_1(fleet, lambda: restart(fleet, "pi-1", "pi-2"))
 
 
-def fatal(fleet: VirtualFleet, name: str) -> list[ErrorReport]:
-    """What a device was told when it was refused."""
+def fatal_errors(fleet: VirtualFleet, name: str) -> list[ErrorReport]:
+    """The errors by which a device was refused."""
     return [error for error in fleet.devices[name].errors if error.fatal]
 
 
 @pytest.mark.parametrize("missing", ["wait", "skip"])
 @pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
-def test_round_1_begins_anew_as_if_all_had_been_right(
+def test_round_1_restarts_with_corrected_classes_to_the_same_weights(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str, missing: Any
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -93,44 +93,44 @@ def test_round_1_begins_anew_as_if_all_had_been_right(
     )
 
 
-def test_who_still_has_the_old_names_is_told_whose_the_fleets_are(tmp_path: Path) -> None:
+def test_refusal_for_class_names_states_the_devices_that_set_them(tmp_path: Path) -> None:
     fleet = misspelt(tmp_path, *THREE)
     correct_in_round_1(fleet)
     fleet.run()
-    (first,) = fatal(fleet, "pi-1")
+    (first,) = fatal_errors(fleet, "pi-1")
     assert "until round 1 is committed, the fleet's names are those that more than half" in first.message
-    (last,) = fatal(fleet, "pi-3")
+    (last,) = fatal_errors(fleet, "pi-3")
     assert (last.code, last.instance) == (ExitCode.REJECTED, 1)
     assert "pi-3 has the classes [a, b, x], the fleet [a, b, c] (set by pi-1, pi-2)" in last.message
     assert "correct them on pi-3 and start it again" in last.message
-    assert fatal(fleet, "pi-2") == []
+    assert fatal_errors(fleet, "pi-2") == []
 
 
-def test_before_round_1_too(tmp_path: Path) -> None:
+def test_class_names_are_corrected_before_round_1(tmp_path: Path) -> None:
     """pi-3, which is right, was refused; its vote counts once pi-1 is right as well."""
     fleet = misspelt(tmp_path, "pi-1", "pi-2")
     come = fleet.devices["pi-3"].come
 
-    def right_one_comes(**changed: Any) -> None:
+    def come_and_correct_pi_1(**changed: Any) -> None:
         come(**changed)
         restart(fleet, "pi-1")
 
-    fleet.devices["pi-3"].come = right_one_comes  # type: ignore[method-assign]
+    fleet.devices["pi-3"].come = come_and_correct_pi_1  # type: ignore[method-assign]
     hear = fleet.devices["pi-2"].hear
 
-    def corrected(sent: Sent) -> None:
+    def hear_and_correct(sent: Sent) -> None:
         known = len(fleet.devices["pi-2"].errors)
         hear(sent)
         if len(fleet.devices["pi-2"].errors) > known:
             restart(fleet, "pi-2", "pi-3")
 
-    fleet.devices["pi-2"].hear = corrected  # type: ignore[method-assign]
+    fleet.devices["pi-2"].hear = hear_and_correct  # type: ignore[method-assign]
     fleet.run()
     assert fleet.counted[2] == list(THREE)
     assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
 
 
-def test_one_device_changes_nothing_however_often_it_votes(tmp_path: Path) -> None:
+def test_repeated_votes_of_one_device_do_not_restart_the_round(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
 
     def flip() -> None:
@@ -144,7 +144,7 @@ def test_one_device_changes_nothing_however_often_it_votes(tmp_path: Path) -> No
     assert report["weights_sha256"] == right["weights_sha256"]
 
 
-def test_after_the_first_commit_names_stay_and_the_line_says_what_helps(tmp_path: Path) -> None:
+def test_class_names_stay_after_the_first_commit_and_errors_suggest_fresh(tmp_path: Path) -> None:
     fleet = misspelt(tmp_path, *THREE)
 
     def on_phase(opened: RoundOpen) -> None:
@@ -161,7 +161,7 @@ def test_after_the_first_commit_names_stay_and_the_line_says_what_helps(tmp_path
         assert "start the server anew with --fresh, or with --fresh and --classes FILE" in error.message
 
 
-def test_the_operators_names_are_never_voted_on(tmp_path: Path) -> None:
+def test_class_names_of_the_operator_are_not_changed_by_votes(tmp_path: Path) -> None:
     fleet = misspelt(tmp_path, class_names=CLASSES)
 
     def vote() -> None:
@@ -177,7 +177,7 @@ def test_the_operators_names_are_never_voted_on(tmp_path: Path) -> None:
     )
 
 
-def test_who_is_in_quarantine_stays_there(tmp_path: Path) -> None:
+def test_quarantine_persists_when_round_1_restarts(tmp_path: Path) -> None:
     policy = Policy(devices=3, quorum=1, quarantine_after=3)
     fleet = VirtualFleet(tmp_path, *THREE, "evil", policy=policy)
     for device in fleet.devices.values():
@@ -202,7 +202,7 @@ def test_who_is_in_quarantine_stays_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"normalize": "fleet"}], ids=["", "settled by the fleet"])
-def test_a_server_that_starts_anew_before_the_first_commit_has_kept_no_names(
+def test_server_stopped_before_the_first_commit_keeps_no_class_names(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     fleet = misspelt(tmp_path, *THREE, **settings)
@@ -219,7 +219,7 @@ def test_a_server_that_starts_anew_before_the_first_commit_has_kept_no_names(
     assert not any(device.errors for device in after.devices.values())
 
 
-def test_what_the_fleets_images_have_settled_stays(tmp_path: Path) -> None:
+def test_run_stays_settled_when_class_names_are_corrected(tmp_path: Path) -> None:
     fleet = misspelt(tmp_path, *THREE, normalize="fleet")
     correct_in_round_1(fleet)
     fleet.run()

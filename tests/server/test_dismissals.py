@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that are gone for good: the run goes on without them, and ends as if nothing else had happened."""
+"""Dismissed devices: the run goes on without them, to the same weights after a restart."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ DISMISS = routes.DISMISS.topic(TOPICS)
 
 
 def dismiss(fleet: VirtualFleet, *devices: str, undo: bool = False) -> None:
-    """As `splitee dismiss` asks for it."""
+    """Deliver a request of `splitee dismiss`."""
     fleet.port.deliver(DISMISS, Dismissal(request=7, devices=devices, undo=undo).encode())
 
 
-def answers(fleet: VirtualFleet) -> list[DismissalAnswer]:
+def replies(fleet: VirtualFleet) -> list[DismissalAnswer]:
     return [
         DismissalAnswer.decode(payload) for payload in fleet.port.payloads(routes.DISMISSED.topic(TOPICS))
     ]
@@ -60,8 +60,8 @@ def on_sent(fleet: VirtualFleet, then: Callable[[Sent], None]) -> None:
     fleet.port.on_sent = heard
 
 
-def dies(fleet: VirtualFleet, name: str, at: tuple[int, str, int], then: Callable[[], None]) -> None:
-    """A device says nothing any more, its will apart; then something else happens."""
+def fall_silent(fleet: VirtualFleet, name: str, at: tuple[int, str, int], then: Callable[[], None]) -> None:
+    """A device sends nothing more but its will; then `then` is called."""
     device = fleet.devices[name]
 
     def before_batch(number: int, phase: str, step: int) -> None:
@@ -88,47 +88,47 @@ CASES = [(run, when) for run in RUNS for when in WHEN if run == "averaging" or w
 
 
 @pytest.mark.parametrize(("run", "when"), CASES)
-def test_the_weights_are_the_same_whether_the_server_is_killed_after_its_answer_or_not(
+def test_server_killed_after_a_dismissal_ends_with_the_same_weights(
     tmp_path: Path, run: str, when: str
 ) -> None:
     settings: dict[str, Any] = RUNS[run]
     number, phase, _ = WHEN[when]
     fleet = VirtualFleet(tmp_path / "left alone", *THREE, rounds=3, **settings)
-    dies(fleet, "pi-3", WHEN[when], lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", WHEN[when], lambda: dismiss(fleet, "pi-3"))
     report = fleet.run()
     assert fleet.counted[3] == ["pi-1", "pi-2"]
     rounds = number - 1 if phase == "train" else number
     found = {device["id"]: device["batches"] for device in report["devices"]}
-    assert found == {"pi-1": 9, "pi-2": 9} | ({"pi-3": 3 * rounds} if rounds else {})  # what counts stays
+    assert found == {"pi-1": 9, "pi-2": 9} | ({"pi-3": 3 * rounds} if rounds else {})  # of committed rounds
     assert report["dismissed"] == ["pi-3"]
 
     killed = VirtualFleet(tmp_path / "killed", *THREE, rounds=3, **settings)
-    dies(killed, "pi-3", WHEN[when], lambda: dismiss(killed, "pi-3"))
-    on_sent(killed, lambda _sent: setattr(killed, "stopped", bool(answers(killed))))
+    fall_silent(killed, "pi-3", WHEN[when], lambda: dismiss(killed, "pi-3"))
+    on_sent(killed, lambda _sent: setattr(killed, "stopped", bool(replies(killed))))
     with pytest.raises(Stopped):
         killed.run()
     after = VirtualFleet(tmp_path / "killed", "pi-1", "pi-2", instance=200, rounds=3, **settings)
     assert after.run()["weights_sha256"] == report["weights_sha256"]
 
 
-def test_who_is_dismissed_before_the_first_commit_has_never_been_there(tmp_path: Path) -> None:
+def test_device_dismissed_before_the_first_commit_has_no_effect_on_weights(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
-    dies(fleet, "pi-3", (1, "train", 2), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (1, "train", 2), lambda: dismiss(fleet, "pi-3"))
     others = VirtualFleet(tmp_path / "others", "pi-1", "pi-2")
     assert fleet.run()["weights_sha256"] == others.run()["weights_sha256"]
     assert fleet.phases[:4] == [("gather", 0), ("train", 1), ("gather", 0), ("train", 1)]
 
 
-def test_a_fleet_of_three_begins_with_two_where_one_is_dismissed_before_it_has_joined(
+def test_run_starts_without_a_device_dismissed_before_it_joined(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """All that is known of it is what the broker retains."""
+    """The server knows it only by its retained status."""
     caplog.set_level(logging.INFO)
     fleet = VirtualFleet(tmp_path / "server", "pi-1", "pi-2", policy=Policy(devices=3, quorum=1))
     gone = DeviceStatus(state="offline", instance=1).encode()
     fleet.port.deliver(routes.STATUS.topic(TOPICS, "pi-3"), gone, retained=True)
     fleet.on_phase = lambda _opened: (
-        None if answers(fleet) else fleet.port.later(100, DISMISS, request("pi-3"))
+        None if replies(fleet) else fleet.port.later(100, DISMISS, request("pi-3"))
     )
     fleet.run()
     assert fleet.counted[2] == ["pi-1", "pi-2"]
@@ -136,10 +136,10 @@ def test_a_fleet_of_three_begins_with_two_where_one_is_dismissed_before_it_has_j
     assert "round 0 of 2: gathering devices: waiting for 1 more device (2 online)" in caplog.text
 
 
-def test_a_server_that_is_started_again_goes_on_without_it(
+def test_restarted_server_continues_without_a_dismissed_device(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It waits for a device of an earlier round that does not come any more."""
+    """It waits for a device of an earlier round that does not return."""
     caplog.set_level(logging.INFO)
     first = VirtualFleet(tmp_path / "server", *THREE)
     first.on_phase = lambda opened: setattr(first, "stopped", opened.round == 2)
@@ -149,7 +149,7 @@ def test_a_server_that_is_started_again_goes_on_without_it(
     second.port.later(100, DISMISS, request("pi-3"))
     second.run()
     assert second.counted[2] == ["pi-1", "pi-2"]
-    assert [answer.message for answer in answers(second)] == [
+    assert [reply.message for reply in replies(second)] == [
         "dismissed: pi-3; the run goes on with pi-1, pi-2"
     ]
     assert second.phases[:2] == [("gather", 1), ("train", 2)], "nothing that is under way depends on it"
@@ -161,11 +161,11 @@ def test_a_server_that_is_started_again_goes_on_without_it(
     assert "dismissed: pi-3; the run goes on with pi-1, pi-2" in caplog.text
 
 
-def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reconnection(
+def test_only_a_dismissed_devices_topics_are_cleared_also_on_reconnection(
     tmp_path: Path,
 ) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
     own = set(retained_topics(TOPICS, "pi-3"))
     fleet.on_phase = lambda opened: (
         fleet.port.happen(Connected(fresh=True)) if (opened.phase, opened.round) == ("evaluate", 2) else None
@@ -211,10 +211,10 @@ class Watch(Observer):
         self.seen.append(tuple(standing.device for standing in progress().run.devices))
 
 
-def test_who_watches_sees_it_no_more(tmp_path: Path) -> None:
+def test_observers_do_not_see_a_dismissed_device(tmp_path: Path) -> None:
     watch = Watch()
     fleet = VirtualFleet(tmp_path / "server", *THREE, observers=[watch])
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
     fleet.run()
     assert watch.dismissed == ["pi-3"]
     assert THREE in watch.seen
@@ -222,10 +222,10 @@ def test_who_watches_sees_it_no_more(tmp_path: Path) -> None:
     assert statuses(fleet)[-1].dismissed == ("pi-3",)
 
 
-def test_it_is_told_why_and_so_is_each_process_of_it_that_comes(tmp_path: Path) -> None:
+def test_dismissed_device_and_its_later_processes_are_refused(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=3)
     device = fleet.devices["pi-3"]
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
 
     def come(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 3):
@@ -245,9 +245,9 @@ def test_it_is_told_why_and_so_is_each_process_of_it_that_comes(tmp_path: Path) 
     assert fleet.rejected == {("pi-3", "dismissed"): 3}
 
 
-def test_what_a_dismissed_device_goes_on_to_predict_is_cleared(tmp_path: Path) -> None:
+def test_serving_topics_of_a_dismissed_device_are_cleared_again(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=3)
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
     serving, state = (route.topic(TOPICS, "pi-3") for route in (routes.SERVING, routes.PREDICTED_STATE))
 
     def predict(opened: RoundOpen) -> None:
@@ -261,20 +261,20 @@ def test_what_a_dismissed_device_goes_on_to_predict_is_cleared(tmp_path: Path) -
     )
 
 
-def test_who_watches_hears_who_predicts(tmp_path: Path) -> None:
+def test_observers_are_notified_of_devices_that_predict(tmp_path: Path) -> None:
     watch = Watch()
     fleet = VirtualFleet(tmp_path / "server", *THREE, observers=[watch])
-    for device, said in (("pi-9", "online"), ("pi-8", "offline")):
-        message = Serving(state=said, instance=7).encode()
+    for device, state in (("pi-9", "online"), ("pi-8", "offline")):
+        message = Serving(state=state, instance=7).encode()
         fleet.port.deliver(routes.SERVING.topic(TOPICS, device), message, retained=True)
     fleet.run()
     assert watch.predicting == ["pi-9"]
 
 
-def test_who_is_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> None:
+def test_device_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=4)
     device = fleet.devices["pi-3"]
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
 
     def let_in(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 3):
@@ -286,38 +286,38 @@ def test_who_is_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> Non
     fleet.on_phase = let_in
     report = fleet.run()
     assert fleet.counted[4] == list(THREE)
-    assert answers(fleet)[-1].message == "let in again: pi-3; the run goes on with pi-1, pi-2, pi-3"
+    assert replies(fleet)[-1].message == "let in again: pi-3; the run goes on with pi-1, pi-2, pi-3"
     assert report["dismissed"] == []
     assert fleet.checkpoints.dismissed() == []
     assert device.errors[-1].instance == 1, "its later process is told nothing"
 
 
 @pytest.mark.parametrize("undo", [False, True])
-def test_a_device_that_nobody_knows_changes_nothing(tmp_path: Path, undo: bool) -> None:
+def test_dismissal_of_an_unknown_device_is_refused_as_a_whole(tmp_path: Path, undo: bool) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
     fleet.on_phase = lambda opened: (
         dismiss(fleet, "pi-3", "cam-9", undo=undo) if (opened.phase, opened.round) == ("train", 1) else None
     )
     report = fleet.run()
-    (answer,) = answers(fleet)
+    (reply,) = replies(fleet)
     unknown, known = ("cam-9, pi-3", "dismissed: none") if undo else ("cam-9", "known: pi-1, pi-2, pi-3")
-    assert (answer.request, answer.code) == (7, ExitCode.CONFIG)
-    assert answer.message == f"{unknown}: no such device; {known}; nothing is changed"
+    assert (reply.request, reply.code) == (7, ExitCode.CONFIG)
+    assert reply.message == f"{unknown}: no such device; {known}; nothing is changed"
     assert report["weights_sha256"] == VirtualFleet(tmp_path / "right", *THREE).run()["weights_sha256"]
 
 
-def test_what_cannot_be_kept_is_not_done(tmp_path: Path) -> None:
+def test_dismissal_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
     (tmp_path / "server" / "dismissed.json").mkdir()
     fleet.on_phase = lambda opened: dismiss(fleet, "pi-3") if opened.phase == "train" else None
     with pytest.raises(StateError):
         fleet.checkpoints.dismissed()
     fleet.run()
-    assert [answer.code for answer in answers(fleet)] == [ExitCode.STATE] * 2
+    assert [reply.code for reply in replies(fleet)] == [ExitCode.STATE] * 2
     assert fleet.counted[2] == list(THREE)
 
 
-def test_a_fleet_that_is_dismissed_to_nobody_waits_for_somebody(
+def test_fleet_whose_devices_are_all_dismissed_waits_for_a_new_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -325,30 +325,32 @@ def test_a_fleet_that_is_dismissed_to_nobody_waits_for_somebody(
     late = fleet.devices["late"]
     late.come = lambda **_changed: None  # type: ignore[method-assign]
 
-    def everybody_dies(opened: RoundOpen) -> None:
-        if (opened.phase, opened.round) == ("train", 2) and not answers(fleet):
+    def dismiss_all(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 2) and not replies(fleet):
             dismiss(fleet, *THREE)
             late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 1000)
             late.say(routes.PROFILE, late.profile.encode(), 1000)
 
-    fleet.on_phase = everybody_dies
+    fleet.on_phase = dismiss_all
     fleet.run()
     assert fleet.counted[2] == ["late"]
     line = "round 1 of 2: gathering devices; no device is left: waiting for one to join"
     assert line in [status.doing for status in statuses(fleet)]
-    assert 3 <= caplog.text.count(line) <= 10  # in 1,000 s, ever more seldom
+    assert 3 <= caplog.text.count(line) <= 10  # in 1,000 s, less and less often
 
 
 @pytest.mark.parametrize("committed", [0, 1])
-def test_a_quorum_does_not_ask_for_who_is_dismissed(tmp_path: Path, committed: int) -> None:
+def test_quorum_does_not_require_dismissed_devices(tmp_path: Path, committed: int) -> None:
     policy = Policy(devices=3, quorum=3, missing="skip", floor=60.0)
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy)
-    dies(fleet, "pi-3", (committed + 1, "train", 1), lambda: fleet.port.later(5000, DISMISS, request("pi-3")))
+    fall_silent(
+        fleet, "pi-3", (committed + 1, "train", 1), lambda: fleet.port.later(5000, DISMISS, request("pi-3"))
+    )
     fleet.run()
     assert fleet.counted[2] == ["pi-1", "pi-2"]
 
 
-def test_a_device_alone_decides_on_the_class_names_when_the_other_is_dismissed(tmp_path: Path) -> None:
+def test_remaining_device_decides_the_class_names_after_a_dismissal(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", "pi-1", "pi-2")
     fleet.devices["pi-2"].profile = replace(fleet.devices["pi-2"].profile, class_names=("a", "b", "x"))
     fleet.port.later(100, DISMISS, request("pi-2"))
@@ -357,22 +359,22 @@ def test_a_device_alone_decides_on_the_class_names_when_the_other_is_dismissed(t
     assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
 
 
-def test_names_that_the_dismissed_had_set_are_those_of_the_others_from_now_on(tmp_path: Path) -> None:
+def test_class_names_set_by_dismissed_devices_are_replaced(tmp_path: Path) -> None:
     """The two that had misspelt a class are gone for good; the third was refused, and comes again."""
     fleet = VirtualFleet(tmp_path / "server", *THREE)
     for name in ("pi-1", "pi-2"):
         fleet.devices[name].profile = replace(fleet.devices[name].profile, class_names=("a", "b", "x"))
     fleet.port.later(100, DISMISS, request("pi-1", "pi-2"))
-    come = fleet.devices["pi-3"]
-    come.say(routes.STATUS, DeviceStatus(state="online", instance=2).encode(), 200)
-    come.say(routes.PROFILE, replace(come.profile, instance=2).encode(), 200)
+    third = fleet.devices["pi-3"]
+    third.say(routes.STATUS, DeviceStatus(state="online", instance=2).encode(), 200)
+    third.say(routes.PROFILE, replace(third.profile, instance=2).encode(), 200)
     fleet.run()
-    assert [error.code for error in come.errors] == [ExitCode.REJECTED]
+    assert [error.code for error in third.errors] == [ExitCode.REJECTED]
     assert fleet.counted[2] == ["pi-3"]
     assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
 
 
-def test_who_is_in_quarantine_stays_there_when_the_round_begins_anew(tmp_path: Path) -> None:
+def test_quarantine_persists_when_a_dismissal_restarts_the_round(tmp_path: Path) -> None:
     policy = Policy(devices=4, quorum=1, quarantine_after=3)
     fleet = VirtualFleet(tmp_path / "server", *THREE, "evil", policy=policy, rounds=3)
 
@@ -382,13 +384,13 @@ def test_who_is_in_quarantine_stays_there_when_the_round_begins_anew(tmp_path: P
                 fleet.devices["evil"].say(routes.FEATURES, b"\xc1")
 
     fleet.on_phase = poison
-    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
     fleet.run()
     assert fleet.counted[3] == ["pi-1", "pi-2"]
     assert statuses(fleet)[-1].quarantined == ("evil",)
 
 
-def test_a_dismissal_is_read_within_its_bounds(tmp_path: Path) -> None:
+def test_malformed_oversized_and_retained_dismissals_are_rejected(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)
 
     def harm(opened: RoundOpen) -> None:
@@ -407,6 +409,6 @@ def test_a_dismissal_is_read_within_its_bounds(tmp_path: Path) -> None:
 
     fleet.on_phase = harm
     fleet.run()
-    assert answers(fleet) == []
+    assert replies(fleet) == []
     assert fleet.rejected == {("server", "malformed"): 6, ("server", "retained"): 1}
     assert fleet.counted[2] == list(THREE)

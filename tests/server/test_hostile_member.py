@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A member that sends what it must not: it harms nobody but itself. On a fake port and clock."""
+"""A device that sends invalid messages harms no other device: on a fake port and clock."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def fleet(tmp_path: Path) -> VirtualFleet:
     return VirtualFleet(tmp_path / "server", *HONEST, EVIL)
 
 
-def without_the_evil_one(path: Path, **settings: Any) -> str:
+def weights_of_the_honest(path: Path, **settings: Any) -> str:
     """The weights of a run in which only the honest devices take part."""
     return str(VirtualFleet(path / "honest", *HONEST, **settings).run()["weights_sha256"])
 
 
 def at(fleet: VirtualFleet, phase: str, action: Callable[[RoundOpen], None], number: int = 1) -> None:
-    """`action` once a phase of a round is opened."""
+    """Call `action` when a phase of a round is opened."""
     fleet.on_phase = lambda opened: (
         action(opened) if (opened.phase, opened.round) == (phase, number) else None
     )
@@ -56,18 +56,18 @@ def batch(device: VirtualDevice, opened: RoundOpen, step: int, **changed: Any) -
 
 
 def filled(value: float, opened: RoundOpen, device: VirtualDevice) -> EncodedTensor:
-    """Features that are all alike."""
+    """Features that all have this value."""
     shape = Features.decode(device.features(opened, 0)).features.shape
     return EncodedTensor("fp32", list(shape), np.full(shape, value, "<f4").tobytes())
 
 
-def is_refused_until_quarantine(
+def check_rejected_until_quarantine(
     fleet: VirtualFleet,
     tmp_path: Path,
     reason: str,
     payload: Callable[[RoundOpen], tuple[routes.Route, bytes]],
 ) -> None:
-    """The evil device sends nothing but that, over and over, in the first round."""
+    """The evil device sends only this message, again and again, in the first round."""
     evil = fleet.devices[EVIL]
     evil.before_batch = lambda _number, _phase, _step: evil.pause()
 
@@ -78,18 +78,20 @@ def is_refused_until_quarantine(
 
     at(fleet, "train", harm)
     report = fleet.run()
-    assert report["weights_sha256"] == without_the_evil_one(tmp_path)
+    assert report["weights_sha256"] == weights_of_the_honest(tmp_path)
     assert fleet.rejected[EVIL, reason] == 20
     assert fleet.rejected[EVIL, "quarantined"] == 10
     assert "the server ignores it in this run" in evil.errors[-1].message
-    said = [ServerStatus.decode(payload) for payload in fleet.port.payloads(TOPICS.server_status)]
-    assert said[-1].quarantined == (EVIL,)
+    statuses = [ServerStatus.decode(payload) for payload in fleet.port.payloads(TOPICS.server_status)]
+    assert statuses[-1].quarantined == (EVIL,)
 
 
 @pytest.mark.parametrize("value", [3e38, float("nan"), 1e6])
-def test_features_out_of_bounds(fleet: VirtualFleet, tmp_path: Path, value: float) -> None:
+def test_features_out_of_bounds_are_rejected_until_quarantine(
+    fleet: VirtualFleet, tmp_path: Path, value: float
+) -> None:
     evil = fleet.devices[EVIL]
-    is_refused_until_quarantine(
+    check_rejected_until_quarantine(
         fleet,
         tmp_path,
         "malformed",
@@ -97,7 +99,9 @@ def test_features_out_of_bounds(fleet: VirtualFleet, tmp_path: Path, value: floa
     )
 
 
-def test_weights_with_a_negative_variance(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_weights_with_a_negative_variance_are_rejected_until_quarantine(
+    fleet: VirtualFleet, tmp_path: Path
+) -> None:
     def payload(opened: RoundOpen) -> tuple[routes.Route, bytes]:
         name = next(n for n in fleet.network.client(1).state_dict() if n.endswith("running_var"))
         width = fleet.network.client(1).state_dict()[name].shape[0]
@@ -105,10 +109,12 @@ def test_weights_with_a_negative_variance(fleet: VirtualFleet, tmp_path: Path) -
         tensors = {f"client.{name}": tensor}
         return routes.WEIGHTS, Weights(run="run", round=1, attempt=100, tensors=tensors).encode()
 
-    is_refused_until_quarantine(fleet, tmp_path, "malformed", payload)
+    check_rejected_until_quarantine(fleet, tmp_path, "malformed", payload)
 
 
-def test_what_raises_an_error_that_nothing_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_that_raises_an_unforeseen_error_is_rejected_as_unhandled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     def fail(*_: Any) -> None:
         raise RuntimeError("a defect")
@@ -128,7 +134,7 @@ def test_what_raises_an_error_that_nothing_foresees(tmp_path: Path, monkeypatch:
     assert "weights: it raises RuntimeError (a defect)" in evil.errors[0].message
 
 
-def test_an_observer_that_fails_does_not_end_the_server(tmp_path: Path) -> None:
+def test_failing_observer_does_not_end_the_server(tmp_path: Path) -> None:
     class Failing(Observer):
         def on_admitted(self, device: str, profile: Profile) -> None:
             if device == EVIL:
@@ -152,7 +158,7 @@ def test_an_observer_that_fails_does_not_end_the_server(tmp_path: Path) -> None:
         (None, b"1"),
     ],
 )
-def test_a_request_whose_answer_has_no_proper_address(
+def test_request_without_a_valid_response_address_is_rejected(
     fleet: VirtualFleet, response_topic: str | None, correlation: bytes | None
 ) -> None:
     topic = None if response_topic is None else TOPICS.device(EVIL, response_topic)
@@ -163,20 +169,20 @@ def test_a_request_whose_answer_has_no_proper_address(
     assert [sent for sent in fleet.port.sent if sent.correlation is not None] == []
 
 
-def test_a_request_of_features_out_of_bounds_is_refused_and_those_beside_it_are_answered(
+def test_request_with_features_out_of_bounds_fails_alone(
     fleet: VirtualFleet,
 ) -> None:
-    def ask(opened: RoundOpen) -> None:
+    def send_requests(opened: RoundOpen) -> None:
         for name in (*HONEST, EVIL):
             device = fleet.devices[name]
             features = filled(3e38 if name == EVIL else 0.5, opened, device)
             cut = device.profile.cut
             request = InferRequest(run="run", cut=cut, features=features).encode()
-            answer = routes.ANSWER.topic(TOPICS, name)
+            reply_topic = routes.ANSWER.topic(TOPICS, name)
             topic = routes.INFER.topic(TOPICS, name)
-            fleet.port.happen(Message(topic, request, response_topic=answer, correlation=b"1"))
+            fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
 
-    at(fleet, "train", ask, number=2)
+    at(fleet, "train", send_requests, number=2)
     fleet.run()
     errors = {
         name: InferAnswer.decode(fleet.port.payloads(routes.ANSWER.topic(TOPICS, name))[-1]).error
@@ -186,21 +192,21 @@ def test_a_request_of_features_out_of_bounds_is_refused_and_those_beside_it_are_
     assert "beyond +-65504" in errors[EVIL]
 
 
-def test_a_device_with_an_earlier_runs_model_hears_why_and_is_no_evil_one(fleet: VirtualFleet) -> None:
+def test_requests_with_a_model_of_an_earlier_run_fail_without_quarantine(fleet: VirtualFleet) -> None:
     """It classifies as fast as it can, until it gets the model of this run."""
-    answer = routes.ANSWER.topic(TOPICS, "pi-1")
+    reply_topic = routes.ANSWER.topic(TOPICS, "pi-1")
 
-    def ask(opened: RoundOpen) -> None:
+    def send_requests(opened: RoundOpen) -> None:
         device = fleet.devices["pi-1"]
         features = filled(0.5, opened, device)
         request = InferRequest(run="spring", cut=device.profile.cut, features=features).encode()
         for _ in range(30):
             topic = routes.INFER.topic(TOPICS, "pi-1")
-            fleet.port.happen(Message(topic, request, response_topic=answer, correlation=b"1"))
+            fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
 
-    at(fleet, "train", ask)
+    at(fleet, "train", send_requests)
     report = fleet.run()
-    errors = [InferAnswer.decode(payload).error for payload in fleet.port.payloads(answer)]
+    errors = [InferAnswer.decode(payload).error for payload in fleet.port.payloads(reply_topic)]
     assert len(errors) == 30
     assert set(errors) == {"features of run spring; this server predicts for run run"}
     assert (fleet.rejected, report["rounds"]) == ({}, 2)
@@ -209,12 +215,14 @@ def test_a_device_with_an_earlier_runs_model_hears_why_and_is_no_evil_one(fleet:
 @pytest.mark.parametrize(
     "route", [routes.FEATURES, routes.INFER, routes.WEIGHTS, routes.SYNC, routes.ROUND_DONE]
 )
-def test_what_must_not_be_retained_is_refused_and_cleared(fleet: VirtualFleet, route: routes.Route) -> None:
+def test_retained_message_of_a_device_is_rejected_and_cleared(
+    fleet: VirtualFleet, route: routes.Route
+) -> None:
     topic = route.topic(TOPICS, EVIL)
 
     def retain(_opened: RoundOpen) -> None:
         fleet.port.deliver(topic, b"x", retained=True)
-        fleet.port.deliver(topic, b"")  # the broker's word of the clearing
+        fleet.port.deliver(topic, b"")  # the broker's confirmation of the clearing
 
     at(fleet, "train", retain)
     fleet.run()
@@ -222,7 +230,7 @@ def test_what_must_not_be_retained_is_refused_and_cleared(fleet: VirtualFleet, r
     assert [(sent.payload, sent.retain) for sent in fleet.port.sent if sent.topic == topic] == [(b"", True)]
 
 
-def test_a_round_done_of_more_batches_than_the_round_has(fleet: VirtualFleet) -> None:
+def test_round_done_with_too_many_batches_is_rejected(fleet: VirtualFleet) -> None:
     evil = fleet.devices[EVIL]
 
     def boast(opened: RoundOpen) -> None:
@@ -238,7 +246,7 @@ def test_a_round_done_of_more_batches_than_the_round_has(fleet: VirtualFleet) ->
     assert report["batches_published"] == 18
 
 
-def test_a_flood_is_not_even_handed_out_by_the_broker(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_server_unsubscribes_from_a_flooding_device(fleet: VirtualFleet, tmp_path: Path) -> None:
     evil = fleet.devices[EVIL]
     evil.before_batch = lambda _number, _phase, _step: evil.pause()
     topic, everybody = routes.SYNC.topic(TOPICS, EVIL), routes.SYNC.topic(TOPICS)
@@ -254,13 +262,13 @@ def test_a_flood_is_not_even_handed_out_by_the_broker(fleet: VirtualFleet, tmp_p
 
     fleet.on_phase = flood
     report = fleet.run()
-    assert report["weights_sha256"] == without_the_evil_one(tmp_path)
+    assert report["weights_sha256"] == weights_of_the_honest(tmp_path)
     assert fleet.rejected == {(EVIL, "flood"): 500}
     assert heard == [False, True]
     assert topic not in fleet.port.subscribed
 
 
-def test_a_second_member_that_floods_is_not_heard_either(fleet: VirtualFleet) -> None:
+def test_server_unsubscribes_from_two_flooding_devices(fleet: VirtualFleet) -> None:
     def flood(opened: RoundOpen) -> None:
         for device in (EVIL, HONEST[1]):
             fleet.devices[device].pause()
@@ -273,7 +281,7 @@ def test_a_second_member_that_floods_is_not_heard_either(fleet: VirtualFleet) ->
     assert heard == {"pi-1": True, "pi-2": False, EVIL: False}
 
 
-def test_a_batch_that_gives_no_step_is_passed_over(tmp_path: Path) -> None:
+def test_batch_that_raises_in_the_trunk_is_skipped(tmp_path: Path) -> None:
     """One sample, where BatchNorm needs two: it raises in the middle of the trunk's forward pass."""
     fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed")
     evil = fleet.devices[EVIL]
@@ -293,7 +301,7 @@ def test_a_batch_that_gives_no_step_is_passed_over(tmp_path: Path) -> None:
     assert report["batches_trained"] == 16
 
 
-def test_a_fleet_that_diverges_says_so_and_its_last_commit_can_be_loaded(tmp_path: Path) -> None:
+def test_diverging_run_raises_and_keeps_a_finite_last_commit(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL)
 
     def spoil(_opened: RoundOpen) -> None:
@@ -312,7 +320,7 @@ def test_a_fleet_that_diverges_says_so_and_its_last_commit_can_be_loaded(tmp_pat
     assert first_not_finite(vars(stored)) is None
 
 
-def test_no_commit_holds_what_is_not_finite(tmp_path: Path) -> None:
+def test_round_with_weights_that_are_not_finite_is_not_committed(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL)
 
     def spoil(number: int, phase: str, step: int) -> None:
@@ -328,7 +336,7 @@ def test_no_commit_holds_what_is_not_finite(tmp_path: Path) -> None:
     assert stored.round == 1
 
 
-def test_who_is_in_quarantine_stays_there_until_the_operator_lets_it_back(tmp_path: Path) -> None:
+def test_quarantine_survives_restarts_until_the_operator_readmits_the_device(tmp_path: Path) -> None:
     first = VirtualFleet(tmp_path / "server", *HONEST, EVIL, rounds=4)
 
     def harm_then_stop(opened: RoundOpen) -> None:
@@ -342,7 +350,7 @@ def test_who_is_in_quarantine_stays_there_until_the_operator_lets_it_back(tmp_pa
         first.run()
     assert ("train", 2) not in [part[:2] for part in first.devices[EVIL].parts]
 
-    def rounds_of_the_evil_one(instance: int, last: int, **policy: Any) -> list[int]:
+    def rounds_of_evil(instance: int, last: int, **policy: Any) -> list[int]:
         fleet = VirtualFleet(
             tmp_path / "server", *HONEST, EVIL, rounds=4, instance=instance, policy=Policy(3, 1, **policy)
         )
@@ -351,5 +359,5 @@ def test_who_is_in_quarantine_stays_there_until_the_operator_lets_it_back(tmp_pa
             fleet.run()
         return [number for phase, number, _ in fleet.devices[EVIL].parts if phase == "train"]
 
-    assert rounds_of_the_evil_one(200, last=3) == []
-    assert rounds_of_the_evil_one(300, last=4, readmit=(EVIL,)) == [4]
+    assert rounds_of_evil(200, last=3) == []
+    assert rounds_of_evil(300, last=4, readmit=(EVIL,)) == [4]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is lost between devices and server: it is noticed, asked for once, and the weights are the same."""
+"""Messages lost between devices and server: they are requested once, and the weights are the same."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def is_batch(number: int, step: int) -> Wanted:
 
 
 def resends(fleet: VirtualFleet, device: str) -> list[Ack]:
-    """The acknowledgements that ask a device for what is missing."""
+    """The acknowledgements that request missing messages from a device."""
     payloads = fleet.port.payloads(routes.ACK.topic(TOPICS, device))
     return [ack for ack in map(Ack.decode, payloads) if ack.resend]
 
@@ -64,7 +64,7 @@ def resends(fleet: VirtualFleet, device: str) -> list[Ack]:
     [is_batch(2, 1), lambda route, _payload: route is routes.ROUND_DONE],
     ids=["batch", "round-done"],
 )
-def test_what_the_queue_had_no_room_for_is_asked_for_at_once(
+def test_message_lost_by_queue_overflow_is_requested_again_at_once(
     fleet: VirtualFleet, tmp_path: Path, caplog: pytest.LogCaptureFixture, wanted: Wanted
 ) -> None:
     lose_once(fleet.devices["pi-2"], wanted, lambda: fleet.port.happen(Overflow()))
@@ -77,15 +77,15 @@ def test_what_the_queue_had_no_room_for_is_asked_for_at_once(
     assert len(lines) == 1
 
 
-def test_who_waits_for_its_turn_is_not_asked_when_others_messages_are_lost(fleet: VirtualFleet) -> None:
-    """Its batch is here: the order waits for another device's."""
+def test_only_the_device_whose_message_was_lost_gets_a_resend_request(fleet: VirtualFleet) -> None:
+    """The batches of pi-2 and pi-3 have arrived: the order waits for pi-1's."""
     lose_once(fleet.devices["pi-1"], is_batch(2, 1), lambda: fleet.port.happen(Overflow(), 1.0))
     fleet.run()
     assert (len(resends(fleet, "pi-1")), resends(fleet, "pi-2"), resends(fleet, "pi-3")) == (1, [], [])
 
 
-def test_a_step_that_is_passed_over_is_asked_for(fleet: VirtualFleet, tmp_path: Path) -> None:
-    """A broker has dropped it and says nothing; the device, whose window is not full, goes on."""
+def test_skipped_step_is_requested_again(fleet: VirtualFleet, tmp_path: Path) -> None:
+    """A broker has dropped it silently; the device, whose window is not full, goes on."""
     device = fleet.devices["pi-2"]
 
     def go_on() -> None:
@@ -101,23 +101,23 @@ def test_a_step_that_is_passed_over_is_asked_for(fleet: VirtualFleet, tmp_path: 
     assert [ack.step for ack in resends(fleet, "pi-2")] == [1]
 
 
-def test_a_device_that_asks_while_its_batches_wait_is_not_asked_for_them_again(fleet: VirtualFleet) -> None:
-    other, asks = fleet.devices["pi-1"], fleet.devices["pi-2"]
+def test_sync_of_a_device_whose_batches_wait_causes_no_resend_request(fleet: VirtualFleet) -> None:
+    other, syncing = fleet.devices["pi-1"], fleet.devices["pi-2"]
 
-    def ask(number: int, phase: str, step: int) -> None:
+    def send_sync(number: int, phase: str, step: int) -> None:
         if (number, phase, step) == (2, "train", 1):
             other.before_batch = lambda _round, _phase, _step: None
-            asks.say(routes.SYNC, Sync(run="run", instance=1).encode(), 1.0)
+            syncing.say(routes.SYNC, Sync(run="run", instance=1).encode(), 1.0)
             other.pause(2.0)
 
-    other.before_batch = ask
+    other.before_batch = send_sync
     fleet.run()
     assert resends(fleet, "pi-2") == []
     assert len(resends(fleet, "pi-1")) == 1  # the server waited for it
 
 
-def test_what_cannot_be_taken_is_not_asked_for_as_fast_as_it_comes(fleet: VirtualFleet) -> None:
-    """A device whose batch is malformed each time, and that says round-done all the same."""
+def test_resend_requests_for_malformed_batches_are_paced(fleet: VirtualFleet) -> None:
+    """A device whose batch is malformed three times, and that sends round-done nevertheless."""
     device = fleet.devices["pi-2"]
     say, spoiled = device.say, 0
 
@@ -137,7 +137,7 @@ def test_what_cannot_be_taken_is_not_asked_for_as_fast_as_it_comes(fleet: Virtua
     assert fleet.clock() - started >= 10  # two pauses
 
 
-def test_each_device_is_told_its_part_before_the_phase_is_open(fleet: VirtualFleet) -> None:
+def test_participations_are_published_before_the_phase_opens(fleet: VirtualFleet) -> None:
     fleet.run()
     topics = [sent.topic for sent in fleet.port.sent]
     parts = {routes.PARTICIPATION.topic(TOPICS, name) for name in THREE}
@@ -147,7 +147,7 @@ def test_each_device_is_told_its_part_before_the_phase_is_open(fleet: VirtualFle
             assert set(topics[number - 3 : number]) == parts
 
 
-def test_who_is_dropped_is_told_and_the_opening_names_nobody(tmp_path: Path) -> None:
+def test_dropped_device_is_notified_and_broadcasts_name_no_device(tmp_path: Path) -> None:
     policy = Policy(devices=3, quorum=1, missing="skip", floor=5.0)
     fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
     late = fleet.devices["pi-3"]
@@ -161,7 +161,7 @@ def test_who_is_dropped_is_told_and_the_opening_names_nobody(tmp_path: Path) -> 
     assert not [payload for payload in to_all if b"pi-" in payload]
 
 
-def test_where_one_batch_of_each_is_too_much_windows_go_round_to_the_same_weights(
+def test_memory_for_a_single_batch_gives_the_same_weights(
     tmp_path: Path,
 ) -> None:
     """A memory that holds one batch at a time: devices with a room of 0 wait for theirs."""
@@ -173,8 +173,8 @@ def test_where_one_batch_of_each_is_too_much_windows_go_round_to_the_same_weight
     assert {room for given in rooms.values() for room in given} == {0, 1}
 
 
-def test_who_waits_for_a_window_is_not_late(tmp_path: Path) -> None:
-    """The one that has the window is away: at the deadline it goes, and the others have their turns."""
+def test_device_that_waits_for_a_window_is_not_late(tmp_path: Path) -> None:
+    """The device with the window is away: it is dropped at the deadline, and the others get their turns."""
     policy = Policy(devices=3, quorum=1, missing="skip", floor=5.0, memory=1500)
     fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
     for device in fleet.devices.values():

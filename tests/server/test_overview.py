@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server says for those who only watch, as they fold it: on a fake port, over whole runs."""
+"""What a server publishes for viewers, as they combine it: on a fake port, over whole runs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ NOW = 2_000_000_000.0
 NAMES = ("pi-1", "pi-2")
 
 
-def seen(fleet: VirtualFleet) -> FleetSnapshot:
-    """What a viewer sees now, who has only what is retained."""
+def viewer_snapshot(fleet: VirtualFleet) -> FleetSnapshot:
+    """What a viewer sees that gets only the retained messages."""
     view = FleetView(TOPICS.fleet)
     retained = {sent.topic: sent for sent in fleet.port.sent if sent.retain}
     for device in fleet.devices.values():
@@ -42,7 +42,7 @@ def timings(fleet: VirtualFleet) -> list[Timing]:
 
 
 def pauses(device: VirtualDevice, seconds: float, rounds: set[int]) -> None:
-    """It says nothing for so long in the middle of the training of these rounds."""
+    """The device sends nothing for so long in the middle of the training of these rounds."""
 
     def before_batch(number: int, phase: str, step: int) -> None:
         if (phase, step) == ("train", 1) and number in rounds:
@@ -59,17 +59,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> VirtualFleet:
     return fleet
 
 
-def test_the_stages_that_a_cut_is_drawn_on_are_said(finished: VirtualFleet) -> None:
-    told = seen(finished).network_stages
+def test_stages_of_the_network_are_published(finished: VirtualFleet) -> None:
+    told = viewer_snapshot(finished).network_stages
     assert [(stage.name, stage.features, stage.parameters) for stage in told] == [
         (stage.name, stage.feature_shape, stage.parameters) for stage in stages()
     ]
 
 
-def test_each_evaluated_round_is_a_point_of_the_fleets_curve_and_of_each_devices(
+def test_each_evaluated_round_is_a_point_of_fleet_and_device_curves(
     finished: VirtualFleet,
 ) -> None:
-    snapshot, metrics = seen(finished), finished.metrics
+    snapshot, metrics = viewer_snapshot(finished), finished.metrics
     assert [point.round for point in snapshot.history] == [1, 2, 3]
     for point, figures in zip(snapshot.history, metrics, strict=True):
         assert point.adaptive == pytest.approx(figures.fleet.adaptive_accuracy, abs=1e-4)
@@ -79,16 +79,16 @@ def test_each_evaluated_round_is_a_point_of_the_fleets_curve_and_of_each_devices
             assert own.trunk == pytest.approx(figures.devices[name].trunk_accuracy, abs=1e-4)
 
 
-def test_the_majority_is_a_baseline_of_the_curves(finished: VirtualFleet) -> None:
-    fleet, found = finished.metrics[-1].fleet, seen(finished).baselines
+def test_baselines_contain_the_majority_share(finished: VirtualFleet) -> None:
+    fleet, found = finished.metrics[-1].fleet, viewer_snapshot(finished).baselines
     assert found is not None
     most = max(recall.images for recall in fleet.class_recalls)
     assert found.majority == pytest.approx(most / fleet.images, abs=1e-4)
     assert found.alone is None
 
 
-def test_confusion_is_counted_of_the_fleet_and_of_each_device(finished: VirtualFleet) -> None:
-    snapshot, metrics = seen(finished), finished.metrics[-1]
+def test_confusion_is_counted_for_the_fleet_and_each_device(finished: VirtualFleet) -> None:
+    snapshot, metrics = viewer_snapshot(finished), finished.metrics[-1]
     matrices = [snapshot.confusion, *(device_of(snapshot, name).confusion for name in NAMES)]
     figures = [(metrics.fleet, metrics.fleet.images)]
     figures += [(metrics.devices[name], metrics.devices[name].held_out_samples) for name in NAMES]  # type: ignore[misc]
@@ -99,7 +99,7 @@ def test_confusion_is_counted_of_the_fleet_and_of_each_device(finished: VirtualF
         assert right / images == pytest.approx(accuracies.adaptive_accuracy)
 
 
-def test_times_are_of_the_phase_under_way_and_an_estimate_comes_with_the_first_round(
+def test_estimated_end_is_published_from_the_second_round_on(
     tmp_path: Path,
 ) -> None:
     fleet = VirtualFleet(tmp_path / "server", *NAMES, rounds=4)
@@ -114,7 +114,7 @@ def test_times_are_of_the_phase_under_way_and_an_estimate_comes_with_the_first_r
     assert (end.phase, end.estimate, end.waiting) == ("finished", None, ())
 
 
-def test_a_run_is_estimated_to_end_after_as_many_rounds_as_it_may_be_without_a_better_one(
+def test_estimated_end_considers_the_stop_without_a_better_round(
     tmp_path: Path,
 ) -> None:
     policy = Policy(devices=2, quorum=1, stop_after=2)
@@ -135,7 +135,7 @@ def test_a_run_is_estimated_to_end_after_as_many_rounds_as_it_may_be_without_a_b
     }
 
 
-def test_who_is_waited_for_is_said_with_since_when(tmp_path: Path) -> None:
+def test_timing_states_since_when_a_device_is_waited_for(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *NAMES)
     pauses(fleet.devices["pi-2"], 100, rounds={1})
     fleet.run()
@@ -145,17 +145,17 @@ def test_who_is_waited_for_is_said_with_since_when(tmp_path: Path) -> None:
     assert len(timings(fleet)) < 30, "nothing is said again while it has not changed"
 
 
-def test_a_server_that_is_started_again_says_what_it_knew(tmp_path: Path) -> None:
+def test_restarted_server_publishes_the_same_overview(tmp_path: Path) -> None:
     first = VirtualFleet(tmp_path / "server", *NAMES, rounds=3)
     first.on_phase = lambda opened: setattr(first, "stopped", (opened.round, opened.phase) == (3, "train"))
     with pytest.raises(Stopped):
         first.run()
-    before = seen(first)
+    before = viewer_snapshot(first)
     second = VirtualFleet(tmp_path / "server", *NAMES, rounds=3, instance=200)
     second.on_phase = lambda _opened: setattr(second, "stopped", True)
     with pytest.raises(Stopped):
         second.run()
-    after = seen(second)
+    after = viewer_snapshot(second)
     assert [point.round for point in after.history] == [1, 2]
     for name in ("history", "baselines", "seconds", "confusion", "network_stages"):
         assert getattr(after, name) == getattr(before, name)
@@ -165,8 +165,8 @@ def test_a_server_that_is_started_again_says_what_it_knew(tmp_path: Path) -> Non
     assert after.estimate is not None
 
 
-def test_a_state_of_an_earlier_release_is_gone_on_with(tmp_path: Path) -> None:
-    """It has neither times nor where they went, and its evaluation no matrices of devices."""
+def test_state_of_an_earlier_release_without_times_is_resumed(tmp_path: Path) -> None:
+    """It has neither times nor their breakdown, and its evaluation no confusion of devices."""
     first = VirtualFleet(tmp_path / "server", *NAMES, rounds=2)
     first.run()
     history, evaluation = (tmp_path / "server" / name for name in ("history.jsonl", "evaluation.json"))
@@ -176,21 +176,21 @@ def test_a_state_of_an_earlier_release_is_gone_on_with(tmp_path: Path) -> None:
     evaluation.write_bytes(b'{"run":"run","round":2}')
     second = VirtualFleet(tmp_path / "server", *NAMES, rounds=3, instance=200)
     second.run()
-    points = seen(second).history
+    points = viewer_snapshot(second).history
     assert [(point.round, point.time > 0) for point in points] == [(1, False), (2, False), (3, True)]
 
 
-def test_a_larger_fleet_has_no_curves_of_its_devices(tmp_path: Path) -> None:
+def test_large_fleet_has_no_device_curves(tmp_path: Path) -> None:
     names = [f"pi-{index}" for index in range(MOST_CURVES + 1)]
     fleet = VirtualFleet(tmp_path / "server", *names, rounds=1)
     fleet.run()
     assert not [
         sent for sent in fleet.port.sent if sent.topic.endswith("/history") and "devices" in sent.topic
     ]
-    assert len(seen(fleet).history) == 1
+    assert len(viewer_snapshot(fleet).history) == 1
 
 
-def test_what_is_told_viewers_fits_any_broker_and_comes_once_a_round(finished: VirtualFleet) -> None:
+def test_viewer_messages_fit_any_broker_and_are_sent_once_per_round(finished: VirtualFleet) -> None:
     watched = [route for route in routes.ROUTES if route.sender == "server" and route.readers == ("viewer",)]
     told = [
         sent

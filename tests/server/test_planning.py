@@ -35,7 +35,7 @@ def capability(seconds: list[float], fits: list[bool], upload: float | None) -> 
     )
 
 
-def test_candidates_are_the_cuts_that_fit_with_their_rounds() -> None:
+def test_candidates_are_the_cuts_that_fit_with_their_round_seconds() -> None:
     found = candidates(capability([0.1, 0.2, 0.3], [True, False, True], upload=1e4), steps=10, window=8)
     assert found == [
         Candidate(1, round_seconds(10, 0.1, 0.1, 0.1, 8), 1000),
@@ -43,7 +43,7 @@ def test_candidates_are_the_cuts_that_fit_with_their_rounds() -> None:
     ]
 
 
-def test_fast_devices_take_deeper_cuts_within_the_slowest_one_s_time() -> None:
+def test_fast_devices_take_deeper_cuts_within_the_slowest_devices_time() -> None:
     slow = [Candidate(cut, 10.0 * cut, 1) for cut in (1, 2, 3)]
     fast = [Candidate(cut, 4.0 * cut, 1) for cut in (1, 2, 3)]
     plan = {row.device: row for row in plan_fleet({"slow": slow, "fast": fast})}
@@ -52,13 +52,13 @@ def test_fast_devices_take_deeper_cuts_within_the_slowest_one_s_time() -> None:
     assert "cut 3 would take 12 s" in plan["fast"].reason
 
 
-def test_a_device_that_fits_no_cut_is_named_and_delays_nobody() -> None:
+def test_device_that_fits_no_cut_is_named_and_does_not_affect_the_plan() -> None:
     plan = {row.device: row for row in plan_fleet({"full": [], "fine": [Candidate(1, 2.0, 1)]})}
     assert (plan["full"].cut, plan["full"].reason) == (None, "no cut fits it")
     assert plan["fine"].cut == 1
 
 
-def test_whatever_a_member_says_of_its_costs_there_is_a_plan() -> None:
+def test_extreme_costs_claimed_by_a_device_give_a_finite_plan() -> None:
     planned = plan_fleet({"idle": [Candidate(1, 0.0, 1)]})
     Console(file=io.StringIO()).print(_table(planned, 0))
     [slow] = candidates(capability([1e15], [True], upload=5e-324), steps=10**6, window=1)
@@ -69,7 +69,7 @@ times = st.lists(st.floats(0.1, 100), min_size=1, max_size=4)
 
 
 @given(st.lists(times, min_size=1, max_size=4))
-def test_no_other_choice_ends_sooner_and_none_as_soon_goes_deeper(fleet: list[list[float]]) -> None:
+def test_plan_is_the_fastest_and_among_the_fastest_the_deepest(fleet: list[list[float]]) -> None:
     choices = {
         f"pi-{n}": [Candidate(cut, seconds, 1) for cut, seconds in enumerate(own, 1)]
         for n, own in enumerate(fleet)
@@ -86,7 +86,7 @@ def test_no_other_choice_ends_sooner_and_none_as_soon_goes_deeper(fleet: list[li
     assert sum(row.cut or 0 for row in planned) == deepest
 
 
-def test_the_table_shows_texts_as_they_are() -> None:
+def test_plan_table_escapes_control_characters_and_keeps_markup() -> None:
     written = io.StringIO()
     evil = Planned("pi-1\x1b[2J\n[red]", None, None, "no cut\r\n\x9b31m [blink]")
     Console(file=written, width=200, force_terminal=True, color_system=None).print(_table([evil], 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service with a fake port and clock: who comes back, moves or is refused, and what is counted."""
+"""The service with a fake port and clock: devices that return, move or are refused, and what is counted."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def fleet(tmp_path: Path) -> VirtualFleet:
 
 
 def undisturbed(path: Path) -> str:
-    """The weights of the same run of which nothing is wrong."""
+    """The weights of the same run without disturbances."""
     return str(VirtualFleet(path / "undisturbed", *THREE).run()["weights_sha256"])
 
 
-def test_a_run_goes_through_its_phases_and_commits_every_round(fleet: VirtualFleet) -> None:
+def test_run_goes_through_its_phases_and_commits_every_round(fleet: VirtualFleet) -> None:
     report = fleet.run()
     assert fleet.phases == [
         ("gather", 0), ("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("finished", 2),
@@ -48,7 +48,7 @@ def test_a_run_goes_through_its_phases_and_commits_every_round(fleet: VirtualFle
     assert all(values.trunk_accuracy is not None for values in fleet.metrics[-1].devices.values())
 
 
-def test_a_device_that_comes_back_with_other_images_ends_the_round_as_it_was_opened(
+def test_device_returning_with_other_images_ends_the_round_as_opened(
     fleet: VirtualFleet,
 ) -> None:
     device = fleet.devices["pi-2"]
@@ -64,7 +64,7 @@ def test_a_device_that_comes_back_with_other_images_ends_the_round_as_it_was_ope
     assert fleet.counted[1] == list(THREE)
 
 
-def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
+def test_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3)
     late = fleet.devices["pi-3"]
     come = late.come
@@ -77,7 +77,7 @@ def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> Non
     assert late.assignments[0].digest == fleet.devices["pi-1"].assignments[-3].digest
 
 
-def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_goes_by(
+def test_assignment_of_a_late_joiner_with_a_new_cut_matches_its_rounds(
     tmp_path: Path,
 ) -> None:
     """It joins in a round's training; statistics are taken before the next one."""
@@ -98,11 +98,13 @@ def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_g
 
     fleet.on_phase = on_phase
     fleet.run()
-    assert [(word.committed, word.fresh) for word, _ in told] == [(part.base, part.fresh) for _, part in told]
+    assert [(given.committed, given.fresh) for given, _ in told] == [
+        (part.base, part.fresh) for _, part in told
+    ]
     assert [part.base for _, part in told] == [0, 2]
 
 
-def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: VirtualFleet) -> None:
+def test_device_moves_to_its_requested_cut_after_a_commit(fleet: VirtualFleet) -> None:
     device = fleet.devices["pi-1"]
     fleet.on_phase = lambda opened: device.come(next_cut=3) if opened.phase == "gather" else None
     fleet.run()
@@ -120,7 +122,7 @@ def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: 
         ({"class_names": tuple("abcd")}, ExitCode.REJECTED, "(set by pi-1, pi-2): only it has [d]; every"),
     ],
 )
-def test_a_device_that_does_not_fit_is_refused(
+def test_incompatible_device_is_refused(
     tmp_path: Path, changed: dict[str, object], code: ExitCode, says: str
 ) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
@@ -134,7 +136,7 @@ def test_a_device_that_does_not_fit_is_refused(
     assert misfit.parts == []
 
 
-def test_a_device_whose_classes_are_corrected_is_taken_before_the_first_commit(tmp_path: Path) -> None:
+def test_device_with_corrected_classes_joins_before_the_first_commit(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
     misspelt = fleet.devices["pi-3"]
     come = misspelt.come
@@ -151,8 +153,8 @@ def test_a_device_whose_classes_are_corrected_is_taken_before_the_first_commit(t
     assert [number for phase, number, _ in misspelt.parts if phase == "train"] == [2]
 
 
-def test_of_twin_ids_the_later_process_counts(fleet: VirtualFleet) -> None:
-    """What its elder twin says last, such as its will, changes nothing."""
+def test_later_of_two_processes_with_one_device_id_is_used(fleet: VirtualFleet) -> None:
+    """The last messages of the earlier process, such as its will, change nothing."""
     device = fleet.devices["pi-2"]
 
     def twin(opened: RoundOpen) -> None:
@@ -176,9 +178,7 @@ READ = tuple(
 
 
 @pytest.mark.parametrize("phase", ["gather", "train", "evaluate"])
-def test_a_malformed_message_of_every_route_is_counted_and_changes_nothing(
-    tmp_path: Path, phase: str
-) -> None:
+def test_malformed_messages_of_every_route_are_counted_and_ignored(tmp_path: Path, phase: str) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=Policy(3, 1, quarantine_after=0))
 
     def harm(opened: RoundOpen) -> None:
@@ -194,10 +194,10 @@ def test_a_malformed_message_of_every_route_is_counted_and_changes_nothing(
     assert report["rejected"] == 5 * len(READ) + 1
     unknown = 15 if phase == "gather" and ("pi-3", "unknown") in fleet.rejected else 0
     assert fleet.rejected.get(("pi-3", "malformed"), 0) + unknown == 5 * len(READ)
-    assert len(fleet.devices["pi-3"].errors) == 10  # the first few; all are counted
+    assert len(fleet.devices["pi-3"].errors) == 10  # the first few are reported; all are counted
 
 
-def test_what_is_foreign_oversized_or_of_a_stranger_is_counted_by_its_reason(
+def test_foreign_oversized_and_unknown_messages_are_counted_by_reason(
     fleet: VirtualFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.protocol.encoding.MAX_JSON", 5000)
@@ -214,7 +214,7 @@ def test_what_is_foreign_oversized_or_of_a_stranger_is_counted_by_its_reason(
     assert fleet.rejected == {("pi-1", "foreign"): 1, ("pi-1", "oversized"): 1, ("pi-9", "unknown"): 1}
 
 
-def test_a_batch_that_comes_twice_is_trained_once(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_duplicate_batch_is_trained_once(fleet: VirtualFleet, tmp_path: Path) -> None:
     device = fleet.devices["pi-1"]
     seen: list[bytes] = []
 
@@ -230,7 +230,7 @@ def test_a_batch_that_comes_twice_is_trained_once(fleet: VirtualFleet, tmp_path:
     assert report["weights_sha256"] == undisturbed(tmp_path)
 
 
-def test_a_batch_that_comes_twice_is_acknowledged_twice(fleet: VirtualFleet) -> None:
+def test_duplicate_batch_is_acknowledged_again(fleet: VirtualFleet) -> None:
     """The first acknowledgement may have been lost."""
     device, hear = fleet.devices["pi-1"], fleet.port.on_sent
     lost: list[Ack] = []
@@ -247,7 +247,7 @@ def test_a_batch_that_comes_twice_is_acknowledged_twice(fleet: VirtualFleet) -> 
     assert fleet.run()["duplicates_dropped"] == len(lost) == 1
 
 
-def test_weights_that_are_not_those_announced_are_sent_again(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_round_done_with_a_wrong_digest_is_rejected(fleet: VirtualFleet, tmp_path: Path) -> None:
     device = fleet.devices["pi-1"]
     say, lies = device.say, []
 
@@ -262,7 +262,7 @@ def test_weights_that_are_not_those_announced_are_sent_again(fleet: VirtualFleet
     assert fleet.rejected == {("pi-1", "malformed"): 1}
 
 
-def test_a_device_is_not_done_before_its_weights_are_there(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_lost_weights_are_requested_again_before_the_round_ends(fleet: VirtualFleet, tmp_path: Path) -> None:
     device = fleet.devices["pi-1"]
     say, lost = device.say, []
 
@@ -279,7 +279,7 @@ def test_a_device_is_not_done_before_its_weights_are_there(fleet: VirtualFleet, 
     assert [ack.resend for ack in resends].count(True) == 1
 
 
-def test_a_commit_is_told_when_it_is_saved(fleet: VirtualFleet) -> None:
+def test_commit_is_published_only_after_it_is_saved(fleet: VirtualFleet) -> None:
     hear = fleet.port.on_sent
     saved: list[tuple[int, int]] = []
 
@@ -296,7 +296,7 @@ def test_a_commit_is_told_when_it_is_saved(fleet: VirtualFleet) -> None:
     assert all(told <= newest for told, newest in saved), saved
 
 
-def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> None:
+def test_run_is_published_again_after_a_reconnection(fleet: VirtualFleet) -> None:
     def reconnect(opened: RoundOpen) -> None:
         if opened.phase == "train":
             fleet.port.happen(Connected(fresh=True))
@@ -308,9 +308,7 @@ def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> N
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
-def test_a_run_that_was_stopped_goes_on_from_its_commit_to_the_same_weights(
-    tmp_path: Path, strategy: str
-) -> None:
+def test_stopped_run_resumes_from_its_commit_to_the_same_weights(tmp_path: Path, strategy: str) -> None:
     whole = VirtualFleet(tmp_path / "whole", *THREE, strategy=strategy).run()
     first = VirtualFleet(tmp_path / "server", *THREE, strategy=strategy)
 
@@ -325,14 +323,14 @@ def test_a_run_that_was_stopped_goes_on_from_its_commit_to_the_same_weights(
     assert second.phases[0] == ("gather", 1)
 
 
-def test_a_run_that_is_over_needs_no_device(tmp_path: Path) -> None:
+def test_finished_run_needs_no_device(tmp_path: Path) -> None:
     VirtualFleet(tmp_path, *THREE).run()
     again = VirtualFleet(tmp_path, instance=101)
     again.run()
     assert again.phases == [("finished", 2)]
 
 
-def test_a_finished_run_that_is_given_more_rounds_goes_on_and_no_device_takes_it_for_finished(
+def test_finished_run_continues_when_given_more_rounds(
     tmp_path: Path,
 ) -> None:
     VirtualFleet(tmp_path, *THREE).run()
@@ -347,12 +345,12 @@ def test_a_finished_run_that_is_given_more_rounds_goes_on_and_no_device_takes_it
     again.port.on_sent = listen
     report = again.run()
     assert again.phases == [("gather", 2), ("train", 3), ("evaluate", 3), ("finished", 3)]
-    assert order.index(TOPICS.round) < order.index(TOPICS.run)
+    assert order.index(TOPICS.round) < order.index(TOPICS.run)  # else devices take it for finished
     assert (report["rounds"], report["batches_trained"]) == (3, 27)
     assert RunSpec.decode(again.port.payloads(TOPICS.run)[0]).rounds == 3
 
 
-def test_rounds_that_bring_nothing_better_end_the_run_and_the_best_commit_is_the_one_to_release(
+def test_run_ends_without_a_better_round_and_releases_the_best_commit(
     tmp_path: Path,
 ) -> None:
     def begin(instance: int, stop_after: int) -> VirtualFleet:
@@ -385,7 +383,7 @@ def test_rounds_that_bring_nothing_better_end_the_run_and_the_best_commit_is_the
     assert begin(103, stop_after=0).run()["rounds"] == 9
 
 
-def test_of_a_run_that_releases_its_best_round_each_commit_has_the_client_networks(tmp_path: Path) -> None:
+def test_each_commit_of_a_releasing_run_contains_the_client_networks(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, rounds=3, release=True, client_averaging="none")
 
     def stop(opened: RoundOpen) -> None:

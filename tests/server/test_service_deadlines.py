@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is late, who is waited for, and with whom a round goes on: the service with a fake port and clock."""
+"""Devices that are late, skipped or waited for: the service with a fake port and clock."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def skipping(tmp_path: Path) -> VirtualFleet:
     return VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3, client_averaging="none")
 
 
-def test_a_device_that_is_late_is_skipped_at_the_deadline(skipping: VirtualFleet) -> None:
+def test_late_device_is_skipped_at_the_deadline(skipping: VirtualFleet) -> None:
     late = skipping.devices["pi-3"]
 
     def fall_silent(number: int, phase: str, step: int) -> None:
@@ -47,8 +47,10 @@ def test_a_device_that_is_late_is_skipped_at_the_deadline(skipping: VirtualFleet
     assert 60 <= skipping.clock() - before < 70  # the deadline's floor, once
 
 
-def test_in_a_first_round_only_a_device_that_stands_still_is_late(skipping: VirtualFleet) -> None:
-    """Nothing is known yet of how long a round takes."""
+def test_silent_device_in_the_first_round_is_skipped_after_ten_times_the_floor(
+    skipping: VirtualFleet,
+) -> None:
+    """The duration of a round is not known yet."""
     slow = skipping.devices["pi-3"]
     slow.before_batch = lambda _number, _phase, _step: slow.pause()
     before = skipping.clock()
@@ -58,7 +60,7 @@ def test_in_a_first_round_only_a_device_that_stands_still_is_late(skipping: Virt
 
 
 def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
-    """A device says nothing any more from this batch on; the broker tells its last will."""
+    """A device sends nothing from this batch on; the broker publishes its last will."""
     device = fleet.devices[name]
 
     def before_batch(current: int, phase: str, batch: int) -> None:
@@ -71,10 +73,10 @@ def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
+def test_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
     tmp_path: Path, strategy: str, step: int
 ) -> None:
-    """The broker says that it is gone: it is not one that may be slow."""
+    """Its last will tells that it is gone, and not slow."""
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=2, strategy=strategy)
     vanish(fleet, "pi-3", 1, step)
     before = fleet.clock()
@@ -83,8 +85,8 @@ def test_a_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
     assert [device["batches"] for device in report["devices"]] == [6, 6, 0]
 
 
-def test_after_a_first_round_without_a_device_nobody_else_is_taken_for_late(tmp_path: Path) -> None:
-    """Nothing is known yet of how long a round takes: it takes the others two minutes."""
+def test_slow_device_is_not_late_after_a_first_round_without_another(tmp_path: Path) -> None:
+    """The duration of a round is not known yet: it takes pi-1 two minutes."""
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3)
     vanish(fleet, "pi-3", 1, 1)
     slow = fleet.devices["pi-1"]
@@ -99,7 +101,7 @@ def test_after_a_first_round_without_a_device_nobody_else_is_taken_for_late(tmp_
 
 
 @pytest.mark.parametrize("missing", ["skip", "wait"])
-def test_before_the_first_round_who_has_joined_and_gone_is_waited_for_under_wait_alone(
+def test_device_gone_before_the_first_round_is_waited_for_under_wait_only(
     tmp_path: Path, missing: Any
 ) -> None:
     policy = Policy(devices=3, quorum=2, missing=missing, floor=60.0)
@@ -120,7 +122,7 @@ def test_before_the_first_round_who_has_joined_and_gone_is_waited_for_under_wait
     assert [device["batches"] for device in report["devices"]] == [6, 6, 0 if missing == "skip" else 6]
 
 
-def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
+def test_round_waits_past_its_deadline_for_the_quorum(tmp_path: Path) -> None:
     policy = Policy(devices=3, quorum=3, missing="skip", floor=60.0)
     fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
     late = fleet.devices["pi-3"]
@@ -136,7 +138,7 @@ def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
     assert fleet.counted[2] == list(THREE)
 
 
-def test_under_wait_everybody_is_waited_for_and_named(
+def test_offline_device_is_waited_for_and_named_under_wait(
     fleet: VirtualFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "splitee_server")
@@ -162,9 +164,9 @@ def test_under_wait_everybody_is_waited_for_and_named(
 def over_a_slow_link(
     device: VirtualDevice, number: int, *, parts: int, pause: float, ends: bool = True
 ) -> None:
-    """The device's batches of this round come in so many parts, with a pause before each.
+    """The device's batches of this round come in `parts` parts, with a pause before each.
 
-    `ends`: False: the last one never comes, and instead of it the first ones of another batch do, for ever.
+    `ends`: False: the last part never comes; instead come the first parts of further batches, endlessly.
     """
     say, messages = device.say, count()
 
@@ -184,7 +186,7 @@ def over_a_slow_link(
     device.say = slowly  # type: ignore[method-assign]
 
 
-def test_a_device_is_not_late_while_its_bytes_arrive(skipping: VirtualFleet) -> None:
+def test_device_is_not_late_while_its_bytes_arrive(skipping: VirtualFleet) -> None:
     over_a_slow_link(skipping.devices["pi-3"], 2, parts=10, pause=20.0)
     before = skipping.clock()
     skipping.run()
@@ -192,7 +194,7 @@ def test_a_device_is_not_late_while_its_bytes_arrive(skipping: VirtualFleet) -> 
     assert skipping.clock() - before > 200  # a batch takes more than three times the floor
 
 
-def test_a_device_whose_bytes_have_stopped_is_late(skipping: VirtualFleet) -> None:
+def test_device_is_late_when_its_bytes_stop(skipping: VirtualFleet) -> None:
     over_a_slow_link(skipping.devices["pi-3"], 2, parts=10, pause=70.0)
     before = skipping.clock()
     skipping.run()
@@ -200,8 +202,8 @@ def test_a_device_whose_bytes_have_stopped_is_late(skipping: VirtualFleet) -> No
     assert skipping.clock() - before < 130
 
 
-@pytest.mark.parametrize(("number", "longest"), [(1, 6000), (2, 600)])  # ten times a silent one's
-def test_a_device_that_sends_for_ever_is_late_in_the_end(
+@pytest.mark.parametrize(("number", "longest"), [(1, 6000), (2, 600)])  # ten times a silent device's
+def test_device_that_sends_endlessly_is_late_eventually(
     skipping: VirtualFleet, number: int, longest: float
 ) -> None:
     over_a_slow_link(skipping.devices["pi-3"], number, parts=4, pause=20.0, ends=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases of a server that trains: they go out beside the rounds, and change nothing in them."""
+"""Releases during training: the server carries them out beside the rounds, which do not change."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Told(Observer):
         self.rollouts.append(rollouts)
 
 
-def test_an_order_is_carried_out_between_batches(tmp_path: Path) -> None:
+def test_release_order_is_carried_out_without_changing_the_weights(tmp_path: Path) -> None:
     undisturbed = VirtualFleet(tmp_path / "undisturbed", *TWO, rounds=1).run()
     told = Told()
     fleet = VirtualFleet(tmp_path / "ordered", *TWO, rounds=1, observers=[told])
@@ -61,15 +61,15 @@ def test_an_order_is_carried_out_between_batches(tmp_path: Path) -> None:
     for digest, data in ((ORDER.plan, PLAN), (FILE, MODEL)):
         say(routes.RELEASE_UPLOAD, ReleaseUpload(request=1, sha256=digest, offset=0, data=data).encode())
     report = fleet.run()
-    answers = fleet.port.payloads(routes.RELEASED.topic(TOPICS))
-    assert ReleaseAnswer.decode(answers[-1]).message == "rollout ordered: 1 device, at once"
+    replies = fleet.port.payloads(routes.RELEASED.topic(TOPICS))
+    assert ReleaseAnswer.decode(replies[-1]).message == "rollout ordered: 1 device, at once"
     [offer] = fleet.port.payloads(routes.MODEL_OFFER.topic(TOPICS, "pi-9"))
     assert ModelOffer.decode(offer).release == FILE
     assert [one.rollout for one in told.rollouts[-1].rollouts] == ["ordered"]
     assert report["weights_sha256"] == undisturbed["weights_sha256"]
 
 
-def test_malformed_clicks_put_no_device_into_quarantine(tmp_path: Path) -> None:
+def test_malformed_install_clicks_are_counted_against_no_device(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *TWO, rounds=1)
     for _ in range(30):
         fleet.port.deliver(routes.INSTALL.topic(TOPICS, "pi-1"), b"{")

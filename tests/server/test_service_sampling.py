@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rounds of some of the devices, and rounds of a time: the service with a fake port and clock."""
+"""Rounds of a sample of the devices, and rounds of a fixed time: the service with a fake port and clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TWO = {"sample": "2", "rounds": 5, "client_averaging": "layerwise"}
 
 
 def trained(fleet: VirtualFleet) -> dict[int, set[str]]:
-    """The devices that were asked to train, by round."""
+    """The devices that were to train, by round."""
     found: dict[int, set[str]] = {}
     for device in fleet.devices.values():
         for phase, number, _ in device.parts:
@@ -33,7 +33,7 @@ def trained(fleet: VirtualFleet) -> dict[int, set[str]]:
 
 
 def steps(fleet: VirtualFleet, number: int) -> list[int]:
-    """Of a round's training, by device."""
+    """The number of batches in a round's training, by device."""
     return [
         part.steps
         for device in fleet.devices.values()
@@ -42,7 +42,7 @@ def steps(fleet: VirtualFleet, number: int) -> list[int]:
     ]
 
 
-def test_a_round_has_the_devices_of_its_sample_and_the_last_evaluation_has_all(tmp_path: Path) -> None:
+def test_round_trains_its_sample_and_the_last_evaluation_has_all_devices(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *FIVE, **TWO)
     fleet.run()
     expected = [set(picked) for picked in picks(fleet.spec, fleet.devices)]
@@ -54,7 +54,7 @@ def test_a_round_has_the_devices_of_its_sample_and_the_last_evaluation_has_all(t
     assert evaluated == [*expected[:-1], set(FIVE)]
 
 
-def test_of_devices_that_were_not_evaluated_the_earlier_figures_stay(tmp_path: Path) -> None:
+def test_devices_that_were_not_evaluated_keep_their_earlier_metrics(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *FIVE, **TWO)
     fleet.run()
     first, second = fleet.metrics[0], fleet.metrics[1]
@@ -69,14 +69,14 @@ def samples_of(fleet: VirtualFleet, number: int) -> list[str]:
     return list(picks(fleet.spec, fleet.devices))[number - 1]
 
 
-def test_all_may_evaluate_each_round(tmp_path: Path) -> None:
+def test_all_devices_can_evaluate_each_round(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *FIVE, **TWO, evaluated_by="all")
     fleet.run()
     assert all(not values.evaluated for metrics in fleet.metrics for values in metrics.devices.values())
     assert {metrics.fleet.images for metrics in fleet.metrics} == {fleet.metrics[-1].fleet.images}
 
 
-def test_a_device_of_a_cut_that_no_round_has_had_begins_from_the_averages(tmp_path: Path) -> None:
+def test_device_of_a_cut_without_earlier_rounds_starts_from_the_averages(tmp_path: Path) -> None:
     """Each device of the sample of one is the only one of its cut in the round."""
     fleet = VirtualFleet(tmp_path, "pi-1", "pi-2", sample="1", rounds=2, client_averaging="layerwise")
     fleet.run()
@@ -90,9 +90,7 @@ def test_a_device_of_a_cut_that_no_round_has_had_begins_from_the_averages(tmp_pa
 
 
 @pytest.mark.parametrize("evaluates", ["sample", "all"])
-def test_a_server_that_is_stopped_in_a_round_picks_the_same_devices_again(
-    tmp_path: Path, evaluates: Any
-) -> None:
+def test_server_stopped_in_a_round_samples_the_same_devices_again(tmp_path: Path, evaluates: Any) -> None:
     whole = VirtualFleet(tmp_path / "whole", *FIVE, **TWO, evaluated_by=evaluates)
     expected = whole.run()
     stopped = VirtualFleet(tmp_path / "stopped", *FIVE, **TWO, evaluated_by=evaluates)
@@ -111,7 +109,7 @@ def test_a_server_that_is_stopped_in_a_round_picks_the_same_devices_again(
     assert report["weights_sha256"] == expected["weights_sha256"]
 
 
-def test_under_wait_a_restarted_server_waits_for_the_devices_of_the_next_round_alone(tmp_path: Path) -> None:
+def test_restarted_server_under_wait_waits_only_for_the_next_sample(tmp_path: Path) -> None:
     first = VirtualFleet(tmp_path, *FIVE, **TWO)
     first.on_phase = lambda opened: setattr(first, "stopped", (opened.phase, opened.round) == ("train", 2))
     with pytest.raises(Stopped):
@@ -129,7 +127,7 @@ def test_under_wait_a_restarted_server_waits_for_the_devices_of_the_next_round_a
 
 
 def hold_back(device: VirtualDevice, seconds: float) -> None:
-    """It comes only after so long."""
+    """The device joins only after so many seconds."""
     come = device.come
 
     def later(**changed: Any) -> None:
@@ -142,7 +140,7 @@ def hold_back(device: VirtualDevice, seconds: float) -> None:
     device.come = later  # type: ignore[method-assign]
 
 
-def test_under_skip_nobody_is_picked_who_is_offline(tmp_path: Path) -> None:
+def test_offline_device_is_not_sampled_under_skip(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *FIVE, policy=SKIP, **TWO)
     gone = fleet.devices["pi-1"]
 
@@ -158,8 +156,8 @@ def test_under_skip_nobody_is_picked_who_is_offline(tmp_path: Path) -> None:
     assert all("pi-1" not in devices for devices in trained(fleet).values())
 
 
-def test_who_was_picked_in_vain_comes_last_again(tmp_path: Path) -> None:
-    """Else a few devices that never end a round would be in each one, as those that have waited longest."""
+def test_device_sampled_without_finishing_its_round_is_last_again(tmp_path: Path) -> None:
+    """Otherwise devices that never end a round would be in each one, as those that have waited longest."""
     names, settings = FIVE[:4], {**TWO, "rounds": 4}
     fleet = VirtualFleet(tmp_path, *names, policy=Policy(4, 1, "skip", 60.0), **settings)
     never = fleet.devices["pi-1"]
@@ -176,13 +174,13 @@ def test_who_was_picked_in_vain_comes_last_again(tmp_path: Path) -> None:
     assert of_rounds[1] - of_rounds[0] == 2
 
 
-# Rounds of a time
+# Rounds of a fixed time
 
 TIMED = {"round_seconds": 60.0, "rounds": 3}
 
 
 def timed_fleet(path: Path, **settings: Any) -> VirtualFleet:
-    """Devices with 100 batches each, of which the second takes two seconds for one."""
+    """Two devices with 100 batches each; the second takes two seconds for a batch."""
     fleet = VirtualFleet(path, "pi-1", "pi-2", **TIMED, **settings)
     for device in fleet.devices.values():
         come = device.come
@@ -198,17 +196,17 @@ def timed_fleet(path: Path, **settings: Any) -> VirtualFleet:
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_each_device_trains_as_many_batches_as_it_makes_in_the_time(tmp_path: Path, strategy: str) -> None:
+def test_steps_of_a_timed_round_follow_the_speed_of_each_device(tmp_path: Path, strategy: str) -> None:
     fleet = timed_fleet(tmp_path, strategy=strategy)
     fleet.run()
-    assert steps(fleet, 1) == [8, 8]  # nothing is known yet
+    assert steps(fleet, 1) == [8, 8]  # no speed is known yet
     assert [steps(fleet, number) for number in (2, 3)] == [[100, 30], [100, 30]]
 
 
 @pytest.mark.parametrize(
     ("claims", "expected"), [(1e-9, [100, 30]), (0.0, [100, 30]), (1e300, [34, 30]), (float("inf"), [34, 30])]
 )
-def test_a_device_makes_itself_neither_faster_than_its_batches_nor_slower_than_the_round(
+def test_claimed_batch_time_is_bounded_by_arrivals_and_round_time(
     tmp_path: Path, claims: float, expected: list[int]
 ) -> None:
     fleet = timed_fleet(tmp_path)
@@ -218,7 +216,7 @@ def test_a_device_makes_itself_neither_faster_than_its_batches_nor_slower_than_t
     assert steps(fleet, 2) == expected
 
 
-def test_the_same_commit_gives_the_same_steps(tmp_path: Path) -> None:
+def test_resumed_timed_round_has_the_same_steps(tmp_path: Path) -> None:
     whole = timed_fleet(tmp_path / "whole")
     expected = whole.run()
     fleet = timed_fleet(tmp_path / "stopped")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm's statistics are taken of what is committed: by a server with a fake port and clock."""
+"""BatchNorm statistics of a committed model: the service with a fake port and clock."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Callable[..., VirtualFleet]:
+def make_fleet(tmp_path: Path) -> Callable[..., VirtualFleet]:
     def fleet(folder: str = "server", **settings: object) -> VirtualFleet:
         return VirtualFleet(tmp_path / folder, *THREE, statistics_batches=2, **settings)  # type: ignore[arg-type]
 
@@ -30,14 +30,16 @@ def make(tmp_path: Path) -> Callable[..., VirtualFleet]:
 
 
 def at_statistics(fleet: VirtualFleet, happens: Callable[[RoundOpen], None]) -> None:
-    """`happens` when those of round 1 are asked for."""
+    """Call `happens` when the statistics phase of round 1 is opened."""
     fleet.on_phase = lambda opened: (
         happens(opened) if (opened.phase, opened.round) == ("statistics", 1) else None
     )
 
 
-def test_they_are_taken_between_a_commit_and_its_evaluation(make: Callable[..., VirtualFleet]) -> None:
-    fleet = make()
+def test_statistics_are_taken_between_a_commit_and_its_evaluation(
+    make_fleet: Callable[..., VirtualFleet],
+) -> None:
+    fleet = make_fleet()
     report = fleet.run()
     assert fleet.phases == [
         ("gather", 0), ("train", 1), ("statistics", 1), ("evaluate", 1),
@@ -59,9 +61,9 @@ def test_they_are_taken_between_a_commit_and_its_evaluation(make: Callable[..., 
     assert stored.fresh
 
 
-def test_a_server_that_stops_in_them_takes_them_again(make: Callable[..., VirtualFleet]) -> None:
-    undisturbed = make("undisturbed").run()["weights_sha256"]
-    first = make()
+def test_server_stopped_in_the_statistics_phase_repeats_it(make_fleet: Callable[..., VirtualFleet]) -> None:
+    undisturbed = make_fleet("undisturbed").run()["weights_sha256"]
+    first = make_fleet()
 
     def stop(_opened: RoundOpen) -> None:
         first.stopped = True
@@ -69,15 +71,17 @@ def test_a_server_that_stops_in_them_takes_them_again(make: Callable[..., Virtua
     at_statistics(first, stop)
     with pytest.raises(Stopped):
         first.run()
-    again = make(instance=200)
+    again = make_fleet(instance=200)
     assert again.run()["weights_sha256"] == undisturbed
     assert again.phases[:3] == [("gather", 1), ("statistics", 1), ("evaluate", 1)]
 
 
-def test_what_they_change_of_a_commit_is_written_beside_it(make: Callable[..., VirtualFleet]) -> None:
-    """And whoever resumes after it goes on from both."""
-    undisturbed = make("undisturbed").run()["weights_sha256"]
-    first = make()
+def test_statistics_are_written_beside_the_commit_and_resumed(
+    make_fleet: Callable[..., VirtualFleet],
+) -> None:
+    """A restarted server goes on from both."""
+    undisturbed = make_fleet("undisturbed").run()["weights_sha256"]
+    first = make_fleet()
     path = first.checkpoints.path
     files: list[tuple[int, bool]] = []
 
@@ -91,13 +95,15 @@ def test_what_they_change_of_a_commit_is_written_beside_it(make: Callable[..., V
     with pytest.raises(Stopped):
         first.run()
     assert files == [(files[0][0], False), (files[0][0], True)]
-    again = make(instance=200)
+    again = make_fleet(instance=200)
     assert again.run()["weights_sha256"] == undisturbed
     assert ("statistics", 2) not in again.phases
 
 
-def test_who_falls_silent_in_them_is_gone_on_without(make: Callable[..., VirtualFleet]) -> None:
-    fleet = make(policy=SKIP)
+def test_run_continues_without_a_device_silent_in_the_statistics_phase(
+    make_fleet: Callable[..., VirtualFleet],
+) -> None:
+    fleet = make_fleet(policy=SKIP)
     at_statistics(fleet, lambda _opened: fleet.devices["pi-3"].pause())
     fleet.run()
     assert fleet.phases[-1] == ("finished", 2)
@@ -108,8 +114,10 @@ def test_who_falls_silent_in_them_is_gone_on_without(make: Callable[..., Virtual
     assert judged == [["pi-1", "pi-2"], ["pi-1", "pi-2"]]
 
 
-def test_nobody_left_in_them_leaves_statistics_as_training_did(make: Callable[..., VirtualFleet]) -> None:
-    fleet = make(policy=SKIP)
+def test_run_finishes_when_all_devices_pause_in_the_statistics_phase(
+    make_fleet: Callable[..., VirtualFleet],
+) -> None:
+    fleet = make_fleet(policy=SKIP)
 
     def all_pause(_opened: RoundOpen) -> None:
         for device in fleet.devices.values():
@@ -121,9 +129,9 @@ def test_nobody_left_in_them_leaves_statistics_as_training_did(make: Callable[..
     assert fleet.phases[-1] == ("finished", 2)
 
 
-def test_tensors_that_are_no_statistics_are_refused(make: Callable[..., VirtualFleet]) -> None:
-    """And what belongs to the round's training, late, is passed over."""
-    undisturbed, fleet = make("undisturbed").run()["weights_sha256"], make()
+def test_tensors_that_are_no_statistics_are_rejected(make_fleet: Callable[..., VirtualFleet]) -> None:
+    """Late weights of the round's training are ignored."""
+    undisturbed, fleet = make_fleet("undisturbed").run()["weights_sha256"], make_fleet()
     weights = {"client.first.0.weight": torch.zeros(4, 3, 3, 3)}
 
     def say(opened: RoundOpen) -> None:

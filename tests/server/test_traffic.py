@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes by purpose: they add up, outlive the server's process, and start anew where nothing tells of them."""
+"""Traffic by purpose: it adds up, survives the server's process, and starts anew without its file."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ PURPOSES = get_args(Purpose)
 SETTINGS: dict[str, Any] = {"client_averaging": "layerwise", "statistics_batches": 2, "soft_labels": 0.5}
 
 
-def said(fleet: VirtualFleet) -> Counter[tuple[str, str]]:
-    """Bytes by device and purpose of what a fleet's devices say from here on, read from the messages."""
+def count_bytes_of_devices(fleet: VirtualFleet) -> Counter[tuple[str, str]]:
+    """Bytes of the messages that devices send from here on, by device and purpose."""
     found: Counter[tuple[str, str]] = Counter()
     later = fleet.port.later
 
@@ -47,8 +47,8 @@ def said(fleet: VirtualFleet) -> Counter[tuple[str, str]]:
     return found
 
 
-def heard(fleet: VirtualFleet) -> Counter[str]:
-    """Bytes that the server has sent to each device alone, and under "" to all: not those for viewers."""
+def bytes_of_server(fleet: VirtualFleet) -> Counter[str]:
+    """Bytes that the server has sent to each device alone, and under "" to all; without those for viewers."""
     found: Counter[str] = Counter()
     for sent in fleet.port.sent:
         route, device = routes.find(TOPICS, sent.topic) or (None, "")
@@ -58,11 +58,11 @@ def heard(fleet: VirtualFleet) -> Counter[str]:
     return found
 
 
-def test_bytes_by_purpose_are_those_of_the_messages_and_add_up(tmp_path: Path) -> None:
+def test_traffic_by_purpose_matches_the_messages_and_adds_up(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *TWO, **SETTINGS)
-    counted = said(fleet)
+    counted = count_bytes_of_devices(fleet)
     report = fleet.run()
-    sent = heard(fleet)
+    sent = bytes_of_server(fleet)
     for device in report["devices"]:
         up, down = device["traffic"]["up"], device["traffic"]["down"]
         for name in PURPOSES:
@@ -79,11 +79,11 @@ def test_bytes_by_purpose_are_those_of_the_messages_and_add_up(tmp_path: Path) -
     assert json.loads((tmp_path / "server" / "report.json").read_text())["traffic"] == report["traffic"]
 
 
-def test_weights_that_are_fetched_are_those_of_client_networks(tmp_path: Path) -> None:
+def test_fetched_weights_count_as_client_network_traffic(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path / "server", *TWO, **SETTINGS)
     evaluated = []
 
-    def ask(opened: Any) -> None:
+    def request_weights(opened: Any) -> None:
         if opened.phase == "evaluate":
             evaluated.append(opened.round)
             names = tuple(client_weights(1))
@@ -91,7 +91,7 @@ def test_weights_that_are_fetched_are_those_of_client_networks(tmp_path: Path) -
                 routes.SYNC, routes.SYNC.message(run=opened.run, instance=1, weights=names).encode()
             )
 
-    fleet.on_phase = ask
+    fleet.on_phase = request_weights
     report = fleet.run()
     down = next(one["traffic"]["down"] for one in report["devices"] if one["id"] == "pi-1")
     delivered = fleet.port.payloads(routes.HELD_WEIGHTS.topic(TOPICS, "pi-1"))
@@ -100,14 +100,14 @@ def test_weights_that_are_fetched_are_those_of_client_networks(tmp_path: Path) -
 
 
 class Killed(Exception):
-    """What ends a server's process in a test."""
+    """Ends a server's process in a test."""
 
 
-def test_what_was_counted_outlives_the_process(tmp_path: Path) -> None:
-    """Killed when round 2 opens: what was counted up to the evaluation of round 1 is in the next sum."""
+def test_traffic_counts_survive_a_server_kill(tmp_path: Path) -> None:
+    """Killed when round 2 opens: the next process adds to the counts up to the evaluation of round 1."""
     fleet = VirtualFleet(tmp_path / "server", *TWO)
     fleet.on_phase = lambda opened: kill() if (opened.phase, opened.round) == ("train", 2) else None
-    before = said(fleet)
+    before = count_bytes_of_devices(fleet)
 
     def kill() -> None:
         raise Killed
@@ -115,7 +115,7 @@ def test_what_was_counted_outlives_the_process(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         fleet.run()
     again = VirtualFleet(tmp_path / "server", *TWO, instance=200)
-    after = said(again)
+    after = count_bytes_of_devices(again)
     report = again.run()
     for device in report["devices"]:
         for purpose in PURPOSES:
@@ -124,7 +124,7 @@ def test_what_was_counted_outlives_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["missing", "of another run", "no JSON", "of another form"])
-def test_bytes_are_counted_anew_where_nothing_tells_of_them(
+def test_traffic_is_counted_anew_without_a_valid_traffic_file(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As in a state of an earlier release: the run goes on, and ends with the same weights."""
@@ -144,7 +144,7 @@ def test_bytes_are_counted_anew_where_nothing_tells_of_them(
         texts = {"of another run": json.dumps(stored | {"run": "x"}), "no JSON": "{", "of another form": "[]"}
         path.write_text(texts[damage])
     again = VirtualFleet(tmp_path / "server", *TWO, instance=200)
-    counted = said(again)
+    counted = count_bytes_of_devices(again)
     report = again.run()
     assert report["weights_sha256"] == whole["weights_sha256"]
     for device in report["devices"]:
@@ -152,8 +152,8 @@ def test_bytes_are_counted_anew_where_nothing_tells_of_them(
     assert any("is damaged" in line for line in caplog.messages) == (damage in ("no JSON", "of another form"))
 
 
-def test_members_of_an_earlier_release_are_taken_up(tmp_path: Path) -> None:
-    """Their totals held bytes of which nobody knows what they were for."""
+def test_members_saved_by_an_earlier_release_are_loaded(tmp_path: Path) -> None:
+    """Their totals have bytes without a purpose."""
     first = VirtualFleet(tmp_path / "server", *TWO)
     first.run()
     stored = first.checkpoints.load()
@@ -167,7 +167,7 @@ def test_members_of_an_earlier_release_are_taken_up(tmp_path: Path) -> None:
     ]
 
 
-def test_a_flood_of_made_up_devices_takes_bounded_memory() -> None:
+def test_traffic_of_made_up_devices_takes_bounded_memory() -> None:
     traffic = FleetTraffic(TOPICS, "r")
     for number in range(DEVICES + 5):
         traffic.received(routes.STATUS.topic(TOPICS, f"pi-{number}"), 10, 1)
@@ -177,7 +177,7 @@ def test_a_flood_of_made_up_devices_takes_bounded_memory() -> None:
     assert traffic.stored(["pi-1"]) == StoredTraffic("r", {"pi-1": traffic.of("pi-1")})
 
 
-def test_what_is_nobodys_or_goes_the_wrong_way_is_of_no_device() -> None:
+def test_traffic_of_foreign_or_wrong_way_topics_belongs_to_no_device() -> None:
     traffic = FleetTraffic(TOPICS, "r")
     for topic in ("homeassistant/status", TOPICS.round, routes.ACK.topic(TOPICS, "pi-1"), f"{TOPICS.base}/x"):
         traffic.received(topic, 10, 1)
@@ -187,7 +187,7 @@ def test_what_is_nobodys_or_goes_the_wrong_way_is_of_no_device() -> None:
     assert traffic.moved() == Traffic(up=ByPurpose(protocol=40, headers=4), down=ByPurpose(headers=1))
 
 
-def test_sums_of_traffic() -> None:
+def test_tally_sums_traffic_by_direction_and_purpose() -> None:
     tally = Tally(Traffic(up=ByPurpose(training=1, headers=2)))
     tally.add("up", "training", 10, 20)
     tally.add("down", "models", 5)
@@ -197,7 +197,7 @@ def test_sums_of_traffic() -> None:
     assert (traffic.up.payload, traffic.payload) == (11, 16)
 
 
-def test_a_status_says_it_and_that_of_an_earlier_release_does_not() -> None:
+def test_device_status_carries_traffic_and_is_read_across_releases() -> None:
     status = DeviceStatus(state="online", instance=1, traffic=Traffic(down=ByPurpose(soft_labels=7)))
     assert DeviceStatus.decode(status.encode()) == status
     assert DeviceStatus.decode(b'{"state":"online","instance":1,"bytes":9}').traffic is None

@@ -51,7 +51,9 @@ def trained(fleet: VirtualFleet) -> list[str]:
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_the_weights_are_those_of_all_trunks_at_once(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_weights_do_not_depend_on_the_number_of_trunks_in_memory(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
     digests = set()
     for resident in (0, 1, 2):
         fleet = averaging(tmp_path / f"{resident}", resident, **settings)
@@ -59,7 +61,7 @@ def test_the_weights_are_those_of_all_trunks_at_once(tmp_path: Path, settings: d
     assert len(digests) == 1
 
 
-def test_devices_are_served_in_their_order_no_more_at_a_time_than_may_be(tmp_path: Path) -> None:
+def test_devices_are_served_in_order_within_the_limit_of_trunks_in_memory(tmp_path: Path) -> None:
     for resident in (1, 2):
         fleet = averaging(tmp_path / f"{resident}", resident, rounds=1)
         fleet.run()
@@ -74,7 +76,7 @@ def test_devices_are_served_in_their_order_no_more_at_a_time_than_may_be(tmp_pat
 
 
 @pytest.mark.parametrize(("device", "step"), [(0, 1), (2, 0), (4, 2)])
-def test_a_server_that_is_killed_in_the_middle_of_a_wave_ends_with_the_same_weights(
+def test_server_killed_within_a_wave_ends_with_the_same_weights(
     tmp_path: Path, device: int, step: int
 ) -> None:
     expected = averaging(tmp_path / "whole", 0).run()["weights_sha256"]
@@ -93,7 +95,7 @@ def test_a_server_that_is_killed_in_the_middle_of_a_wave_ends_with_the_same_weig
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
-def test_who_vanishes_is_left_out_and_what_it_has_trained_is_forgotten(tmp_path: Path, place: int) -> None:
+def test_vanished_device_is_excluded_for_any_number_of_trunks_in_memory(tmp_path: Path, place: int) -> None:
     commits = []
     gone = in_order(FIVE)[place]
     for resident in (0, 1, 2):
@@ -112,7 +114,7 @@ def test_who_vanishes_is_left_out_and_what_it_has_trained_is_forgotten(tmp_path:
     assert commits[0] == commits[1] == commits[2]
 
 
-def test_a_device_of_a_later_wave_is_not_late(tmp_path: Path) -> None:
+def test_device_of_a_later_wave_is_not_late(tmp_path: Path) -> None:
     """Each takes most of the deadline's 60 s in its own turn; the others wait for theirs meanwhile."""
     fleet = averaging(tmp_path / "server", 1)
     for device in fleet.devices.values():
@@ -130,7 +132,7 @@ def test_a_device_of_a_later_wave_is_not_late(tmp_path: Path) -> None:
     assert all(fleet.counted[number] == list(FIVE) for number in (1, 2, 3))
 
 
-def test_who_says_that_it_is_done_before_it_is_changes_nothing(tmp_path: Path) -> None:
+def test_premature_round_done_does_not_change_the_weights(tmp_path: Path) -> None:
     """Its trunk is not summed up before all its batches have trained it."""
     commits = []
     for early in (False, True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's page in a real browser: what it shows, to whom, with which keys, and how smoothly."""
+"""The fleet's page in a real browser: its contents, its keys, its accessibility, and its smoothness."""
 
 from __future__ import annotations
 
@@ -49,33 +49,33 @@ def row(page: Page, device: str) -> Locator:
     return page.locator(f'[data-id="{device}"]')
 
 
-def test_every_number_that_one_looks_for_first_stands_at_the_top(browser: Browser, page_of: Serve) -> None:
+def test_main_figures_of_the_run_are_at_the_top_of_the_page(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.training(time.time()))
     with tab(browser, served.url) as page:
         expect(page.get_by_role("heading", level=1)).to_have_text("kitchen")
         expect(page).to_have_title("kitchen: round 4 of 10")
         top = page.locator(".glance")
-        for said in ("4 of 10", "71.4 %", "exit 64.0 %, trunk 70.9 %", "3 of 3", "1 needs attention", "pi-3"):
-            expect(top).to_contain_text(said)
+        for text in ("4 of 10", "71.4 %", "exit 64.0 %, trunk 70.9 %", "3 of 3", "1 needs attention", "pi-3"):
+            expect(top).to_contain_text(text)
         expect(page.locator(".headline")).to_contain_text("Round 4 of 10: training, with 3 devices")
         assert top.bounding_box()["y"] < DESKTOP["height"] / 2
 
 
-def test_a_row_says_all_that_is_known_of_a_device_with_its_units(browser: Browser, page_of: Serve) -> None:
+def test_device_row_shows_its_figures_with_units(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.training(time.time()))
     with tab(browser, served.url) as page:
         found = " ".join(row(page, "pi-1").inner_text().split())
-        for said in (
+        for text in (
             "online", "ago", "5 of 9 layer2.1", "training", "29 of 62 batches", "0.609",
             "76.5 %", "85.1 %", "84.1 %", "shirt", "52.5 %", "53 °C", "727 MiB, 39 %", "41.0 MB",
             "92.8 Mbit/s", "no model", "version 0.1.0",
         ):  # fmt: skip
-            assert said in found
+            assert text in found
         expect(row(page, "pi-3")).to_contain_text("slow, 1.44 Mbit/s")
         assert row(page, "pi-1").locator(".strip .on").get_attribute("d").count("M") == 5
 
 
-def test_a_device_that_dies_is_offline_in_red_and_in_words(browser: Browser, page_of: Serve) -> None:
+def test_dead_device_is_shown_offline_in_red_and_in_words(browser: Browser, page_of: Serve) -> None:
     now = time.time()
     served = page_of(fleets.training(now))
     with tab(browser, served.url) as page:
@@ -91,7 +91,7 @@ def test_a_device_that_dies_is_offline_in_red_and_in_words(browser: Browser, pag
         expect(page.locator("p[role=status]")).to_have_text("pi-2 offline")
 
 
-def test_a_server_that_dies_is_told_first(browser: Browser, page_of: Serve) -> None:
+def test_dead_server_is_reported_in_the_headline(browser: Browser, page_of: Serve) -> None:
     now = time.time()
     served = page_of(fleets.training(now))
     with tab(browser, served.url) as page:
@@ -104,14 +104,14 @@ def test_a_server_that_dies_is_told_first(browser: Browser, page_of: Serve) -> N
         expect(page.locator("p[role=status]")).to_have_text("the server is offline")
 
 
-def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_updates(
+def test_rollouts_are_shown_by_wave_and_devices_are_filtered_by_update(
     browser: Browser, page_of: Serve
 ) -> None:
     now = time.time()
     served = page_of(fleets.releasing(now))
     with tab(browser, served.url) as page:
-        for said in ("Rollout spring: running, wave 2 of 3", "Rollout 0.2.0: stopped, wave 1 of 2"):
-            expect(page.locator("header .facts")).to_contain_text(said)
+        for text in ("Rollout spring: running, wave 2 of 3", "Rollout 0.2.0: stopped, wave 1 of 2"):
+            expect(page.locator("header .facts")).to_contain_text(text)
         spring = page.get_by_role("article", name="Rollout spring")
         expect(spring).to_contain_text("model barn-7, wave 2 of 3, began 15 min ago, expires in 24 h")
         waves = spring.get_by_role("listitem")
@@ -137,8 +137,8 @@ def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_upd
         expect(page.locator("[data-id]")).to_have_count(2)
         row(page, "pi-2").locator("button").click()
         details = page.get_by_role("dialog")
-        for said in ("ankle boot for 3 min, 93.0 % on average", "0.2.0: trying, wave 1 of rollout 0.2.0"):
-            expect(details).to_contain_text(said)
+        for text in ("ankle boot for 3 min, 93.0 % on average", "0.2.0: trying, wave 1 of rollout 0.2.0"):
+            expect(details).to_contain_text(text)
         page.keyboard.press("Escape")
         settled = replace(served.snapshot.devices[0], update=None)
         served.show(replace(served.snapshot, devices=(settled, *served.snapshot.devices[1:]), rollouts=()))
@@ -146,7 +146,7 @@ def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_upd
         expect(page.get_by_role("button", name="Updating 1")).to_be_visible()
 
 
-def test_seasons_stand_side_by_side(browser: Browser, page_of: Serve) -> None:
+def test_seasons_are_compared_in_a_table(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.finished(time.time()), seasons=fleets.earlier_seasons())
     with tab(browser, served.url) as page:
         rows = page.get_by_role("table", name="Each run began").get_by_role("row")
@@ -157,7 +157,7 @@ def test_seasons_stand_side_by_side(browser: Browser, page_of: Serve) -> None:
         expect(page.get_by_role("table", name="Share of each class")).to_contain_text("shirt50.0 %60.0 %")
 
 
-def test_hostile_names_are_text(browser: Browser, page_of: Serve) -> None:
+def test_hostile_names_are_shown_as_text(browser: Browser, page_of: Serve) -> None:
     now = time.time()
     one = fleets.device(1, HOSTILE, now=now, stage=HOSTILE, version=HOSTILE, confusion=fleets.confusion())
     one = replace(one, weakest_class=ClassRecall(HOSTILE[:200], 10, 0.1))
@@ -183,7 +183,7 @@ def test_hostile_names_are_text(browser: Browser, page_of: Serve) -> None:
             assert page.evaluate("document.scripts.length") == 1
 
 
-def test_by_keys_alone_from_the_filter_to_a_device_and_back(browser: Browser, page_of: Serve) -> None:
+def test_keyboard_alone_filters_devices_and_opens_and_closes_one(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.many(time.time(), 60))
     with tab(browser, served.url, reduced_motion="reduce") as page:
         page.get_by_role("searchbox", name="Find devices").focus()
@@ -207,12 +207,12 @@ def test_by_keys_alone_from_the_filter_to_a_device_and_back(browser: Browser, pa
         expect(row(page, "camera-0039").locator("button")).to_be_focused()
 
 
-def test_details_survive_a_reload_and_the_way_back_closes_them(browser: Browser, page_of: Serve) -> None:
+def test_details_survive_a_reload_and_close_on_going_back(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.finished(time.time()))
     with tab(browser, served.url) as page:
         row(page, "pi-1").locator("button").click()
         details = page.get_by_role("dialog")
-        for said in (
+        for text in (
             "21.5 a minute",
             "48.2 ms",
             "18.0 %",
@@ -221,7 +221,7 @@ def test_details_survive_a_reload_and_the_way_back_closes_them(browser: Browser,
             "in service, round 10",
             "0.412",
         ):
-            expect(details).to_contain_text(said)
+            expect(details).to_contain_text(text)
         page.reload()
         expect(details).to_contain_text("21.5 a minute")
         page.go_back()
@@ -230,7 +230,7 @@ def test_details_survive_a_reload_and_the_way_back_closes_them(browser: Browser,
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_nothing_is_in_the_way_of_a_screen_reader(
+def test_page_has_no_accessibility_violations(
     browser: Browser, page_of: Serve, viewport: ViewportSize, theme: str
 ) -> None:
     now = time.time()
@@ -252,7 +252,9 @@ def test_nothing_is_in_the_way_of_a_screen_reader(
 
 
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_nobody_there_and_no_broker(browser: Browser, page_of: Serve, viewport: ViewportSize) -> None:
+def test_page_without_broker_and_devices_shows_the_connection_error(
+    browser: Browser, page_of: Serve, viewport: ViewportSize
+) -> None:
     served = page_of(fleets.empty(time.time()), NO_BROKER)
     with tab(browser, served.url, viewport) as page:
         expect(page.locator(".trouble")).to_contain_text("No connection to the broker since")
@@ -266,7 +268,7 @@ def test_nobody_there_and_no_broker(browser: Browser, page_of: Serve, viewport: 
         expect(page.locator("[data-id]")).to_have_count(3)
 
 
-def test_a_page_whose_server_is_gone_says_so_and_comes_back(browser: Browser) -> None:
+def test_page_reports_a_lost_page_server_and_recovers(browser: Browser) -> None:
     now = time.time()
     first = MadeUpPage(fleets.training(now), [], fleets.CONNECTED)
     with first.served(), tab(browser, first.url) as page:
@@ -276,14 +278,16 @@ def test_a_page_whose_server_is_gone_says_so_and_comes_back(browser: Browser) ->
         expect(page.locator(".trouble")).to_contain_text(
             "The page's server has not replied since", timeout=FIVE_SECONDS
         )
-        expect(row(page, "pi-1")).to_be_attached()  # what was known is still there
+        expect(row(page, "pi-1")).to_be_attached()  # the last known state is still there
         second = MadeUpPage(fleets.dead(now), [], fleets.CONNECTED, replace(first.where, port=port))
         with second.served():
             expect(page.locator(".trouble")).to_have_count(0)
             expect(row(page, "pi-2")).to_contain_text("offline for")
 
 
-def test_curves_and_classes_are_there_for_those_who_see_no_drawing(browser: Browser, page_of: Serve) -> None:
+def test_curves_and_confusion_matrices_are_available_as_text_and_tables(
+    browser: Browser, page_of: Serve
+) -> None:
     served = page_of(fleets.training(time.time()))
     with tab(browser, served.url) as page:
         drawing = page.get_by_role("img", name="Accuracy of the fleet over the rounds")
@@ -301,7 +305,7 @@ def test_curves_and_classes_are_there_for_those_who_see_no_drawing(browser: Brow
         expect(page.locator(".mistakes")).to_contain_text("taken for")
 
 
-def test_a_thousand_devices_are_filtered_sorted_and_scrolled(browser: Browser, page_of: Serve) -> None:
+def test_thousand_devices_are_filtered_sorted_and_scrolled(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.many(time.time()))
     with tab(browser, served.url) as page:
         table = page.get_by_role("table", name="Devices")
@@ -321,7 +325,7 @@ def test_a_thousand_devices_are_filtered_sorted_and_scrolled(browser: Browser, p
 
 
 @pytest.mark.slow(12)
-def test_a_thousand_devices_at_an_update_a_second_scroll_smoothly(browser: Browser, page_of: Serve) -> None:
+def test_thousand_devices_scroll_smoothly_during_updates(browser: Browser, page_of: Serve) -> None:
     """A task of 50 ms or more holds a frame up; the median second of scrolling has none."""
     served = page_of(fleets.many(time.time()))
     with tab(browser, served.url) as page:
@@ -341,7 +345,7 @@ def test_a_thousand_devices_at_an_update_a_second_scroll_smoothly(browser: Brows
 
 
 def after_a_quarter_of_a_second(snapshot: FleetSnapshot, turn: int) -> FleetSnapshot:
-    """A quarter of the devices has said something."""
+    """The snapshot after messages of a quarter of the devices."""
     now = time.time()
     moved = [
         replace(one, step=(one.step + 1) % 62, seen=now) if index % 4 == turn % 4 else one

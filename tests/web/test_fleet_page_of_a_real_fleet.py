@@ -41,12 +41,12 @@ ROUND = "Number(document.querySelector('.headline')?.textContent.match(/Round ([
 
 
 def url_of(fleet: Fleet, listen: str = "127.0.0.1:0") -> str:
-    """Of `splitee page`, once it is served."""
-    said = re.compile(r"fleet \S+: (http://\S+)")
+    """The URL of `splitee page`, once it is served."""
+    serving = re.compile(r"fleet \S+: (http://\S+)")
     fleet.start("page", "page", *fleet.link, "--listen", listen)
     deadline = time.monotonic() + LONG / 1000
     log = fleet.directory / "page.log"
-    while not log.exists() or not (found := said.findall(log.read_text())):
+    while not log.exists() or not (found := serving.findall(log.read_text())):
         assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
         time.sleep(0.05)
     return str(found[-1])
@@ -59,7 +59,7 @@ def kill(fleet: Fleet, name: str) -> None:
 
 @pytest.mark.mosquitto
 @pytest.mark.slow(25)
-def test_a_fleet_whose_processes_die_and_come_back(
+def test_page_follows_a_fleet_whose_processes_die_and_restart(
     mosquitto_broker: RunningBroker, browser: Browser, tmp_path: Path
 ) -> None:
     with Fleet(str(mosquitto_broker.address), "watched-page", tmp_path) as fleet:
@@ -104,7 +104,7 @@ def test_a_fleet_whose_processes_die_and_come_back(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow(6)
-def test_what_hostile_members_say_is_text(
+def test_messages_of_hostile_members_are_shown_as_text(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], browser: Browser, tmp_path: Path
 ) -> None:
     topics, link = Topics("hostile-page"), make_link(mosquitto_broker.address, "hostile-member")
@@ -125,7 +125,7 @@ def test_what_hostile_members_say_is_text(
     matrix = ConfusionMatrix((0, 1), ((4, 5), (0, 0)))
     last = LastPrediction(EVIL, 0.9, "exit", 1.0)
     report = ModelReport("ab" * 32, "failed", EVIL, run=EVIL)
-    said = {
+    sent = {
         topics.run: run,
         topics.server_status: ServerStatus("online", 1, "r1", EVIL),
         topics.metrics: Metrics("r1", 1, 5, 1.0, 9, 0),
@@ -138,7 +138,7 @@ def test_what_hostile_members_say_is_text(
         of_device("state"): PredictedState(EVIL, 0.9, 1.0, 1.0),
         routes.ROLLOUTS.topic(topics): Rollouts((rollout(version=EVIL, reason=EVIL),)),
     }
-    for topic, message in said.items():
+    for topic, message in sent.items():
         link.publish(topic, message.encode(), retain=True)
     with (
         Fleet(str(mosquitto_broker.address), "hostile-page", tmp_path) as fleet,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site: who is let in, what its headers forbid, how its streams end; over real sockets."""
+"""A site over real sockets: its access, its headers, and the end of its streams."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def make(where: Listening, page: Path) -> web.Application:
     return app
 
 
-def ask(url: str, path: str = "/", method: str = "GET", body: str = "", **headers: str) -> HTTPResponse:
+def fetch(url: str, path: str = "/", method: str = "GET", body: str = "", **headers: str) -> HTTPResponse:
     connection = HTTPConnection(urlsplit(url).netloc, timeout=30)
     connection.request(method, path, body, {name.replace("_", "-"): text for name, text in headers.items()})
     return connection.getresponse()
@@ -62,47 +62,47 @@ def ask(url: str, path: str = "/", method: str = "GET", body: str = "", **header
 
 def login(url: str, token: str) -> HTTPResponse:
     form = {"Content_Type": "application/x-www-form-urlencoded"}
-    return ask(url, "/login", "POST", f"token={token}", **form)
+    return fetch(url, "/login", "POST", f"token={token}", **form)
 
 
-def test_the_page_and_its_files_come_with_headers_that_let_nothing_in_from_elsewhere(page: Path) -> None:
+def test_page_files_are_served_with_security_headers_and_others_are_refused(page: Path) -> None:
     (page / "page.js").write_text("")
     with served(make(HERE, page), HERE) as url:
         for path in ("/", "/page/page.js"):
-            response = ask(url, path)
+            response = fetch(url, path)
             assert response.status == 200
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]
             assert response.headers["X-Content-Type-Options"] == "nosniff"
-        assert ask(url, "/page/../site.py").status == 404
-        assert ask(url, "/page/").status in (403, 404)
+        assert fetch(url, "/page/../site.py").status == 404
+        assert fetch(url, "/page/").status in (403, 404)
 
 
-def test_a_name_that_leads_to_loopback_is_refused(page: Path) -> None:
+def test_foreign_host_header_is_refused(page: Path) -> None:
     with served(make(HERE, page), HERE) as url:
-        assert ask(url, Host="fleet.example").status == 403
-        assert ask(url, Host="localhost:1").status == 200
-        assert ask(url, Host="[::1]:1").status == 200
+        assert fetch(url, Host="fleet.example").status == 403
+        assert fetch(url, Host="localhost:1").status == 200
+        assert fetch(url, Host="[::1]:1").status == 200
 
 
-def test_another_site_changes_nothing(page: Path) -> None:
+def test_post_from_another_origin_is_refused(page: Path) -> None:
     with served(make(HERE, page), HERE) as url:
-        assert ask(url, "/change", "POST", Origin="https://elsewhere.example").status == 403
-        assert ask(url, "/change", "POST", Origin=url.rstrip("/")).status == 200
+        assert fetch(url, "/change", "POST", Origin="https://elsewhere.example").status == 403
+        assert fetch(url, "/change", "POST", Origin=url.rstrip("/")).status == 200
 
 
-def test_a_token_opens_the_page_and_its_cookie_goes_on_to(page: Path) -> None:
+def test_page_is_opened_by_token_or_by_the_cookie_of_its_login(page: Path) -> None:
     with served(make(LOCKED, page), LOCKED) as url:
-        assert ask(url).status == 401
-        assert b"<form" in ask(url).read()
-        assert ask(url, "/shared/absent.css").status == 404  # the form's own style needs no token
+        assert fetch(url).status == 401
+        assert b"<form" in fetch(url).read()
+        assert fetch(url, "/shared/absent.css").status == 404  # the form's own style needs no token
         cookie = login(url, TOKEN).headers["Set-Cookie"]
         assert TOKEN not in cookie and "HttpOnly" in cookie and "SameSite=Strict" in cookie
-        assert ask(url, Cookie=cookie.split(";")[0]).status == 200
-        assert ask(url, Authorization=f"Bearer {TOKEN}").status == 200
-        assert ask(url, Cookie="splitee=\xe9").status == 401
+        assert fetch(url, Cookie=cookie.split(";")[0]).status == 200
+        assert fetch(url, Authorization=f"Bearer {TOKEN}").status == 200
+        assert fetch(url, Cookie="splitee=\xe9").status == 401
 
 
-def test_wrong_tokens_wait_longer_and_longer_and_the_right_one_does_not(page: Path) -> None:
+def test_wrong_tokens_are_delayed_and_the_right_one_is_not(page: Path) -> None:
     with served(make(LOCKED, page), LOCKED) as url:
         waited = [threading.Thread(target=login, args=(url, f"wrong-token-{n}")) for n in range(4)]
         for thread in waited:
@@ -112,57 +112,57 @@ def test_wrong_tokens_wait_longer_and_longer_and_the_right_one_does_not(page: Pa
         assert login(url, "another-wrong-token").status == 401
 
 
-def test_a_browser_gets_the_whole_first_and_then_what_changes(page: Path) -> None:
+def test_browser_receives_the_whole_state_first_and_then_changes(page: Path) -> None:
     with served(make(HERE, page), HERE) as url, urllib.request.urlopen(f"{url}events", timeout=30) as stream:  # noqa: S310
         lines = (line.decode().strip() for line in stream)
         assert next(lines).startswith("retry:")
         assert [next(lines) for _ in range(4)][1:3] == ["event: whole", "data: {}"]
-        ask(url, "/change", "POST")
+        fetch(url, "/change", "POST")
         assert next(lines) == "event: change"
 
 
-def test_a_browser_that_reads_nothing_is_cut_off_and_holds_nobody_up(page: Path) -> None:
+def test_browser_that_reads_nothing_is_disconnected(page: Path) -> None:
     deaf = socket.socket()
     with served(make(HERE, page), HERE) as url, deaf:
         deaf.connect(("127.0.0.1", urlsplit(url).port or 0))
         deaf.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert deaf.recv(64)
         for _ in range(40):
-            if ask(url, f"/change?times={WAITING}", "POST").read() == b"0":
+            if fetch(url, f"/change?times={WAITING}", "POST").read() == b"0":
                 break
         else:
             pytest.fail("it is never cut off")
 
 
-def test_what_waits_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:
+def test_queue_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:
     slow = socket.socket()
     with served(make(HERE, page), HERE) as url, slow:
         slow.connect(("127.0.0.1", urlsplit(url).port or 0))
         slow.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert slow.recv(64)
         large = f"/change?times=1&size={WAITING_BYTES - 1000}"
-        assert [ask(url, large, "POST").read() for _ in range(3)][-1] == b"0"
+        assert [fetch(url, large, "POST").read() for _ in range(3)][-1] == b"0"
         while slow.recv(1 << 20):
-            pass  # it is hung up on; what was on its way still comes
+            pass  # the site has closed it; data on its way still arrives
 
 
-def test_no_more_browsers_than_the_site_has_room_for(page: Path) -> None:
+def test_browsers_beyond_the_limit_are_refused(page: Path) -> None:
     with served(make(HERE, page), HERE) as url:
-        looking = [ask(url, "/events") for _ in range(MOST)]
-        assert {response.status for response in looking} == {200}
-        assert ask(url, "/events").status == 503
-        for response in looking:
+        streams = [fetch(url, "/events") for _ in range(MOST)]
+        assert {response.status for response in streams} == {200}
+        assert fetch(url, "/events").status == 503
+        for response in streams:
             response.close()
 
 
-def test_a_defect_is_one_line_and_the_site_goes_on(page: Path) -> None:
+def test_defect_is_reported_as_error_500_and_the_site_goes_on(page: Path) -> None:
     with served(make(HERE, page), HERE) as url:
-        response = ask(url, "/fail")
+        response = fetch(url, "/fail")
         assert (response.status, b"report it" in response.read()) == (500, True)
-        assert ask(url).status == 200
+        assert fetch(url).status == 200
 
 
-def test_a_port_that_is_taken_is_said(page: Path) -> None:
+def test_port_in_use_is_refused(page: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = Listening("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ConfigError, match="the port is in use"):
@@ -170,7 +170,7 @@ def test_a_port_that_is_taken_is_said(page: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:70000", ":-1"])
-def test_an_address_that_is_none(listen: str) -> None:
+def test_invalid_listen_address_is_refused(listen: str) -> None:
     with pytest.raises(ConfigError, match="expected HOST:PORT"):
         listening(listen, None)
 
@@ -178,11 +178,11 @@ def test_an_address_that_is_none(listen: str) -> None:
 @pytest.mark.parametrize(
     ("listen", "host"), [("8080", "127.0.0.1"), ("[::1]:8080", "::1"), ("localhost:8080", "localhost")]
 )
-def test_an_address_of_this_machine_takes_no_token(listen: str, host: str) -> None:
+def test_loopback_address_needs_no_token(listen: str, host: str) -> None:
     assert listening(listen, None) == Listening(host, 8080)
 
 
-def test_an_address_beyond_loopback_takes_a_token(tmp_path: Path) -> None:
+def test_address_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs --token-file"):
         listening("0.0.0.0:8080", None)
     token = tmp_path / "token"
@@ -191,12 +191,12 @@ def test_an_address_beyond_loopback_takes_a_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [(b"", "at least"), (b"short", "at least"), (b"\xff" * 20, "ASCII")]
+    ("text", "message"), [(b"", "at least"), (b"short", "at least"), (b"\xff" * 20, "ASCII")]
 )
-def test_a_token_that_is_none(tmp_path: Path, text: bytes, said: str) -> None:
+def test_invalid_or_missing_token_file_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
     token = tmp_path / "token"
     token.write_bytes(text)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         listening("127.0.0.1:0", token)
     with pytest.raises(ConfigError, match="No such file"):
         listening("127.0.0.1:0", tmp_path / "absent")

@@ -10,11 +10,11 @@ import pytest
 import vendor
 
 
-def test_every_file_is_the_recorded_one_and_none_is_there_beside_them() -> None:
+def test_vendored_files_are_exactly_the_recorded_ones() -> None:
     assert vendor.faults() == []
 
 
-def test_a_file_that_was_changed_or_is_missing_is_named() -> None:
+def test_changed_or_missing_vendored_file_is_reported() -> None:
     htm = vendor.LIBRARIES[0]
     changed = replace(htm, files=dict.fromkeys(htm.files, "0" * 64))
     missing = replace(htm, files={"absent.js": "0" * 64})
@@ -23,13 +23,13 @@ def test_a_file_that_was_changed_or_is_missing_is_named() -> None:
 
 
 @pytest.mark.parametrize("library", vendor.LIBRARIES, ids=lambda library: library.name)
-def test_each_comes_with_its_licence_and_is_listed(library: vendor.Library) -> None:
+def test_library_comes_with_its_licence_and_is_listed(library: vendor.Library) -> None:
     assert library.path("LICENSE").read_text().strip()
     listed = library.into / "README.md"
     assert library.licence in listed.read_text()
 
 
-def test_a_release_holds_what_pages_need() -> None:
+def test_release_contains_the_static_files_of_pages() -> None:
     settings = tomllib.loads((vendor.ROOT / "pyproject.toml").read_text())
     package = vendor.PAGES.parents[1]
     patterns = settings["tool"]["setuptools"]["package-data"][package.name]

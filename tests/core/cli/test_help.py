@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every command's help has in common, and how mistakes are answered before anything heavy loads."""
+"""What every command's help has in common, and that mistakes are reported before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def every_command() -> Iterator[tuple[str, click.Command]]:
         command = entry.load()
         if isinstance(command, click.Group):
             yield from ((f"{entry.name} {name}", part) for name, part in command.commands.items())
-        elif entry.name != "config":  # it has the flags of another
+        elif entry.name != "config":  # it takes the flags of another command
             yield entry.name, command
 
 
@@ -64,13 +64,13 @@ def test_help_ends_with_the_general_options(name: str, capsys: pytest.CaptureFix
     "name",
     ["device", "server", "infer", "serve", "release", "demo", "simulate", "profile", "predict", "export"],
 )
-def test_long_commands_have_levels_of_their_log(name: str) -> None:
+def test_long_running_commands_have_verbose_and_quiet(name: str) -> None:
     assert {"verbose", "quiet"} <= {one.name for one in COMMANDS[name].params}
 
 
 @pytest.mark.parametrize("arguments", [f"{name} --nonsense" for name in COMMANDS] + ["device --cut x"])
-def test_a_wrong_flag_is_told_before_anything_heavy_is_loaded(arguments: str, tmp_path: Path) -> None:
-    """In a process of its own, which says what it has imported and what CPU time it took."""
+def test_wrong_flag_is_reported_before_heavy_packages_load(arguments: str, tmp_path: Path) -> None:
+    """A process of its own prints what it has imported, and its CPU time is measured."""
     code = (
         "import atexit, sys\n"
         f"atexit.register(lambda: print([one for one in {HEAVY!r} if one in sys.modules]))\n"
@@ -175,7 +175,7 @@ SIMULATE = ("simulate", "--out", "o")
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_settings_that_contradict_each_other_are_one_line(
+def test_invalid_or_contradictory_settings_are_refused_with_a_reason(
     arguments: tuple[str, ...],
     line: str,
     capsys: pytest.CaptureFixture[str],
@@ -199,7 +199,7 @@ def test_settings_that_contradict_each_other_are_one_line(
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_bash_completes_by_the_documented_line(words: tuple[str, ...], expected: set[str]) -> None:
+def test_bash_completion_works_with_the_documented_line(words: tuple[str, ...], expected: set[str]) -> None:
     script = (
         'eval "$(_SPLITEE_COMPLETE=bash_source splitee)"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
         '_splitee_completion splitee; printf "%s\\n" "${COMPREPLY[@]}"'
@@ -217,7 +217,7 @@ def test_bash_completes_by_the_documented_line(words: tuple[str, ...], expected:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_documented_shell_gets_its_script(shell: str) -> None:
+def test_completion_script_is_printed_for_each_documented_shell(shell: str) -> None:
     settings = (Path(__file__).parents[3] / "docs" / "reference" / "commands.md").read_text()
     assert f"_SPLITEE_COMPLETE={shell}_source splitee" in settings
     done = subprocess.run(

@@ -36,7 +36,9 @@ def address(*flags: str, **variables: str) -> BrokerAddress:
     return found[0]
 
 
-def test_a_password_from_a_file_belongs_to_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_password_from_a_file_is_taken_without_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "password").write_text(f"{WORD}\n")
     file = ("--password-file", str(tmp_path / "password"))
     wanted = BrokerAddress("hub", 1883, username="pi", password=WORD)
@@ -45,7 +47,7 @@ def test_a_password_from_a_file_belongs_to_the_user(tmp_path: Path, caplog: pyte
     assert caplog.records == []
 
 
-def test_a_password_in_a_flag_is_taken_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_password_in_a_flag_is_taken_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert address("--broker", URL).password == WORD
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -54,7 +56,7 @@ def test_a_password_in_a_flag_is_taken_and_warned_of_once(caplog: pytest.LogCapt
     assert WORD not in record.getMessage()
 
 
-def test_a_password_that_the_list_of_processes_does_not_show_is_no_matter(
+def test_password_from_settings_file_or_variable_gives_no_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "fleet.toml").write_text(f'broker = "{URL}"\n')
@@ -64,7 +66,7 @@ def test_a_password_that_the_list_of_processes_does_not_show_is_no_matter(
 
 
 @pytest.mark.parametrize("content", [None, "", "\nsecret"])
-def test_a_file_without_a_password_is_named(tmp_path: Path, content: str | None) -> None:
+def test_password_file_without_a_password_is_named_in_the_error(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "password").write_text(content)
     with pytest.raises(ConfigError, match=r"--password-file .*password: "):

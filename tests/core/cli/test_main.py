@@ -57,8 +57,8 @@ def test_version_and_help_succeed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("closed", [(0,), (0, 1, 2)])
-def test_a_standard_file_that_is_closed_is_none_that_is_opened_later(closed: tuple[int, ...]) -> None:
-    """As of `splitee infer <&-`, whose trial of a model got the manifest as its standard input."""
+def test_closed_standard_streams_are_replaced_by_dev_null(closed: tuple[int, ...]) -> None:
+    """With `splitee infer <&-` the trial of a model got the manifest as its standard input."""
     code = f"""
 import os
 shows = os.dup(1)
@@ -74,17 +74,17 @@ finally:
 
 
 @pytest.mark.parametrize("group", [(), ("broker",)], ids=["splitee", "broker"])
-def test_a_group_alone_shows_its_help(group: tuple[str, ...], tmp_path: Path) -> None:
-    bare, asked = splitee(*group, cwd=tmp_path), splitee(*group, "--help", cwd=tmp_path)
-    assert (bare.returncode, bare.stdout, bare.stderr) == (ExitCode.CONFIG, "", asked.stdout)
-    assert "..." not in asked.stdout.replace("[ARGS]...", "")
+def test_command_group_without_a_subcommand_shows_its_help(group: tuple[str, ...], tmp_path: Path) -> None:
+    bare, with_help = splitee(*group, cwd=tmp_path), splitee(*group, "--help", cwd=tmp_path)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (ExitCode.CONFIG, "", with_help.stdout)
+    assert "..." not in with_help.stdout.replace("[ARGS]...", "")
 
 
 def test_every_command_has_a_summary() -> None:
     assert {entry.name for entry in entry_points(group="splitee.commands")} == set(SUMMARIES)
 
 
-def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> None:
+def test_each_error_has_its_own_exit_code_and_each_code_has_help() -> None:
     def below(kind: type[SpliteeError]) -> list[type[SpliteeError]]:
         return [found for child in kind.__subclasses__() for found in (child, *below(child))]
 
@@ -113,7 +113,9 @@ def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> No
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_call_is_one_line_and_exit_code_2(arguments: list[str], line: str, tmp_path: Path) -> None:
+def test_wrong_call_ends_with_its_error_line_and_exit_code_2(
+    arguments: list[str], line: str, tmp_path: Path
+) -> None:
     done = splitee(*arguments, cwd=tmp_path)
     assert done.returncode == ExitCode.CONFIG
     assert done.stdout == ""
@@ -121,7 +123,7 @@ def test_a_wrong_call_is_one_line_and_exit_code_2(arguments: list[str], line: st
     assert "Traceback" not in done.stderr
 
 
-def test_an_unknown_key_of_the_settings_file_is_named(tmp_path: Path) -> None:
+def test_unknown_key_of_the_settings_file_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "fleet.toml").write_text('fleeet = "home"\n')
     done = splitee("status", "--config", "fleet.toml", cwd=tmp_path)
     assert done.returncode == ExitCode.CONFIG
@@ -131,7 +133,7 @@ def test_an_unknown_key_of_the_settings_file_is_named(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_no_broker_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+def test_unreachable_broker_gives_an_error_line_and_exit_code_3(tmp_path: Path) -> None:
     done = splitee("status", "--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1", cwd=tmp_path)
     assert done.returncode == ExitCode.UNREACHABLE
     assert done.stderr.splitlines()[-1].startswith("splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
@@ -143,7 +145,7 @@ def test_no_broker_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
     [("flag", "flag"), ("variable", "SPLITEE_FLEET"), ("file", "settings file"), ("", "default")],
 )
 def test_flag_beats_variable_beats_file_beats_default(given: str, source: str, tmp_path: Path) -> None:
-    """Each source is given together with all that it beats."""
+    """Each source is given together with all sources that it beats."""
     order = ["flag", "variable", "file", ""]
     present = order[order.index(given) : -1]
     (tmp_path / "fleet.toml").write_text('fleet = "file"\n')
@@ -157,8 +159,8 @@ def test_flag_beats_variable_beats_file_beats_default(given: str, source: str, t
 
 
 @pytest.mark.parametrize("command", ["cuts", "device", "server", "demo"])
-def test_a_missing_extra_is_one_line_and_exit_code_12(command: str, tmp_path: Path) -> None:
-    """Also where the command only finds out while it runs."""
+def test_missing_extra_gives_the_pip_command_and_exit_code_12(command: str, tmp_path: Path) -> None:
+    """Also where the command finds it missing only while it runs."""
     variables = without(tmp_path, *EXTRAS)
     arguments = {
         "cuts": ["resnet18"],
@@ -174,15 +176,15 @@ def test_a_missing_extra_is_one_line_and_exit_code_12(command: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_base_install_needs_none_of_the_extras(tmp_path: Path) -> None:
+def test_base_install_runs_without_the_extras(tmp_path: Path) -> None:
     variables = without(tmp_path, *EXTRAS)
     for arguments in (["--help"], ["config", "status"], ["status", "--help"]):
         done = splitee(*arguments, cwd=tmp_path, **variables)
         assert done.returncode == ExitCode.OK, done.stderr
 
 
-def test_another_missing_module_is_a_defect_and_says_so(tmp_path: Path) -> None:
-    """It is no extra: the installation is broken, and the log is wanted."""
+def test_missing_base_module_is_an_internal_error_that_names_it(tmp_path: Path) -> None:
+    """The module is no extra: the installation is broken, and the log is wanted."""
     done = splitee("status", cwd=tmp_path, **without(tmp_path, "paho"))
     assert done.returncode == ExitCode.INTERNAL
     assert "No module named 'paho" in done.stderr

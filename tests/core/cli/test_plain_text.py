@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What came over the wire and is shown: in a log, by a command, in a table. It stays text, in one line."""
+"""Text from the wire stays plain text in one line: in a log, in a command's output, in a table."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ def log() -> tuple[logging.Logger, io.StringIO]:
     return logger, written
 
 
-def test_what_is_not_printable_is_shown_as_python_writes_it() -> None:
+def test_unprintable_characters_are_escaped_as_in_python() -> None:
     assert plain(EVIL) == SHOWN
     assert plain("café 猫 🐈 [red]") == "café 猫 🐈 [red]"
 
 
 @given(st.text())
-def test_plain_text_is_one_printable_line_and_stays_as_it_is(text: str) -> None:
+def test_plain_text_is_one_printable_line_and_idempotent(text: str) -> None:
     assert plain(text).isprintable()
     assert plain(plain(text)) == plain(text)
 
 
-def test_a_log_has_one_line_for_each_record(log: tuple[logging.Logger, io.StringIO]) -> None:
+def test_log_record_with_control_characters_is_one_line(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, written = log
     logger.warning("classes %s", EVIL)
     assert written.getvalue() == f"WARNING classes {SHOWN}\n"
 
 
-def test_a_traceback_is_indented_and_plain(log: tuple[logging.Logger, io.StringIO]) -> None:
+def test_logged_traceback_is_indented_and_printable(log: tuple[logging.Logger, io.StringIO]) -> None:
     logger, written = log
     try:
         raise ValueError(EVIL)
@@ -71,8 +71,8 @@ def test_a_traceback_is_indented_and_plain(log: tuple[logging.Logger, io.StringI
     assert any("forged" in line for line in trace)
 
 
-def test_what_nobody_caught_is_indented_and_plain() -> None:
-    """Of a real process; the exit code of a defect stays."""
+def test_uncaught_exception_is_indented_and_printable() -> None:
+    """In a real process; the exit code of a defect stays."""
     program = (
         "from splitee.cli import main\n"
         "import sys\n"
@@ -86,13 +86,13 @@ def test_what_nobody_caught_is_indented_and_plain() -> None:
     assert all(line.startswith("  ") and line.isprintable() for line in done.stderr.splitlines())
 
 
-def test_a_line_that_a_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echo_escapes_control_characters_on_stdout_and_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     echo(EVIL)
     echo(EVIL, err=True)
     assert capsys.readouterr() == (f"{SHOWN}\n", f"{SHOWN}\n")
 
 
-def test_json_is_ascii_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echoed_json_is_ascii_and_decodes_to_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
     value = {"label": EVIL.replace("\ud800", ""), "share": 0.25, "none": None}
     echo_json(value)
     printed = capsys.readouterr().out
@@ -101,7 +101,7 @@ def test_json_is_ascii_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> 
     assert json.loads(printed) == value
 
 
-def test_json_holds_structs_and_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
+def test_echoed_json_may_hold_structs_and_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
     class Struct(msgspec.Struct):
         share: float
 
@@ -110,7 +110,7 @@ def test_json_holds_structs_and_dataclasses(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_command_prints_by_echo() -> None:
-    """Tables and texts of rich aside, and a command's own help."""
+    """Except tables and texts of rich, and a command's own help."""
     printing = re.compile(r"\bclick\.echo\(|(?<!\.)\bprint\(")
     root = Path(__file__).parents[3]
     packages = ("core", "web", "device", "server", "export", "broker_config")
@@ -124,7 +124,7 @@ def test_every_command_prints_by_echo() -> None:
     assert found == {"config.py: click.echo(context.get_help())"}
 
 
-def test_a_cell_of_a_table_is_one_line_without_markup() -> None:
+def test_table_cell_is_one_line_without_markup() -> None:
     written = io.StringIO()
     Console(file=written, width=200, force_terminal=True, color_system=None).print(
         plain_cell(EVIL + "[link=http://x]here[/link]")
@@ -141,7 +141,7 @@ def test_a_cell_of_a_table_is_one_line_without_markup() -> None:
         ("mqtt://pi@hub:1 and x:y@z", "mqtt://pi@hub:1 and x:y@z"),
     ],
 )
-def test_the_password_of_an_address_is_not_shown(
+def test_password_of_an_address_is_masked_in_logs_and_output(
     text: str, shown: str, log: tuple[logging.Logger, io.StringIO], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert without_password(text) == shown
@@ -151,7 +151,7 @@ def test_the_password_of_an_address_is_not_shown(
     assert capsys.readouterr().out == f"{shown}\n"
 
 
-def test_a_state_for_systemd_is_one_assignment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_break_in_a_systemd_state_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))

@@ -70,7 +70,7 @@ class Network(nn.Module):
 
 
 @pytest.mark.slow(6)
-def test_a_fleet_that_trains_does_not_load_it_and_it_is_there_for_who_compiles() -> None:
+def test_training_does_not_load_the_compiler_but_compiling_does() -> None:
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_AND_COMPILE],
         capture_output=True,
@@ -83,14 +83,14 @@ def test_a_fleet_that_trains_does_not_load_it_and_it_is_there_for_who_compiles()
 
 
 class RealModule(Loader):
-    """Stands for the compiler, which takes seconds to load: notes what is asked of it."""
+    """Stands for the compiler, which takes seconds to load: records the calls of `disable`."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def exec_module(self, module: ModuleType) -> None:
         def disable(*arguments: Any, **named: Any) -> Callable[[Any], Any]:
-            self.asked.append((arguments, named))
+            self.calls.append((arguments, named))
             return lambda function: function
 
         module.disable = disable  # type: ignore[attr-defined]
@@ -110,9 +110,9 @@ def real(monkeypatch: pytest.MonkeyPatch) -> RealModule:
 
 
 @pytest.mark.parametrize("owner", ["_dynamo", "compiler"])
-def test_a_function_alone_is_left_as_it_is(real: RealModule, owner: str) -> None:
+def test_disable_of_a_function_alone_does_not_load_the_compiler(real: RealModule, owner: str) -> None:
     assert getattr(torch, owner).disable(len) is len
-    assert real.asked == []
+    assert real.calls == []
 
 
 @pytest.mark.parametrize(
@@ -127,17 +127,17 @@ def test_a_function_alone_is_left_as_it_is(real: RealModule, owner: str) -> None
         ("compiler", (), {"reason": "it is slow"}),
     ],
 )
-def test_every_other_form_of_disable_is_the_compilers_own(
+def test_other_forms_of_disable_are_passed_to_the_compiler(
     real: RealModule, owner: str, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> None:
     assert getattr(torch, owner).disable(*arguments, **named)(len) is len
-    assert len(real.asked) == 1
-    assert torch._dynamo.disable(recursive=False)(len) is len  # it is real from now on
-    assert real.asked[1] == ((), {"recursive": False})
+    assert len(real.calls) == 1
+    assert torch._dynamo.disable(recursive=False)(len) is len  # the module is real from now on
+    assert real.calls[1] == ((), {"recursive": False})
 
 
 @pytest.mark.slow(6)
-def test_a_network_that_speaks_to_the_compiler_can_be_cut(tmp_path: Path) -> None:
+def test_network_that_uses_compiler_functions_can_be_cut(tmp_path: Path) -> None:
     Path(tmp_path, "own_network.py").write_text(OWN_NETWORK)
     done = subprocess.run(
         [sys.executable, "-m", "splitee", "cuts", "own_network:Network", "--json"],

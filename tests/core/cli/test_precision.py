@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""bfloat16 is found by what the CPU says of itself, and refused in one line where it is not there."""
+"""bfloat16 is detected from /proc/cpuinfo, and refused in one line where the CPU lacks it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ ARM = "processor\t: 0\nFeatures\t: fp asimd {}i8mm\nCPU part\t: 0xd4f\n"
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the CPU says of itself; the file is not there yet."""
+    """The path of a `/proc/cpuinfo` that is not written yet."""
     path = tmp_path / "cpuinfo"
     monkeypatch.setattr(precision, "CPUINFO", path)
     return path
 
 
 @pytest.mark.parametrize(("words", "name"), [(X86, "avx512_bf16"), (X86, "amx_bf16"), (ARM, "bf16")])
-def test_it_is_found_among_the_instructions(words: str, name: str, cpuinfo: Path) -> None:
+def test_bf16_is_detected_from_cpu_flags_and_refused_without_them(
+    words: str, name: str, cpuinfo: Path
+) -> None:
     assert not has_bf16()
     cpuinfo.write_text(words.format(""))
     assert not has_bf16()
@@ -47,7 +49,9 @@ def test_it_is_found_among_the_instructions(words: str, name: str, cpuinfo: Path
         ("profile", "--network", "tiny_networks:tiny", "--state", "{}"),
     ],
 )
-def test_commands_begin_nothing_without_it(arguments: tuple[str, ...], cpuinfo: Path, tmp_path: Path) -> None:
+def test_commands_refuse_bf16_before_any_state_is_written(
+    arguments: tuple[str, ...], cpuinfo: Path, tmp_path: Path
+) -> None:
     cpuinfo.write_text(X86.format(""))
     state = tmp_path / "state"
     given = [argument.format(state) for argument in arguments]

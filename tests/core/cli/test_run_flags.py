@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A setting of a run is declared once, in RunSpec, and refused in the user's words wherever it comes from."""
+"""A setting of a run is declared once, in RunSpec, and refused by the name that the user gave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
 
-PEOPLE_DO_NOT_SET = {
+NOT_SET_BY_USERS = {
     "protocol",
     "run",
     "mean",
@@ -38,7 +38,7 @@ PEOPLE_DO_NOT_SET = {
 @settings_file
 @run_settings("threshold", "batch_size", "learning_rate", "steps", "order", "balanced_loss")
 def command(**settings: object) -> None:
-    """What it is given, as a run's specification has it."""
+    """Prints the run's specification that its settings give."""
     spec = build_run_spec(network="net", num_classes=2, rounds=1, **settings)
     click.echo(spec.encode())
 
@@ -47,8 +47,8 @@ def run(*arguments: str, **variables: str) -> Result:
     return CliRunner().invoke(command, arguments, env=variables)
 
 
-def test_every_field_that_people_set_is_declared() -> None:
-    assert set(RunSpec.__struct_fields__) - set(declared()) == PEOPLE_DO_NOT_SET
+def test_each_user_settable_field_of_a_run_is_declared_with_help() -> None:
+    assert set(RunSpec.__struct_fields__) - set(declared()) == NOT_SET_BY_USERS
     assert all(setting.help for setting in declared().values())
 
 
@@ -70,7 +70,7 @@ def test_every_field_that_people_set_is_declared() -> None:
         ("--order", "random", "one of step, device"),
     ],
 )
-def test_a_wrong_value_is_refused_in_the_users_words(
+def test_wrong_value_is_refused_by_flag_variable_or_key_name(
     tmp_path: Path, flag: str, value: str, words: str
 ) -> None:
     key = flag.removeprefix("--")
@@ -84,7 +84,7 @@ def test_a_wrong_value_is_refused_in_the_users_words(
     assert line == f"Error: {key} = {value} in the settings file: {words}"
 
 
-def test_what_is_right_reaches_the_message(tmp_path: Path) -> None:
+def test_valid_settings_reach_the_run_spec(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("batch-size = 8\nthreshold = 0.25\n")
     done = run("--config", str(file), "--threshold", "1", "--balanced-loss", SPLITEE_STEPS="7")
@@ -97,12 +97,12 @@ def test_help_shows_default_and_bounds() -> None:
     assert "[default: 32; from 2 to 4096]" in " ".join(run("--help").output.split())
 
 
-def test_what_no_flag_can_check_is_refused_all_the_same() -> None:
+def test_run_spec_with_a_too_long_network_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="network"):
         build_run_spec(network="n" * 1001, num_classes=2, rounds=1)
 
 
-def test_a_command_may_differ_in_a_flags_name_and_default() -> None:
+def test_command_may_change_the_name_and_default_of_a_run_flag() -> None:
     @click.command()
     @run_setting("batch_size", "--batch", "batch_size", default=16)
     def other(batch_size: int) -> None:
@@ -112,7 +112,7 @@ def test_a_command_may_differ_in_a_flags_name_and_default() -> None:
     assert CliRunner().invoke(other, ["--batch", "1"]).output.splitlines()[-1].endswith("from 2 to 4096")
 
 
-def test_a_group_of_options_reaches_a_command_as_one_argument() -> None:
+def test_option_group_reaches_its_command_as_one_argument() -> None:
     def pair(first: int, second: str | None) -> tuple[int, str | None]:
         if first > 9 and second is None:
             raise click.UsageError("give --second too")
@@ -143,14 +143,14 @@ def test_a_group_of_options_reaches_a_command_as_one_argument() -> None:
         (number(0, 1, above=True), "more than 0, at most 1"),
     ],
 )
-def test_bounds_in_words(kind: Number, words: str) -> None:
+def test_bounds_are_described_in_words(kind: Number, words: str) -> None:
     assert kind.bounds() == words
 
 
 @pytest.mark.parametrize(
     "text", ["32x32", "2x32x32", "3x7x32", "3x32x513", "3x32x32x32", "3x32", "3xax32", "3x-8x32"]
 )
-def test_an_input_has_1_or_3_channels_and_8_to_512_pixels_a_side(text: str) -> None:
+def test_input_has_1_or_3_channels_and_8_to_512_pixels_a_side(text: str) -> None:
     @click.command()
     @run_setting("input_shape")
     def other(input_shape: tuple[int, ...]) -> None:
@@ -163,7 +163,7 @@ def test_an_input_has_1_or_3_channels_and_8_to_512_pixels_a_side(text: str) -> N
     assert (refused.exit_code, refused.output.splitlines()[-1]) == (2, f"Error: --input {text}: {words}")
 
 
-def test_help_and_config_write_an_input_as_a_flag_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_config_show_an_input_shape_in_flag_syntax(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["config", "server", "--state", "s"], ["server", "--help"]):
         with pytest.raises(SystemExit):
             main(arguments)

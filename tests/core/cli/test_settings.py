@@ -28,7 +28,7 @@ def command(**values: Any) -> None:
 
 
 def run(*flags: str, file: str | bytes | None = None, **variables: str) -> str:
-    """What the command prints, or the exception that it raises."""
+    """The output of the command; its exception is raised."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "fleet.toml")
         if file is not None:
@@ -40,7 +40,7 @@ def run(*flags: str, file: str | bytes | None = None, **variables: str) -> str:
     return result.output.strip()
 
 
-def test_defaults() -> None:
+def test_defaults_apply_without_settings() -> None:
     assert run() == "batch_size=32 device=default-id fresh=False rounds=1"
 
 
@@ -58,14 +58,14 @@ def test_defaults() -> None:
         ((), {"SPLITEE_BATCH_SIZE": ""}, "batch-size = 4", 4),
     ],
 )
-def test_precedence(
+def test_setting_is_taken_from_flag_then_variable_then_file(
     flags: tuple[str, ...], variables: dict[str, str], file: str | None, expected: int
 ) -> None:
     assert f"batch_size={expected} " in run(*flags, file=file, **variables)
 
 
-def test_a_setting_is_called_by_its_flag_wherever_it_comes_from() -> None:
-    """Not by the parameter's name in the code."""
+def test_variable_and_key_of_a_setting_are_named_after_its_flag() -> None:
+    """Not after the parameter in the code."""
     assert "device=pi" in run(SPLITEE_ID="pi")
     assert "device=pi" in run(file='id = "pi"')
     assert "device=default-id" in run(SPLITEE_DEVICE="pi")
@@ -73,7 +73,7 @@ def test_a_setting_is_called_by_its_flag_wherever_it_comes_from() -> None:
         run(file='device = "pi"')
 
 
-def test_switches_and_short_flags_have_variables_and_keys_too() -> None:
+def test_switches_and_short_flags_have_variables_and_keys() -> None:
     assert "fresh=True" in run(file="fresh = true")
     assert "fresh=True" in run(SPLITEE_FRESH="1")
     assert "fresh=False" in run("--keep", file="fresh = true")
@@ -82,7 +82,7 @@ def test_switches_and_short_flags_have_variables_and_keys_too() -> None:
 
 
 @pytest.mark.parametrize("key", ["batchsize", "config", "help", "server.rounds", '"batch size"', '""'])
-def test_an_unknown_key_is_named(key: str) -> None:
+def test_unknown_key_is_refused_in_one_line_with_suggestions(key: str) -> None:
     with pytest.raises(
         ConfigError, match=r"settings file .*fleet.toml: unknown key .*; (known: batch_size|did you mean)"
     ) as refused:
@@ -90,40 +90,40 @@ def test_an_unknown_key_is_named(key: str) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_devices_settings_are_none_of_a_command_for_others(tmp_path: Path) -> None:
+def test_settings_of_a_device_are_refused_by_a_command_without_id(tmp_path: Path) -> None:
     (tmp_path / "device.toml").write_text('id = "pi-1"\nfleet = "barn"\n')
     with pytest.raises(ConfigError, match=r"device.toml is of device 'pi-1', and this command has no --id"):
         read_settings(status, tmp_path / "device.toml")
 
 
 @pytest.mark.parametrize("file", ["batch-size 4", "a = 1\na = 2", "[", b"\xff\xfe", b"\x00"], ids=repr)
-def test_a_file_that_is_not_toml_is_named(file: str | bytes) -> None:
+def test_file_that_is_not_toml_is_named_in_one_line(file: str | bytes) -> None:
     with pytest.raises(ConfigError, match=r"settings file .*fleet.toml is not TOML") as refused:
         run(file=file)
     assert "\n" not in str(refused.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_settings_file_that_is_missing_or_a_folder_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path):
         with pytest.raises(ConfigError, match=f"settings file {path}: "):
             run("--config", str(path))
 
 
-def test_the_settings_file_may_come_from_the_environment(tmp_path: Path) -> None:
+def test_settings_file_may_be_given_by_a_variable(tmp_path: Path) -> None:
     path = tmp_path / "fleet.toml"
     path.write_text("rounds = 7")
     assert "rounds=7" in run(SPLITEE_CONFIG=str(path))
 
 
 @pytest.mark.parametrize("value", ["1", '"many"', "1.5", "1.5e400", "nan", "true"])
-def test_a_value_out_of_range_names_its_setting(value: str) -> None:
+def test_invalid_value_is_refused_with_the_name_of_its_flag(value: str) -> None:
     with pytest.raises(click.BadParameter) as refused:
         run(file=f"batch-size = {value}")
     assert "--batch-size" in refused.value.format_message()
 
 
 @pytest.mark.parametrize("value", ["[1, 2]", "1979-05-27", "{ a = 1 }"])
-def test_a_value_that_is_not_one_names_its_setting(value: str) -> None:
+def test_list_date_or_table_as_a_value_is_refused_with_its_key(value: str) -> None:
     with pytest.raises(ConfigError, match=r"fleet\.toml: batch-size takes one"):
         run(file=f"batch-size = {value}")
 
@@ -148,7 +148,7 @@ def with_former(feature_memory: int) -> None:
         ((), {}, "feature-memory = 7", 7, ""),
     ],
 )
-def test_a_setting_is_still_known_by_its_former_name_and_says_the_new_one(
+def test_former_name_of_a_setting_works_and_logs_the_new_name(
     flags: tuple[str, ...],
     variables: dict[str, str],
     file: str,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What systemd's watchdog is told while a file is written: that it may take long, but not for ever."""
+"""systemd's watchdog is extended while a file is written, but not for ever."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
         yield listener
 
 
-def told(systemd: socket.socket) -> list[str]:
+def notifications(systemd: socket.socket) -> list[str]:
     states: list[str] = []
     while True:
         try:
@@ -36,24 +36,24 @@ def told(systemd: socket.socket) -> list[str]:
             return states
 
 
-def test_it_waits_ten_minutes_for_a_file_and_no_longer(
+def test_watchdog_is_extended_to_ten_minutes_while_a_file_is_written(
     systemd: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Told once, before: an fsync that hangs for ever feeds nobody."""
+    """It is notified once, before: an fsync that hangs for ever does not feed it."""
     meanwhile: list[list[str]] = []
     fsync = os.fsync
 
     def look(descriptor: int) -> None:
-        meanwhile.append(told(systemd))
+        meanwhile.append(notifications(systemd))
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", look)
     write_atomically(tmp_path / "file", b"state")
     assert meanwhile == [["WATCHDOG_USEC=600000000"], []]  # of the file, and of its folder
-    assert told(systemd) == ["WATCHDOG=1", f"WATCHDOG_USEC={USUAL}"]
+    assert notifications(systemd) == ["WATCHDOG=1", f"WATCHDOG_USEC={USUAL}"]
 
 
-def test_a_disk_that_is_full_leaves_it_as_strict_as_before(
+def test_watchdog_interval_is_restored_after_a_failed_write(
     systemd: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_descriptor: int) -> None:
@@ -62,30 +62,30 @@ def test_a_disk_that_is_full_leaves_it_as_strict_as_before(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(StateError):
         write_atomically(tmp_path / "file", b"state")
-    assert told(systemd)[-1] == f"WATCHDOG_USEC={USUAL}"
+    assert notifications(systemd)[-1] == f"WATCHDOG_USEC={USUAL}"
 
 
-def test_a_unit_that_waits_longer_is_not_made_to_wait_less(
+def test_watchdog_interval_beyond_ten_minutes_is_not_shortened(
     systemd: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "900000000")
     write_atomically(tmp_path / "file", b"state")
-    assert told(systemd) == ["WATCHDOG_USEC=900000000", "WATCHDOG=1", "WATCHDOG_USEC=900000000"]
+    assert notifications(systemd) == ["WATCHDOG_USEC=900000000", "WATCHDOG=1", "WATCHDOG_USEC=900000000"]
 
 
-def test_another_thread_does_not_feed_it(systemd: socket.socket, tmp_path: Path) -> None:
-    """It would hide that the main one hangs."""
+def test_write_in_another_thread_does_not_feed_the_watchdog(systemd: socket.socket, tmp_path: Path) -> None:
+    """Feeding it would hide that the main thread hangs."""
     thread = threading.Thread(target=write_atomically, args=(tmp_path / "file", b"state"))
     thread.start()
     thread.join()
     assert (tmp_path / "file").read_bytes() == b"state"
-    assert told(systemd) == []
+    assert notifications(systemd) == []
 
 
 @pytest.mark.parametrize(("name", "value"), [("WATCHDOG_USEC", ""), ("WATCHDOG_PID", "1")])
-def test_a_process_without_a_watchdog_of_its_own_tells_nothing(
+def test_process_without_its_own_watchdog_sends_no_notification(
     systemd: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
     write_atomically(tmp_path / "file", b"state")
-    assert told(systemd) == []
+    assert notifications(systemd) == []

@@ -15,7 +15,7 @@ from splitee.cli.verbosity import is_quiet, log_options
 LOG = logging.getLogger("splitee_lab.test")
 
 
-def said(usual: int, *flags: str, caplog: pytest.LogCaptureFixture, **packages: int) -> list[str]:
+def logged(usual: int, *flags: str, caplog: pytest.LogCaptureFixture, **packages: int) -> list[str]:
     @click.command(cls=Command)
     @log_options(usual, **packages)
     def command() -> None:
@@ -33,11 +33,11 @@ def said(usual: int, *flags: str, caplog: pytest.LogCaptureFixture, **packages: 
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(logging.INFO, caplog=caplog) == ["info", "warning"]
-    assert said(logging.INFO, "-v", caplog=caplog) == ["debug", "info", "warning"]
-    assert said(logging.INFO, "-q", caplog=caplog) == ["warning"]
-    assert said(logging.WARNING, caplog=caplog) == ["warning"]
-    assert said(logging.WARNING, "--verbose", caplog=caplog) == ["info", "warning"]
-    assert said(logging.WARNING, "--quiet", caplog=caplog) == ["warning"]
-    assert said(logging.INFO, caplog=caplog, splitee_lab=logging.WARNING) == ["warning"]
+def test_verbose_and_quiet_set_the_logged_levels(caplog: pytest.LogCaptureFixture) -> None:
+    assert logged(logging.INFO, caplog=caplog) == ["info", "warning"]
+    assert logged(logging.INFO, "-v", caplog=caplog) == ["debug", "info", "warning"]
+    assert logged(logging.INFO, "-q", caplog=caplog) == ["warning"]
+    assert logged(logging.WARNING, caplog=caplog) == ["warning"]
+    assert logged(logging.WARNING, "--verbose", caplog=caplog) == ["info", "warning"]
+    assert logged(logging.WARNING, "--quiet", caplog=caplog) == ["warning"]
+    assert logged(logging.INFO, caplog=caplog, splitee_lab=logging.WARNING) == ["warning"]

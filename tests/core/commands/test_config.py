@@ -22,7 +22,7 @@ def config(*arguments: str, **variables: str) -> dict[str, tuple[str, str]]:
     return {flag: tuple(part.strip() for part in rest.split("  ") if part) for flag, rest in rows}  # type: ignore[misc]
 
 
-def test_each_source_is_named(tmp_path: Path) -> None:
+def test_each_setting_is_shown_with_its_source(tmp_path: Path) -> None:
     file = tmp_path / "fleet.toml"
     file.write_text('fleet = "greenhouse"\nconnect-timeout = 5\nbroker = "mqtt://file"\n')
     shown = config("status", "--once", "--config", str(file), SPLITEE_BROKER="mqtt://variable")
@@ -33,25 +33,25 @@ def test_each_source_is_named(tmp_path: Path) -> None:
     assert shown["--username"] == ("(none)", "default")
 
 
-def test_a_required_setting_that_is_missing_is_shown_not_demanded() -> None:
+def test_missing_required_setting_is_shown_as_missing() -> None:
     shown = config("device", "--id", "pi-1")
     assert shown["--id"] == ("pi-1", "flag")
     assert shown["--state"][0] == "(missing: required)"
 
 
-def test_a_password_in_an_address_is_not_shown() -> None:
+def test_password_in_an_address_is_masked() -> None:
     for password in ("secret", "se@cret", "se:cr/et"):
         shown = config("status", "--broker", f"mqtt://u:{password}@h:1")
         assert shown["--broker"][0] == "mqtt://u:***@h:1"
 
 
-def test_what_a_settings_file_holds_is_shown_as_text(tmp_path: Path) -> None:
+def test_control_characters_from_a_settings_file_are_escaped(tmp_path: Path) -> None:
     (tmp_path / "device.toml").write_text('fleet = "a\\u001b[2J\\nb"\n')
     shown = config("status", "--config", str(tmp_path / "device.toml"))
     assert shown["--fleet"] == (r"a\x1b[2J\nb", "settings file")
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_wrong_command_flag_value_or_key_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="unknown command 'sttus'; did you mean status"):
         config("sttus")
     with pytest.raises(click.NoSuchOption, match="--nonsense"):
@@ -64,6 +64,6 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         config("status", "--config", str(file))
 
 
-def test_help_without_a_command() -> None:
+def test_config_without_a_command_shows_its_help() -> None:
     result = CliRunner().invoke(splitee, ["config"], standalone_mode=False)
     assert "splitee config [COMMAND] [FLAGS]" in result.output

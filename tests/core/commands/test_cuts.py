@@ -20,7 +20,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return int(leave.value.code or 0), out, err
 
 
-def test_the_table_has_a_row_a_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_one_row_per_cut(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "resnet18", "--stem", "small", "--input", "3x32x32")
     assert code == ExitCode.OK
     assert "resnet18, 3x32x32, 10 classes: cuts 1..9 of 10 stages" in out
@@ -31,7 +31,7 @@ def test_the_table_has_a_row_a_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert "11,173,962 parameters" in out
 
 
-def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_holds_network_input_and_costs_of_each_cut(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "resnet18", "--input", "3x224x224", "--num-classes", "1000", "--json")
     found = json.loads(out)
     assert code == ExitCode.OK
@@ -92,7 +92,7 @@ def test_settings_come_from_the_environment_and_from_a_file(
         (["resnet18", "--all"], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
     ],
 )
-def test_a_mistake_gives_one_line_and_its_exit_code(
+def test_wrong_arguments_give_an_error_line_and_exit_code(
     capsys: pytest.CaptureFixture[str], arguments: list[str], code: ExitCode, line: str
 ) -> None:
     given, out, err = run(capsys, *arguments)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee status`: what of a fleet is printed, and on real brokers."""
+"""`splitee status`: what is printed of a fleet, also on real brokers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import RunningBroker
 
 
-def test_what_a_device_sends_and_receives_is_shown_and_fits_80_columns() -> None:
+def test_progress_and_traffic_of_a_device_fit_80_columns() -> None:
     status = DeviceStatus(
         state="online",
         instance=1,
@@ -77,7 +77,7 @@ def test_what_a_device_sends_and_receives_is_shown_and_fits_80_columns() -> None
     assert device_of(view).traffic == status.traffic, "a last will knows nothing of it"
 
 
-def test_who_is_dismissed_is_one_line_whatever_the_broker_still_retains() -> None:
+def test_dismissed_devices_are_one_line_despite_retained_messages() -> None:
     view = view_of(RETAINED)
     server = replace(SERVER, dismissed=("cam-3", "pi-1"), waiting_for=())
     view.take(Message(TOPICS.server_status, server.encode()), NOW)
@@ -91,7 +91,7 @@ def test_who_is_dismissed_is_one_line_whatever_the_broker_still_retains() -> Non
     assert device_of(view).id == "pi-1"
 
 
-def test_a_device_behind_a_slow_link_is_shown_as_slow_until_it_is_gone() -> None:
+def test_device_behind_a_slow_link_is_shown_as_slow_until_offline() -> None:
     view, topic = view_of(RETAINED), TOPICS.device("pi-1", "status")
     view.take(Message(topic, replace(STATUS, upload=20_000.0).encode()), NOW)
     assert next(line for line in printed(view).splitlines() if line.startswith("pi-1")).split()[1] == "slow"
@@ -101,7 +101,7 @@ def test_a_device_behind_a_slow_link_is_shown_as_slow_until_it_is_gone() -> None
     assert "slow" not in printed(view)
 
 
-def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
+def test_status_shows_accuracies_weakest_class_and_threshold() -> None:
     weakest = ClassRecall("glass", 20, 0.4)
     figures = DeviceMetrics(
         cut=3,
@@ -126,7 +126,7 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     assert device_of(view).held_out_samples == 31
 
 
-def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
+def test_requested_cut_is_shown_until_the_device_has_it() -> None:
     view = view_of(RETAINED)
     assert device_of(view).next_cut is None
     view.take(
@@ -139,7 +139,7 @@ def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
 
 
-def test_of_a_run_that_samples_its_devices_it_is_shown_who_is_in_the_round() -> None:
+def test_sampled_round_shows_which_devices_take_part() -> None:
     waits = replace(STATUS, doing="waiting")
     view = view_of({**RETAINED, TOPICS.run: replace(RUN, sample="1"), TOPICS.device("pi-2", "status"): waits})
     first, *lines = shown(view)
@@ -150,7 +150,7 @@ def test_of_a_run_that_samples_its_devices_it_is_shown_who_is_in_the_round() -> 
     assert {device.id: device.in_phase for device in view.snapshot().devices} == {"pi-1": True, "pi-2": False}
 
 
-def test_what_the_profiler_recommends_is_shown() -> None:
+def test_recommendation_of_the_profiler_is_shown() -> None:
     can = Capability(
         network="resnet18", batch_size=32, codec="fp16", machine="Raspberry Pi 4", cores=4, threads=4,
         upload=1e6, reason="cut 3 (layer1.1): the fastest round, 12 s; training sets its pace",
@@ -162,7 +162,7 @@ def test_what_the_profiler_recommends_is_shown() -> None:
     ) in printed(view)
 
 
-def test_what_a_device_has_predicted_and_what_it_is_alone_are_shown() -> None:
+def test_number_of_predictions_and_alone_accuracy_are_shown() -> None:
     serving = replace(STATUS, doing="serving", predicted=1234, offloaded=308)
     alone = replace(PROFILE, alone_accuracy=0.612)
     view = view_of(
@@ -191,7 +191,7 @@ def shown(view: FleetView) -> list[str]:
     return written.getvalue().split("\n")
 
 
-def test_texts_from_the_wire_steer_no_terminal_and_forge_no_line() -> None:
+def test_hostile_texts_from_the_wire_are_escaped_and_add_no_line() -> None:
     evil = "\x1b[2J\x9b31m\r\n00:00:00 INFO forged \u202e[red]"
     capability = Capability(
         network="n", batch_size=1, codec="fp16", machine="board", cores=1, threads=1, reason="cut 3"
@@ -240,7 +240,7 @@ def status(capfd: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, st
     return ended.value.code, captured.out, captured.err
 
 
-def test_status_prints_what_the_broker_retains(
+def test_status_prints_the_state_retained_by_the_broker(
     broker: RunningBroker, make_link: Callable[..., Link], capfd: pytest.CaptureFixture[str]
 ) -> None:
     link = make_link(broker.address, "writer")
@@ -262,7 +262,7 @@ def test_status_prints_what_the_broker_retains(
     assert as_json["run"]["network"] == "resnet18"
 
 
-def test_status_says_when_there_is_no_such_fleet(
+def test_status_of_an_unknown_fleet_is_refused_in_one_line(
     broker: RunningBroker, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, printed, errors = status(capfd, "--broker", str(broker.address), "--fleet", "nobody", "--once")
@@ -271,7 +271,7 @@ def test_status_says_when_there_is_no_such_fleet(
     assert len(errors.splitlines()) == 1
 
 
-def test_status_gives_up_where_no_broker_is(capfd: pytest.CaptureFixture[str]) -> None:
+def test_status_gives_up_without_a_broker(capfd: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
     code, _, errors = status(capfd, "--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "0.5", "--once")
     assert code == ExitCode.UNREACHABLE
@@ -279,7 +279,7 @@ def test_status_gives_up_where_no_broker_is(capfd: pytest.CaptureFixture[str]) -
     assert time.monotonic() - started < 10
 
 
-def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
+def test_rollouts_are_shown_in_a_table_with_the_reason_below() -> None:
     stopped = rollout("summer", "stopped", reason="3 devices failed, at most 2 may")
     view = view_of({**RETAINED, f"{TOPICS.base}/rollouts": Rollouts(rollouts=(stopped, rollout()))})
     console = Console(file=io.StringIO(), width=80)
@@ -292,7 +292,7 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     assert spring[3] == "running"
 
 
-def test_names_of_a_run_and_its_rollout_are_whole_at_80_columns_and_empty_counts_left_out() -> None:
+def test_rollout_table_keeps_whole_names_and_drops_zero_counts_at_80_columns() -> None:
     run = "20261130T020327-d445"
     finished = rollout(
         f"{run}-2", "finished", version=f"{run} round 2", wave=1, waves=(Wave(2, in_service=2),)
@@ -308,27 +308,27 @@ def test_names_of_a_run_and_its_rollout_are_whole_at_80_columns_and_empty_counts
     assert row == [f"{run}-2", "model", run, "round", "finished", "1", "of", "1", "2"]
 
 
-def test_rollouts_are_shown_before_any_device_has_spoken() -> None:
+def test_rollouts_are_shown_before_any_device_is_known() -> None:
     view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=(rollout(),))})
     assert not view.snapshot().empty
-    said = printed(view)
-    assert said.index("no device has spoken yet") < said.index("spring")
+    output = printed(view)
+    assert output.index("no device has spoken yet") < output.index("spring")
 
 
-def test_what_is_on_its_way_to_a_device_and_what_it_sees_are_shown() -> None:
+def test_pending_updates_and_predicted_state_of_a_device_are_shown() -> None:
     update = DeviceUpdate(
         model=Update(latest="barn-7", state="downloading", have=1_200_000, size=4_000_000),
         software=Update(installed="0.2.0", latest="0.3.0", state="failed", reason="no space left"),
     )
     report = ModelReport(release="ab" * 32, state="downloading", run="r1")
     state = PredictedState(label="cat", confidence=0.93, since=NOW - 180, time=NOW)
-    told: dict[str, JsonMessage] = {
+    messages: dict[str, JsonMessage] = {
         TOPICS.device("pi-1", "update"): update,
         TOPICS.device("pi-1", "state"): state,
         TOPICS.device("pi-1", "serving"): Serving(state="online", instance=3, time=NOW),
         TOPICS.device("pi-1", "model"): report,
     }
-    view = view_of({**RETAINED, **told})
+    view = view_of({**RETAINED, **messages})
     assert (
         "pi-1  cat for 3 min, 0.93; 0 images a minute; "
         "model barn-7: downloading 1.2 of 4.0 MB; software 0.3.0: failed: no space left (0.2.0 in service)"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a released graph may be made of, and what of it is structure: each kind of what no exporter makes."""
+"""The elements that a released graph may have, each that no exporter makes, and a graph's structure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splitee.inference.graph_check import parse_checked
 from splitee.inference.graph_structure import structure_of
 
 
-def in_another_file(model: ModelProto) -> None:
+def external_tensor(model: ModelProto) -> None:
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -23,13 +23,13 @@ def in_another_file(model: ModelProto) -> None:
     entry.key, entry.value = "location", "../../etc/passwd"
 
 
-def in_another_file_within_a_node(model: ModelProto) -> None:
+def external_tensor_within_a_node(model: ModelProto) -> None:
     tensor = TensorProto(name="secret", data_type=TensorProto.UINT8, dims=[4])
     tensor.data_location = TensorProto.EXTERNAL
     model.graph.node.append(helper.make_node("Constant", [], ["secret"], value=tensor))
 
 
-def a_branch(model: ModelProto) -> None:
+def branch(model: ModelProto) -> None:
     one = helper.make_graph(
         [helper.make_node("Identity", ["logits"], ["x"])],
         "then",
@@ -39,12 +39,12 @@ def a_branch(model: ModelProto) -> None:
     model.graph.node.append(helper.make_node("If", ["sure"], ["y"], then_branch=one, else_branch=one))
 
 
-def a_graph_in_a_harmless_operator(model: ModelProto) -> None:
+def graph_in_a_harmless_operator(model: ModelProto) -> None:
     inner = helper.make_graph([], "inner", [], [])
     model.graph.node[0].attribute.append(helper.make_attribute("body", inner))
 
 
-def a_function(model: ModelProto) -> None:
+def function(model: ModelProto) -> None:
     opsets = [helper.make_opsetid("", 20)]
     node = helper.make_node("Identity", ["a"], ["b"])
     model.functions.append(helper.make_function("own", "Mine", ["a"], ["b"], [node], opsets))
@@ -57,27 +57,27 @@ def operator(op_type: str, domain: str = "") -> Callable[[ModelProto], None]:
     return add
 
 
-def a_shape_larger_than_the_file(model: ModelProto) -> None:
+def shape_larger_than_the_file(model: ModelProto) -> None:
     model.graph.initializer[0].dims[:] = [1 << 20, 1 << 20]
 
 
-def a_negative_shape(model: ModelProto) -> None:
+def negative_shape(model: ModelProto) -> None:
     model.graph.initializer[0].dims[:] = [-1, -4]
 
 
-def texts(model: ModelProto) -> None:
+def string_tensor(model: ModelProto) -> None:
     model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], ["x"]))
 
 
-def sparse(model: ModelProto) -> None:
+def sparse_tensor(model: ModelProto) -> None:
     model.graph.sparse_initializer.add()
 
 
-def an_old_opset(model: ModelProto) -> None:
+def old_opset(model: ModelProto) -> None:
     model.opset_import[0].version = 7
 
 
-def a_new_format(model: ModelProto) -> None:
+def newer_format(model: ModelProto) -> None:
     model.ir_version = 99
 
 
@@ -86,37 +86,37 @@ def too_many_nodes(model: ModelProto) -> None:
     model.graph.node.extend([node] * 20_001)
 
 
-def a_sequence(model: ModelProto) -> None:
+def sequence_input(model: ModelProto) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_sequence_value_info("pictures", TensorProto.FLOAT, None))
 
 
 FORBIDDEN = {
-    in_another_file: "tensor 'w' is in another file",
-    in_another_file_within_a_node: "tensor 'secret' is in another file",
-    a_branch: "operator 'If'",
-    a_graph_in_a_harmless_operator: "attribute 'body' of type GRAPH",
-    a_function: "functions of its own",
+    external_tensor: "tensor 'w' is in another file",
+    external_tensor_within_a_node: "tensor 'secret' is in another file",
+    branch: "operator 'If'",
+    graph_in_a_harmless_operator: "attribute 'body' of type GRAPH",
+    function: "functions of its own",
     operator("Loop"): "operator 'Loop'",
     operator("Scan"): "operator 'Scan'",
     operator("RandomNormalLike"): "operator 'RandomNormalLike'",
     operator("Relu", "com.microsoft"): "operator 'Relu' of 'com.microsoft'",
-    a_shape_larger_than_the_file: r"of the shape \[1048576, 1048576\]",
-    a_negative_shape: r"of the shape \[-1, -4\]",
-    texts: "of data type 8",
-    sparse: "sparse",
-    an_old_opset: "of opset 7",
-    a_new_format: "IR version 99",
+    shape_larger_than_the_file: r"of the shape \[1048576, 1048576\]",
+    negative_shape: r"of the shape \[-1, -4\]",
+    string_tensor: "of data type 8",
+    sparse_tensor: "sparse",
+    old_opset: "of opset 7",
+    newer_format: "IR version 99",
     too_many_nodes: "20005 nodes",
-    a_sequence: "'pictures' is no tensor",
+    sequence_input: "'pictures' is no tensor",
 }
 
 
-def test_what_an_exporter_makes_is_let_through() -> None:
+def test_exported_graph_is_accepted() -> None:
     assert parse_checked(graphs.graph().SerializeToString(), "client.onnx") == graphs.graph()
 
 
 @pytest.mark.parametrize("change", FORBIDDEN)
-def test_what_no_exporter_makes_is_named(change: Callable[[ModelProto], None]) -> None:
+def test_forbidden_element_of_a_graph_is_refused_by_name(change: Callable[[ModelProto], None]) -> None:
     model = graphs.graph()
     change(model)
     with pytest.raises(ModelError, match=FORBIDDEN[change]):
@@ -124,12 +124,12 @@ def test_what_no_exporter_makes_is_named(change: Callable[[ModelProto], None]) -
 
 
 @pytest.mark.parametrize("data", [b"\x00", b"no graph", b"\x08\xff"])
-def test_bytes_that_are_no_graph(data: bytes) -> None:
+def test_bytes_that_are_no_graph_are_refused_with_the_file_name(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"client\.onnx: "):
         parse_checked(data, "client.onnx")
 
 
-def renamed(model: ModelProto) -> None:
+def renamed_nodes(model: ModelProto) -> None:
     for node in model.graph.node:
         node.name = "another"
         node.input[:] = ["hidden" if name == "positive" else name for name in node.input]
@@ -137,21 +137,21 @@ def renamed(model: ModelProto) -> None:
 
 
 def zero_bias(model: ModelProto) -> None:
-    """As an exporter writes one that is zero."""
+    """The form in which an exporter writes a bias of zero."""
     del model.graph.node[3].input[2]
     del model.graph.initializer[2]
 
 
-def test_other_weights_are_no_other_structure() -> None:
+def test_structure_ignores_weights_names_and_a_zero_bias() -> None:
     known = structure_of(graphs.graph())
     assert structure_of(graphs.graph(tensors=graphs.sound_tensors(seed=9))) == known
-    for change in (renamed, zero_bias):
+    for change in (renamed_nodes, zero_bias):
         model = graphs.graph()
         change(model)
         assert structure_of(model) == known
 
 
-def attribute(model: ModelProto) -> None:
+def another_attribute(model: ModelProto) -> None:
     model.graph.node[3].attribute[0].i = 1
 
 
@@ -172,14 +172,18 @@ def another_output(model: ModelProto) -> None:
     model.graph.output[0].name = "flat"
 
 
-@pytest.mark.parametrize("change", [attribute, another_operator, another_edge, another_shape, another_output])
-def test_one_difference_is_another_structure(change: Callable[[ModelProto], None]) -> None:
+@pytest.mark.parametrize(
+    "change", [another_attribute, another_operator, another_edge, another_shape, another_output]
+)
+def test_structure_differs_by_attribute_operator_edge_shape_or_output(
+    change: Callable[[ModelProto], None],
+) -> None:
     model = graphs.graph()
     change(model)
     assert structure_of(model).exact != structure_of(graphs.graph()).exact
 
 
-def test_values_of_integers_are_structure() -> None:
+def test_structure_includes_values_of_integer_tensors() -> None:
     found = []
     for axis in (1, 2):
         nodes = [*graphs.sound_nodes(), helper.make_node("Unsqueeze", ["logits", "axis"], ["more"])]

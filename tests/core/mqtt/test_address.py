@@ -28,7 +28,7 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
         ("ws://broker?key=1", BrokerAddress("broker", 80, path="/mqtt?key=1")),
     ],
 )
-def test_addresses(text: str, address: BrokerAddress) -> None:
+def test_address_is_parsed_from_its_url(text: str, address: BrokerAddress) -> None:
     assert BrokerAddress.parse(text) == address
 
 
@@ -52,13 +52,13 @@ def test_addresses(text: str, address: BrokerAddress) -> None:
         "wss://broker:port/mqtt",
     ],
 )
-def test_anything_else_is_refused_with_the_form_expected(text: str) -> None:
+def test_malformed_address_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ConfigError, match="expected mqtt://HOST:PORT"):
         BrokerAddress.parse(text)
 
 
 @pytest.mark.parametrize("path", ["/a#b", "/a b", "/caf\u00e9"])
-def test_a_path_that_no_request_may_have_is_refused(path: str) -> None:
+def test_websocket_path_with_forbidden_characters_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="expected a path in ASCII, percent-encoded, without #"):
         BrokerAddress.parse(f"ws://broker{path}")
 
@@ -67,7 +67,7 @@ def test_a_path_that_no_request_may_have_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     "password", ["sec/ret", "sec@ret", "sec#ret", "sec?ret", "sec%ret", "123/4", "#/@?%"]
 )
-def test_a_password_that_must_be_encoded_is_told_as_that(scheme: str, password: str) -> None:
+def test_unencoded_password_is_refused_with_the_encoding_but_not_shown(scheme: str, password: str) -> None:
     with pytest.raises(ConfigError) as error:
         BrokerAddress.parse(f"{scheme}://pi:{password}@broker:1883")
     line = str(error.value)
@@ -79,13 +79,13 @@ def test_a_password_that_must_be_encoded_is_told_as_that(scheme: str, password: 
     "text",
     ["mqtt://pi:secret", "http://pi:secret@broker", "mqtt://pi:secret@broker:x", "mqtt://pi:secret@broker/p"],
 )
-def test_an_error_shows_no_password(text: str) -> None:
+def test_error_of_an_address_shows_no_password(text: str) -> None:
     with pytest.raises(ConfigError) as error:
         BrokerAddress.parse(text)
     assert "secret" not in str(error.value)
 
 
-def test_text_and_repr_show_no_password() -> None:
+def test_text_and_repr_of_an_address_show_no_password() -> None:
     websocket = BrokerAddress.parse("wss://pi:secret@broker/mqtt?token=secret")
     assert str(websocket) == "wss://pi@broker:443/mqtt"
     assert "secret" not in repr(websocket)
@@ -94,7 +94,7 @@ def test_text_and_repr_show_no_password() -> None:
     assert "secret" not in repr(address)
 
 
-def test_tls_files_that_are_missing_or_no_certificates_are_named(tmp_path: Path) -> None:
+def test_tls_files_that_are_missing_invalid_or_unpaired_are_refused(tmp_path: Path) -> None:
     text = tmp_path / "ca.txt"
     text.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"ca\.pem: no such file"):

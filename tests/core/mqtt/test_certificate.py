@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When this side's certificate ends: read from its file, and said in time."""
+"""The end of a client's own certificate: read from its file, and warned of in time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START = END - timedelta(days=1825)
 CERTIFICATE = OwnCertificate(Path("client.crt"), "pi-1", START, END)
 
 
-def test_it_is_read_from_its_file(tmp_path: Path) -> None:
+def test_own_certificate_is_read_from_its_file(tmp_path: Path) -> None:
     with closing(Authority(tmp_path / "authority", "barn")) as authority:
         path = tmp_path / "client.crt"
         path.write_bytes(authority.issue("pi-1", Role.DEVICE, 10).certificate)
@@ -40,18 +40,18 @@ def test_it_is_read_from_its_file(tmp_path: Path) -> None:
     ],
     ids=["this clock is behind", "the broker's clock is wrong", "it has ended"],
 )
-def test_a_refusal_names_clock_or_certificate_whichever_it_is(now: datetime, words: str) -> None:
+def test_refusal_is_explained_by_clock_or_certificate(now: datetime, words: str) -> None:
     said = CERTIFICATE.why_refused(now)
     assert words in said
     assert f"this machine's clock says {now:%Y-%m-%d}" in said
 
 
 @pytest.mark.parametrize("tls", [None, TlsFiles(), TlsFiles(ca=Path("ca.crt"))])
-def test_without_one_there_is_nothing_to_say(tls: TlsFiles | None) -> None:
+def test_own_certificate_is_none_without_a_certificate_file(tls: TlsFiles | None) -> None:
     assert own_certificate(tls) is None
 
 
-def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
+def test_missing_or_invalid_certificate_file_is_named(tmp_path: Path) -> None:
     for path, reason in ((tmp_path / "none.crt", "No such file"), (tmp_path / "bad.crt", "expected a PEM")):
         (tmp_path / "bad.crt").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
         with pytest.raises(ConfigError, match=f"{path}: {reason}"):
@@ -68,14 +68,14 @@ def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
         (-timedelta(days=400), "has ended"),
     ],
 )
-def test_it_is_said_from_30_days_before_the_end_on(left: timedelta, words: str | None) -> None:
+def test_warning_begins_30_days_before_the_certificate_ends(left: timedelta, words: str | None) -> None:
     text = CERTIFICATE.warning(END - left)
     assert (text is None) == (words is None)
     assert text is None or (words or "") in text
     assert text is None or "splitee broker renew pi-1" in text
 
 
-def test_it_is_said_at_once_and_every_day() -> None:
+def test_warning_is_repeated_daily_once_it_is_due() -> None:
     now = END - timedelta(days=32, hours=-1)  # a day and 23 hours before the first warning
 
     def wait(seconds: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue of a link's events: bounded, and whoever reads learns where something is missing."""
+"""The queue of a link's events: bounded, with a mark where messages were dropped."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def latest(capacity: int = 100, size: int = 1000) -> EventQueue:
     return EventQueue(capacity, size, lambda message: routes.latest_key(TOPICS, message))
 
 
-def test_where_messages_were_dropped_there_is_a_mark() -> None:
+def test_dropped_messages_are_marked_by_overflow() -> None:
     queue = EventQueue(2, 1000)
     one, two, three, four = (Message(FEATURES, bytes([number])) for number in range(4))
     for message in (one, two, three, four):
@@ -42,13 +42,13 @@ def test_where_messages_were_dropped_there_is_a_mark() -> None:
     assert queue.dropped == 3
 
 
-def test_a_message_that_is_too_large_leaves_a_mark_alone() -> None:
+def test_too_large_message_is_replaced_by_overflow() -> None:
     queue = EventQueue(2, 10)
     queue.put(Message(FEATURES, bytes(11)))
     assert list(contents(queue)) == [Overflow()]
 
 
-def test_a_flood_hides_neither_what_happens_to_the_connection_nor_an_error() -> None:
+def test_flood_of_messages_hides_no_disconnect_or_error() -> None:
     queue = EventQueue(2, 1000)
     for number in range(2 + RESERVE):
         queue.put(Message(FEATURES, bytes([number % 256])))
@@ -61,19 +61,19 @@ def test_a_flood_hides_neither_what_happens_to_the_connection_nor_an_error() -> 
         queue.get(0)
 
 
-def test_of_messages_of_which_the_last_word_counts_only_that_one_waits() -> None:
+def test_queued_status_of_a_device_is_replaced_by_the_latest_one() -> None:
     queue = latest()
     queue.put(Message(STATUS, b"first"))
     queue.put(Message(FEATURES, b"batch"))
     queue.put(Message(STATUS, b"second"))
     queue.put(Message(FEATURES, b"batch"))
-    said = [event.payload for event in contents(queue) if isinstance(event, Message)]
-    assert said == [b"second", b"batch", b"batch"]
+    payloads = [event.payload for event in contents(queue) if isinstance(event, Message)]
+    assert payloads == [b"second", b"batch", b"batch"]
     queue.put(Message(STATUS, b"third"))
     assert list(contents(queue)) == [Message(STATUS, b"third")]
 
 
-def test_the_same_request_waits_once() -> None:
+def test_repeated_sync_request_is_queued_once() -> None:
     queue = latest()
     where, weights = (Sync(run="r", instance=1, weights=names).encode() for names in ((), ("a",)))
     for payload in (where, weights, where, where):
@@ -81,7 +81,7 @@ def test_the_same_request_waits_once() -> None:
     assert [event.payload for event in contents(queue) if isinstance(event, Message)] == [where, weights]
 
 
-def test_heartbeats_of_many_devices_take_one_place_each_however_long_nobody_reads() -> None:
+def test_unread_heartbeats_take_one_place_per_device() -> None:
     queue = latest(capacity=10, size=1000)
     for second in range(500):
         for device in range(10):
@@ -90,7 +90,7 @@ def test_heartbeats_of_many_devices_take_one_place_each_however_long_nobody_read
     assert [event.payload for event in contents(queue) if isinstance(event, Message)] == 10 * [b"499"]
 
 
-def test_the_bytes_of_what_is_replaced_are_free_again() -> None:
+def test_bytes_of_a_replaced_message_are_freed() -> None:
     queue = latest(size=10)
     for _ in range(5):
         queue.put(Message(STATUS, bytes(8)))
@@ -100,7 +100,7 @@ def test_the_bytes_of_what_is_replaced_are_free_again() -> None:
     assert len([event for event in contents(queue) if isinstance(event, Message)]) == 2
 
 
-def test_a_topic_that_is_cleared_is_told_each_time() -> None:
+def test_each_clearing_of_a_topic_is_queued() -> None:
     queue = latest()
     for payload in (b"first", b"", b"", b"second"):
         queue.put(Message(STATUS, payload))
@@ -108,7 +108,7 @@ def test_a_topic_that_is_cleared_is_told_each_time() -> None:
     assert payloads == [b"second", b"", b""]
 
 
-def test_no_message_of_a_new_connection_comes_before_its_start() -> None:
+def test_messages_of_a_new_connection_follow_its_connected_event() -> None:
     queue = latest()
     queue.put(Message(STATUS, b"before"))
     queue.hold()

@@ -28,7 +28,7 @@ MakeBroker = Callable[..., OwnBroker]
 Messages = Callable[[Link, int], list[Message]]
 
 
-def test_messages_that_gather_arrive_in_their_order_and_are_acknowledged(
+def test_gathered_messages_arrive_in_order_and_are_acknowledged(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     reader = make_link(broker.address, "reader", f"{base}/#", gather=0.02)
@@ -43,7 +43,7 @@ def test_messages_that_gather_arrive_in_their_order_and_are_acknowledged(
 
 
 @pytest.mark.parametrize("size", [0, 1, 1_000_000])
-def test_what_is_published_arrives_whole(
+def test_published_message_arrives_whole_and_is_metered(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str, size: int
 ) -> None:
     payload = os.urandom(size)
@@ -64,7 +64,7 @@ def test_what_is_published_arrives_whole(
     assert messages(reader, 1) == [Message(f"{base}/y", b"to oneself")]
 
 
-def test_many_threads_publish_in_the_order_of_each(
+def test_messages_of_parallel_threads_keep_the_order_of_each_thread(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     reader = make_link(broker.address, "reader", f"{base}/+")
@@ -87,7 +87,7 @@ def test_many_threads_publish_in_the_order_of_each(
     assert received == {f"{base}/{number}": list(range(50)) for number in range(4)}
 
 
-def test_retained_state_greets_a_late_reader_until_it_is_cleared(
+def test_retained_message_reaches_late_readers_until_cleared(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     writer = make_link(broker.address, "writer")
@@ -102,7 +102,7 @@ def test_retained_state_greets_a_late_reader_until_it_is_cleared(
     assert messages(later, 1) == [Message(f"{base}/end", b"")]
 
 
-def test_a_subscription_after_open_works_at_once(
+def test_subscription_after_open_works_at_once(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     link = make_link(broker.address)
@@ -122,7 +122,7 @@ time.sleep(60)
 """
 
 
-def test_the_last_will_speaks_for_who_was_killed(
+def test_last_will_of_a_killed_process_is_published_and_retained(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     reader = make_link(broker.address, "reader", base)
@@ -136,7 +136,7 @@ def test_the_last_will_speaks_for_who_was_killed(
     assert messages(make_link(broker.address, "late", base), 1) == [Message(base, b"offline", retained=True)]
 
 
-def test_a_clean_close_leaves_the_farewell_and_no_will(
+def test_clean_close_publishes_the_farewell_and_no_last_will(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     reader = make_link(broker.address, "reader", f"{base}/#")
@@ -149,7 +149,7 @@ def test_a_clean_close_leaves_the_farewell_and_no_will(
     assert [message.payload for message in messages(reader, 2)] == [b"left", b""]
 
 
-def test_a_farewell_that_is_not_heard_leaves_the_word_to_the_will(
+def test_last_will_is_published_if_the_farewell_is_not_delivered(
     messages: Messages, make_broker: MakeBroker, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.CONNECT_LIMIT", 0.2)
@@ -166,12 +166,12 @@ def test_a_farewell_that_is_not_heard_leaves_the_word_to_the_will(
 
 
 @pytest.mark.parametrize("client_id", ["", "a/b", "+", "a#", "$a"])
-def test_a_client_id_that_a_broker_may_choke_on_is_refused(client_id: str) -> None:
+def test_client_id_that_is_empty_or_has_topic_characters_is_refused(client_id: str) -> None:
     with pytest.raises(ConfigError, match="expected a name without"):
         Link(BrokerAddress("127.0.0.1", 1883), client_id)
 
 
-def test_an_oversize_message_is_refused_and_harms_nothing(
+def test_oversize_message_is_refused_and_the_link_works_on(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     link = make_link(broker.address, "link", base, max_packet=5000)
@@ -187,7 +187,7 @@ def test_an_oversize_message_is_refused_and_harms_nothing(
 
 
 @pytest.mark.mosquitto
-def test_the_brokers_limit_on_packets_counts(
+def test_packet_limit_of_the_broker_is_obeyed(
     messages: Messages, make_broker: MakeBroker, make_link: MakeLink
 ) -> None:
     settings = MOSQUITTO_SETTINGS.replace("max_packet_size 2097152", "max_packet_size 3000")
@@ -199,7 +199,7 @@ def test_the_brokers_limit_on_packets_counts(
     assert len(messages(link, 1)[0].payload) == link.max_packet
 
 
-def test_events_that_nobody_receives_are_bounded_and_counted(
+def test_unread_events_are_bounded_and_dropped_ones_counted(
     messages: Messages,
     broker: RunningBroker,
     make_link: MakeLink,
@@ -225,13 +225,13 @@ def test_events_that_nobody_receives_are_bounded_and_counted(
 
 
 @pytest.mark.mosquitto
-def test_closing_on_unread_messages_leaves_no_session_behind(
+def test_closing_with_unread_messages_leaves_no_session_behind(
     mosquitto_broker: RunningBroker, make_link: MakeLink
 ) -> None:
-    """Of a session that stays, the broker goes on to keep all that is published to it."""
+    """For a session that stays, the broker goes on to keep all that is published to it."""
     address = mosquitto_broker.address
     writer = make_link(address, "writer")
-    for attempt in range(10):  # without care about one in four stays
+    for attempt in range(10):  # without a remedy about one session in four stays
         name = f"unread-{attempt}"
         reader = Link(address, name)
         reader.subscribe(name)
@@ -243,7 +243,7 @@ def test_closing_on_unread_messages_leaves_no_session_behind(
 
 
 def session_of(address: BrokerAddress, name: str) -> bool:
-    """Whether the broker has kept the client's session; it has not afterwards."""
+    """Whether the broker has kept the client's session; this call ends it."""
     present: list[bool] = []
     client = Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTProtocolVersion.MQTTv5)
     client.on_connect = lambda _client, _data, flags, _reason, _properties: present.append(
@@ -259,7 +259,7 @@ def session_of(address: BrokerAddress, name: str) -> bool:
 
 
 @pytest.mark.mosquitto
-def test_what_is_retained_says_how_old_it_is(
+def test_age_of_a_retained_message_is_known(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], base: str
 ) -> None:
     writer = make_link(mosquitto_broker.address, "writer")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link that loses its broker or its network: it comes back, and nothing that was promised is lost."""
+"""A link that loses its broker or its network reconnects, and loses no message that it has taken."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def wait_for(link: Link, kind: type[Event]) -> Event:
-    """The next event of the kind; those before it are passed over."""
+    """The next event of the kind; events before it are skipped."""
     deadline = time.monotonic() + DEADLINE
     while time.monotonic() < deadline:
         event = link.receive(0.1)
@@ -43,7 +43,7 @@ def wait_for(link: Link, kind: type[Event]) -> Event:
     raise AssertionError(f"no {kind.__name__} within {DEADLINE} s")
 
 
-def test_a_broker_that_was_killed_is_found_again(
+def test_clients_reconnect_to_a_broker_that_was_killed(
     messages: Messages,
     make_broker: MakeBroker,
     broker_kind: str,
@@ -55,7 +55,7 @@ def test_a_broker_that_was_killed_is_found_again(
     writer = make_link(own.address, "writer")
     writer.publish("state/a", b"before")
     assert messages(reader, 1) == [Message("state/a", b"before")]
-    assert writer.flush(DEADLINE)  # else it sends it again
+    assert writer.flush(DEADLINE)  # else the message is sent again
     own.kill()
     assert isinstance(reader.receive(DEADLINE), Disconnected)
     assert isinstance(writer.receive(DEADLINE), Disconnected)
@@ -71,7 +71,7 @@ def test_a_broker_that_was_killed_is_found_again(
 
 
 @pytest.mark.slow(6)
-def test_a_path_that_swallows_everything_is_noticed(
+def test_silent_network_is_detected_with_a_doubling_timeout(
     mosquitto_broker: RunningBroker, make_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
@@ -90,7 +90,7 @@ def test_a_path_that_swallows_everything_is_noticed(
     proxy.close()
 
 
-def test_a_kept_session_delivers_what_came_while_the_network_was_cut(
+def test_kept_session_delivers_messages_sent_during_a_network_cut(
     messages: Messages, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
@@ -108,7 +108,7 @@ def test_a_kept_session_delivers_what_came_while_the_network_was_cut(
     proxy.close()
 
 
-def test_what_was_unacknowledged_when_the_network_was_cut_is_sent_again(
+def test_unacknowledged_messages_are_sent_again_after_a_network_cut(
     messages: Messages, quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
@@ -130,7 +130,7 @@ def test_what_was_unacknowledged_when_the_network_was_cut_is_sent_again(
     proxy.close()
 
 
-def test_a_new_process_finds_nothing_left_of_the_one_before(
+def test_new_process_receives_no_messages_of_the_old_session(
     messages: Messages, quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
@@ -146,7 +146,7 @@ def test_a_new_process_finds_nothing_left_of_the_one_before(
     proxy.close()
 
 
-def test_two_clients_with_one_id_both_hear_of_it(broker: RunningBroker, make_link: MakeLink) -> None:
+def test_clients_with_one_id_disconnect_each_other(broker: RunningBroker, make_link: MakeLink) -> None:
     first = make_link(broker.address, "twin")
     second = make_link(broker.address, "twin")
     assert isinstance(first.receive(DEADLINE), Disconnected)
@@ -154,7 +154,7 @@ def test_two_clients_with_one_id_both_hear_of_it(broker: RunningBroker, make_lin
     assert isinstance(second.receive(DEADLINE), Disconnected)
 
 
-def test_a_broker_that_stays_away_does_not_fill_the_log(
+def test_unreachable_broker_does_not_fill_the_log(
     quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
@@ -168,7 +168,7 @@ def test_a_broker_that_stays_away_does_not_fill_the_log(
     proxy.close()
 
 
-def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
+def test_open_without_a_broker_raises_at_its_timeout(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     link = Link(BrokerAddress("127.0.0.1", port), "link")
@@ -183,7 +183,7 @@ def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     assert not link.publish("t", b"nobody")
 
 
-def test_a_broker_that_comes_up_late_is_found(make_broker: MakeBroker, broker_kind: str) -> None:
+def test_open_waits_for_a_broker_that_starts_late(make_broker: MakeBroker, broker_kind: str) -> None:
     own = make_broker(broker_kind)
     own.kill()
     link = Link(own.address, "early")
@@ -195,7 +195,7 @@ def test_a_broker_that_comes_up_late_is_found(make_broker: MakeBroker, broker_ki
     link.close()
 
 
-def test_close_ends_an_open_that_waits() -> None:
+def test_close_ends_a_waiting_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = BrokerAddress("127.0.0.1", taken.getsockname()[1])
     link = Link(address, "link")
@@ -215,7 +215,7 @@ def test_close_ends_an_open_that_waits() -> None:
     assert len(raised) == 1
 
 
-def test_who_is_asked_to_stop_does_not_wait_for_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_returns_when_its_stop_condition_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = BrokerAddress("127.0.0.1", taken.getsockname()[1])
     monkeypatch.setattr(link_module, "delays", lambda: iter([DEADLINE] * 2))

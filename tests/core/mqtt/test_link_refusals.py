@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a link says when it is not let in: accounts, denied topics, and servers that are no broker."""
+"""Refusals of a link and their reasons: accounts, denied topics, and servers that are no broker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def guarded(public_path: Path, make_broker: MakeBroker) -> BrokerAddress:
 
 
 @pytest.mark.mosquitto
-def test_accounts(guarded: BrokerAddress) -> None:
+def test_wrong_account_is_refused_without_showing_the_password(guarded: BrokerAddress) -> None:
     for username, password in ((None, None), ("pi", "wrong"), ("eve", "secret")):
         line = refused(BrokerAddress(guarded.host, guarded.port, False, username, password))
         assert "refused 'link': not authorized; check user, password, certificate and id" in line
@@ -56,7 +56,7 @@ def test_accounts(guarded: BrokerAddress) -> None:
 
 
 @pytest.mark.mosquitto
-def test_a_topic_that_is_not_ours_is_counted_and_named(
+def test_publications_on_a_denied_topic_are_counted_and_logged_once(
     guarded: BrokerAddress, caplog: pytest.LogCaptureFixture
 ) -> None:
     link = Link(BrokerAddress(guarded.host, guarded.port, False, "pi", "secret"), "link")
@@ -77,10 +77,10 @@ def test_a_topic_that_is_not_ours_is_counted_and_named(
 
 
 class FakeServer:
-    """Answers each packet of a connection with the next of the given bytes; keeps when each one came."""
+    """Replies to each packet of a connection with the next bytes given; keeps the time of each connection."""
 
-    def __init__(self, *answers: bytes, then_close: bool = False) -> None:
-        self._answers = answers
+    def __init__(self, *replies: bytes, then_close: bool = False) -> None:
+        self._replies = replies
         self._then_close = then_close
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
@@ -96,13 +96,13 @@ class FakeServer:
                 return
             self.accepted.append(time.monotonic())
             self._open.append(connection)
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+            threading.Thread(target=self._reply, args=(connection,), daemon=True).start()
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _reply(self, connection: socket.socket) -> None:
         try:
-            for answer in self._answers:
+            for reply in self._replies:
                 connection.recv(65536)
-                connection.sendall(answer)
+                connection.sendall(reply)
             if self._then_close:
                 connection.recv(65536)
                 connection.close()
@@ -119,8 +119,8 @@ class FakeServer:
 def fake_server() -> Iterator[Callable[..., FakeServer]]:
     servers: list[FakeServer] = []
 
-    def make(*answers: bytes, then_close: bool = False) -> FakeServer:
-        servers.append(FakeServer(*answers, then_close=then_close))
+    def make(*replies: bytes, then_close: bool = False) -> FakeServer:
+        servers.append(FakeServer(*replies, then_close=then_close))
         return servers[-1]
 
     yield make
@@ -132,7 +132,7 @@ MakeServer = Callable[..., FakeServer]
 
 
 @pytest.mark.parametrize(
-    ("answer", "line"),
+    ("reply", "line"),
     [
         (b"\xff\x00\xff\x00", "does not speak MQTT v5"),
         (b"\x20\xff\xff\xff\xff\xff", "does not speak MQTT v5"),
@@ -147,24 +147,26 @@ MakeServer = Callable[..., FakeServer]
         (bytes.fromhex("2005 0000 02 2800"), "takes no wildcard subscriptions: use one that does"),
     ],
 )
-def test_refusals_that_no_real_broker_here_gives(fake_server: MakeServer, answer: bytes, line: str) -> None:
-    assert line in refused(fake_server(answer).address)
+def test_invalid_or_refusing_connack_is_explained_in_one_line(
+    fake_server: MakeServer, reply: bytes, line: str
+) -> None:
+    assert line in refused(fake_server(reply).address)
 
 
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
-        ({"answers": (), "then_close": False}, "gives no MQTT answer"),
-        ({"answers": (), "then_close": True}, "closed the connection without an MQTT answer"),
-        ({"answers": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy: the broker takes no"),
+        ({"replies": (), "then_close": False}, "gives no MQTT answer"),
+        ({"replies": (), "then_close": True}, "closed the connection without an MQTT answer"),
+        ({"replies": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy: the broker takes no"),
         (
-            {"answers": (b"\x20\x03\x00\x97\x00",), "then_close": False},
+            {"replies": (b"\x20\x03\x00\x97\x00",), "then_close": False},
             "quota exceeded: the broker has as many",
         ),
-        ({"answers": (b"\x20\x03\x00\x9f\x00",), "then_close": False}, "connection rate exceeded: too many"),
+        ({"replies": (b"\x20\x03\x00\x9f\x00",), "then_close": False}, "connection rate exceeded: too many"),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_temporary_refusal_is_retried_and_explained(
     fake_server: MakeServer,
     server: dict[str, object],
     reason: str,
@@ -172,9 +174,9 @@ def test_what_may_pass_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.1))
-    answers = server["answers"]
-    assert isinstance(answers, tuple)
-    fake = fake_server(*answers, then_close=server["then_close"])
+    replies = server["replies"]
+    assert isinstance(replies, tuple)
+    fake = fake_server(*replies, then_close=server["then_close"])
     with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable, match=reason):
         Link(fake.address, "link").open(0.5)
     assert len(fake.accepted) >= 2
@@ -185,7 +187,7 @@ def test_what_may_pass_is_tried_again(
     )
 
 
-def test_a_session_taken_over_is_not_taken_back_at_once(
+def test_session_taken_over_is_not_taken_back_at_once(
     fake_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.0))
@@ -200,7 +202,7 @@ def test_a_session_taken_over_is_not_taken_back_at_once(
     link.close()
 
 
-def test_a_denied_subscription_is_raised(fake_server: MakeServer) -> None:
+def test_denied_subscription_raises_broker_refused(fake_server: MakeServer) -> None:
     link = Link(fake_server(CONNACK, bytes.fromhex("9005000100 0187")).address, "link")
     link.subscribe("ours", "theirs")
     link.open(DEADLINE)
@@ -210,7 +212,7 @@ def test_a_denied_subscription_is_raised(fake_server: MakeServer) -> None:
     link.close()
 
 
-def test_a_message_that_ends_every_connection_is_given_up(
+def test_message_that_ends_every_connection_is_dropped(
     fake_server: MakeServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.01))
@@ -222,7 +224,7 @@ def test_a_message_that_ends_every_connection_is_given_up(
     link.close()
 
 
-def test_the_receive_maximum_of_the_broker_holds_publishers_back(
+def test_receive_maximum_of_the_broker_blocks_publishers(
     fake_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.CONNECT_LIMIT", 0.3)
@@ -240,8 +242,8 @@ def test_the_receive_maximum_of_the_broker_holds_publishers_back(
     assert not third.is_alive()
 
 
-def test_the_keep_alive_of_the_broker_is_obeyed() -> None:
-    """Who kept to its own, 60 seconds here, would be hung up on again and again."""
+def test_keep_alive_of_the_broker_is_obeyed() -> None:
+    """A client that kept to its own, 60 seconds here, would be disconnected again and again."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         link = Link(BrokerAddress("127.0.0.1", listener.getsockname()[1]), "link", keepalive=60)
         opener = threading.Thread(target=link.open, args=(DEADLINE,))
@@ -257,7 +259,7 @@ def test_the_keep_alive_of_the_broker_is_obeyed() -> None:
 
 
 @pytest.mark.mosquitto
-def test_a_full_broker_is_told_as_that_and_asked_again(
+def test_full_broker_is_reported_as_full_and_usable_after_a_close(
     make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
@@ -265,7 +267,7 @@ def test_a_full_broker_is_told_as_that_and_asked_again(
     links = [Link(address, f"link-{number}") for number in range(20)]
     opened = []
     with pytest.raises(BrokerUnreachable, match="as a full broker does"):
-        for link in links:  # Mosquitto 2.0.11 counts too few once somebody hung up without a CONNECT
+        for link in links:  # Mosquitto 2.0.11 counts too few once a client hung up without a CONNECT
             link.open(0.2)
             opened.append(link)
     opened.pop().close()
@@ -275,7 +277,7 @@ def test_a_full_broker_is_told_as_that_and_asked_again(
         link.close()
 
 
-def test_a_malformed_message_does_not_end_the_link(
+def test_malformed_message_does_not_end_the_link(
     fake_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad_topic = b"\x30\x05\x00\x01\xff\x00x"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A link that is slow: it is not taken for dead, and what is small does not wait for all that is large."""
+"""A slow link is not taken for dead, and a small message does not wait for all of a large one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def arrivals(link: Link) -> Iterator[tuple[float, Message]]:
 
 
 @pytest.mark.slow(4)
-def test_a_message_that_takes_longer_than_the_keep_alive_to_come_does_not_end_the_connection(
+def test_connection_survives_a_message_slower_than_the_keep_alive(
     make_link: MakeLink, mosquitto_broker: RunningBroker, proxy: SlowProxy, base: str
 ) -> None:
     reader = make_link(proxy.address, "slow reader", base, "end", keepalive=1)
@@ -72,28 +72,28 @@ def test_a_message_that_takes_longer_than_the_keep_alive_to_come_does_not_end_th
 
 
 @pytest.mark.slow(8)
-def test_what_is_sent_over_a_slow_link_arrives_on_one_connection_with_little_ahead_of_a_status(
+def test_large_message_on_a_slow_link_arrives_whole_and_delays_no_status(
     make_link: MakeLink, mosquitto_broker: RunningBroker, proxy: SlowProxy, base: str
 ) -> None:
     reader = make_link(mosquitto_broker.address, "fast reader", base, "end", f"{base}/status")
     writer = make_link(proxy.address, "slow writer", keepalive=2)
-    said: list[float] = []
+    sent: list[float] = []
     came: list[tuple[float, Message]] = []
     collector = threading.Thread(target=lambda: came.extend(arrivals(reader)), daemon=True)
     collector.start()
 
-    def say() -> None:
-        said.append(time.monotonic())
-        assert writer.publish(f"{base}/status", str(len(said) - 1).encode())
+    def publish_status() -> None:
+        sent.append(time.monotonic())
+        assert writer.publish(f"{base}/status", str(len(sent) - 1).encode())
 
     payload = bytes(range(256)) * (LARGE // 256)
-    assert publish_in_parts(writer, base, payload, meanwhile=say)
+    assert publish_in_parts(writer, base, payload, meanwhile=publish_status)
     assert writer.publish("end", b"")
     collector.join(LONG)
     assembler = Assembler()
     joined = [assembler.add("writer", message.payload) for _, message in came if message.topic == base]
     assert joined[-1] == payload
-    late = [at - said[int(message.payload)] for at, message in came if message.topic != base]
+    late = [at - sent[int(message.payload)] for at, message in came if message.topic != base]
     assert len(late) > 5
     assert max(late) < 1.5 * UNDER_WAY, late  # behind the whole message it would be eight seconds
     assert writer.receive(0) is None, "the connection was lost"
@@ -102,7 +102,7 @@ def test_what_is_sent_over_a_slow_link_arrives_on_one_connection_with_little_ahe
     assert writer.part_size < 3 * RATE
 
 
-def test_the_speed_is_that_of_the_bytes_acknowledged_during_a_flight() -> None:
+def test_sending_speed_is_measured_from_acknowledged_bytes() -> None:
     clock = FakeClock()
     speed = SendingSpeed(clock)
     assert speed.rate is None

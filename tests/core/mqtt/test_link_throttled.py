@@ -34,7 +34,7 @@ def throttled(request: pytest.FixtureRequest, mosquitto_broker: RunningBroker) -
 
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
-def test_a_throttled_link_slows_down_by_itself(
+def test_throttled_link_slows_down_by_itself(
     throttled: ThrottlingProxy,
     mosquitto_broker: RunningBroker,
     make_link: Callable[..., Link],
@@ -75,14 +75,14 @@ def test_a_throttled_link_slows_down_by_itself(
     pytest.fail(f"told {throttled.complaints} times, and still too fast")
 
 
-def test_the_pause_doubles_with_each_complaint_and_shrinks_after_minutes_of_calm() -> None:
+def test_pause_grows_with_complaints_and_shrinks_after_calm_minutes() -> None:
     clock = FakeClock()
     pace = Pace(clock)
     assert (pace.pause, pace.turn()) == (0, 0)
     assert pace.slow_down()
     assert pace.pause == FIRST
     assert [round(pace.turn(), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
-    assert not pace.slow_down()  # of what was on its way at the same time
+    assert not pace.slow_down()  # a complaint about messages sent at the same time
     for _ in range(10):
         clock.advance(max(CALM, 2 * LONGEST))
         assert pace.slow_down()

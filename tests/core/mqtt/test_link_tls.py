@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS to a real Mosquitto: what opens the door, and each refusal named."""
+"""TLS to a real Mosquitto: a valid certificate connects, and each refusal is explained."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def authority(public_path: Path) -> Authority:
 
 @pytest.fixture
 def tls_broker(authority: Authority, make_broker: MakeBroker) -> BrokerAddress:
-    """Mosquitto that asks for a certificate of the authority."""
+    """Mosquitto that requires a certificate of the authority."""
     files = authority.issue("broker")
     settings = (
         f"cafile {files.ca}\ncertfile {files.certificate}\nkeyfile {files.key}\nrequire_certificate true\n"
@@ -47,7 +47,7 @@ def refused(address: BrokerAddress, tls: TlsFiles | None = None) -> str:
 
 
 @pytest.mark.mosquitto
-def test_a_certificate_of_the_authority_opens_the_door(
+def test_client_with_a_certificate_of_the_authority_connects(
     tls_broker: BrokerAddress, authority: Authority
 ) -> None:
     link = Link(tls_broker, "link", tls=authority.issue("device"))
@@ -62,7 +62,7 @@ def test_a_certificate_of_the_authority_opens_the_door(
 
 
 @pytest.mark.mosquitto
-def test_tls_refusals_name_the_certificate_at_fault(
+def test_tls_refusal_is_explained_in_one_line(
     tls_broker: BrokerAddress, authority: Authority, public_path: Path
 ) -> None:
     foreign = Authority(public_path, "foreign").issue("stranger")
@@ -82,7 +82,7 @@ def test_tls_refusals_name_the_certificate_at_fault(
     [((1, 2), "not yet valid", "; set it (timedatectl)"), ((-2, -1), "has expired", "splitee broker init)")],
     ids=["not yet", "no longer"],
 )
-def test_a_brokers_certificate_that_this_clock_does_not_allow(
+def test_broker_certificate_outside_its_validity_is_refused_with_a_remedy(
     authority: Authority, make_broker: MakeBroker, days: tuple[int, int], words: str, remedy: str
 ) -> None:
     files = authority.issue("other-day", *days)
@@ -102,7 +102,7 @@ def test_a_brokers_certificate_that_this_clock_does_not_allow(
     ],
     ids=["not yet", "no longer"],
 )
-def test_a_clients_certificate_that_the_brokers_clock_does_not_allow(
+def test_client_certificate_outside_its_validity_is_refused_with_a_remedy(
     tls_broker: BrokerAddress, authority: Authority, days: tuple[int, int], words: str, remedy: str
 ) -> None:
     with pytest.raises(CertificateExpired) as error:
@@ -114,7 +114,7 @@ def test_a_clients_certificate_that_the_brokers_clock_does_not_allow(
 
 
 @pytest.mark.mosquitto
-def test_plain_to_a_tls_port_and_tls_to_a_plain_port(
+def test_mismatch_of_tls_and_plain_port_is_reported(
     tls_broker: BrokerAddress, authority: Authority, make_broker: MakeBroker
 ) -> None:
     with pytest.raises(BrokerUnreachable, match=r"without an MQTT answer|reset by peer"):

@@ -24,10 +24,10 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 
 
 class WebServer:
-    """Sends the same bytes on every connection, after what comes first on it, and hangs up."""
+    """Sends the same bytes on every connection, after the first bytes received, and hangs up."""
 
-    def __init__(self, answer: Iterable[bytes]) -> None:
-        self._answer = answer
+    def __init__(self, reply: Iterable[bytes]) -> None:
+        self._reply = reply
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         threading.Thread(target=self._serve, daemon=True).start()
@@ -40,7 +40,7 @@ class WebServer:
                 return
             with connection, suppress(OSError):
                 connection.recv(65536)
-                for part in self._answer:
+                for part in self._reply:
                     connection.sendall(part)
 
     def close(self) -> None:
@@ -51,8 +51,8 @@ class WebServer:
 def web_server() -> Iterator[Callable[[Iterable[bytes]], WebServer]]:
     servers: list[WebServer] = []
 
-    def make(answer: Iterable[bytes]) -> WebServer:
-        servers.append(WebServer(answer))
+    def make(reply: Iterable[bytes]) -> WebServer:
+        servers.append(WebServer(reply))
         return servers[-1]
 
     yield make
@@ -63,14 +63,14 @@ def web_server() -> Iterator[Callable[[Iterable[bytes]], WebServer]]:
 MakeServer = Callable[[Iterable[bytes]], WebServer]
 
 
-def answer(status: str, *headers: str) -> list[bytes]:
+def http_reply(status: str, *headers: str) -> list[bytes]:
     return ["\r\n".join([f"HTTP/1.1 {status}", *headers, "Content-Length: 5", "", "page\n"]).encode()]
 
 
 @pytest.mark.parametrize("path", [None, "/mqtt"], ids=["mqtt", "ws"])
 @pytest.mark.parametrize("status", ["200 OK", "400 Bad Request", "403 Forbidden", "404 Not Found", "426"])
-def test_a_web_server_is_refused_at_once(web_server: MakeServer, path: str | None, status: str) -> None:
-    address = replace(web_server(answer(status, "Connection: close")).address, path=path)
+def test_web_server_is_refused_at_once(web_server: MakeServer, path: str | None, status: str) -> None:
+    address = replace(web_server(http_reply(status, "Connection: close")).address, path=path)
     started = time.monotonic()
     with pytest.raises(BrokerRefused) as error:
         Link(address, "link").open(DEADLINE)
@@ -82,8 +82,8 @@ def test_a_web_server_is_refused_at_once(web_server: MakeServer, path: str | Non
     assert "\n" not in line
 
 
-def test_a_redirect_says_where_to(web_server: MakeServer) -> None:
-    moved = answer("301 Moved Permanently", "Connection: close", "Location: https://hub.example/mqtt")
+def test_refusal_of_a_redirect_names_its_target(web_server: MakeServer) -> None:
+    moved = http_reply("301 Moved Permanently", "Connection: close", "Location: https://hub.example/mqtt")
     address = replace(web_server(moved).address, path="/mqtt")
     with pytest.raises(
         BrokerRefused, match=r"redirects to https://hub\.example/mqtt: give that broker's address"
@@ -92,14 +92,14 @@ def test_a_redirect_says_where_to(web_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("path", [None, "/mqtt"], ids=["mqtt", "ws"])
-def test_a_proxy_whose_broker_is_away_is_asked_again(
+def test_proxy_without_its_broker_is_tried_again(
     web_server: MakeServer,
     path: str | None,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.1))
-    address = replace(web_server(answer("502 Bad Gateway")).address, path=path)
+    address = replace(web_server(http_reply("502 Bad Gateway")).address, path=path)
     with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable):
         Link(address, "link").open(0.5)
     assert "not reachable (a web server or proxy answers: HTTP 502 Bad Gateway); next try in" in caplog.text
@@ -123,7 +123,7 @@ def slowly(part: bytes) -> Iterator[bytes]:
     ],
     ids=["zeros", "status", "headers", "trickle", "trickling header"],
 )
-def test_an_endless_answer_ends(
+def test_endless_response_is_given_up_in_bounded_time(
     web_server: MakeServer,
     path: str | None,
     endless: Callable[[], Iterable[bytes]],
@@ -155,7 +155,7 @@ def test_an_endless_answer_ends(
         b"",
     ],
 )
-def test_a_handshake_that_is_none_ends_in_one_line(web_server: MakeServer, head: bytes) -> None:
+def test_invalid_websocket_handshake_is_reported_in_one_line(web_server: MakeServer, head: bytes) -> None:
     address = replace(web_server([head]).address, path="/mqtt")
     with pytest.raises((BrokerUnreachable, BrokerRefused)) as error:
         Link(address, "link").open(0.3)

@@ -41,10 +41,10 @@ def websockets(make_broker: MakeBroker) -> tuple[BrokerAddress, BrokerAddress]:
 
 
 @pytest.mark.mosquitto
-def test_messages_of_all_sizes_come_through_whole(
+def test_messages_of_all_sizes_arrive_whole(
     messages: Messages, websockets: tuple[BrokerAddress, BrokerAddress], make_link: MakeLink
 ) -> None:
-    """The large ones one way only: Mosquitto 2.0.11 needs 100 ms for each 4 KiB that it delivers."""
+    """Large messages go one way only: Mosquitto 2.0.11 needs 100 ms for each 4 KiB that it delivers."""
     tcp, websocket = websockets
     near = make_link(websocket, "near", "to/near")
     far = make_link(tcp, "far", "to/far")
@@ -63,7 +63,7 @@ def test_messages_of_all_sizes_come_through_whole(
 
 
 @pytest.mark.mosquitto
-def test_a_farewell_is_the_last_word(
+def test_farewell_is_the_last_message_of_a_closed_link(
     messages: Messages, websockets: tuple[BrokerAddress, BrokerAddress], make_link: MakeLink
 ) -> None:
     tcp, websocket = websockets
@@ -75,7 +75,7 @@ def test_a_farewell_is_the_last_word(
 
 
 @pytest.mark.mosquitto
-def test_the_port_of_the_other_transport_is_named(
+def test_port_of_the_other_transport_is_reported(
     websockets: tuple[BrokerAddress, BrokerAddress],
 ) -> None:
     tcp, websocket = websockets
@@ -88,7 +88,7 @@ def test_the_port_of_the_other_transport_is_named(
 
 
 @pytest.mark.mosquitto
-def test_tls_with_certificates_on_both_sides(
+def test_websockets_work_over_tls_with_certificates_on_both_sides(
     public_path: Path, make_broker: MakeBroker, messages: Messages, make_link: MakeLink
 ) -> None:
     authority = Authority(public_path, "authority")
@@ -179,11 +179,11 @@ def peer_of() -> Iterator[tuple[Link, Peer]]:
         link.close()
 
 
-def test_a_message_that_the_network_takes_in_parts_arrives_whole() -> None:
+def test_message_sent_in_partial_writes_arrives_whole() -> None:
     with peer_of() as (link, peer):
         for number in (1, 2):
             payload = bytes([number]) * 1_000_000
-            assert link.publish("t", payload)  # nothing of it was read until here
+            assert link.publish("t", payload)  # the peer has read nothing yet
             opcode, packet = peer.frame()
             assert (opcode, packet[0] & 0xF0) == (2, 0x30)
             assert packet.endswith(payload)
@@ -191,13 +191,13 @@ def test_a_message_that_the_network_takes_in_parts_arrives_whole() -> None:
             assert link.flush(DEADLINE)
 
 
-def test_a_ping_is_answered_by_a_masked_pong() -> None:
+def test_ping_is_answered_by_a_masked_pong() -> None:
     with peer_of() as (_, peer):
         peer.send(9, b"are you there")
         assert peer.frame() == (10, b"are you there")
 
 
-def test_packets_and_frames_need_not_begin_together() -> None:
+def test_mqtt_packets_may_begin_and_end_within_websocket_frames() -> None:
     with peer_of() as (link, peer):
         publish = b"\x30\x05\x00\x01t\x00x"
         peer.send(2, publish * 2 + publish[:3])
@@ -207,7 +207,7 @@ def test_packets_and_frames_need_not_begin_together() -> None:
         assert [link.receive(DEADLINE) for _ in range(3)] == [Message("t", b"x")] * 3
 
 
-def test_a_frame_that_would_fill_the_memory_ends_the_connection() -> None:
+def test_oversize_websocket_frame_ends_the_connection() -> None:
     with peer_of() as (link, peer):
         publish = b"\x30" + bytes.fromhex("ffffff07") + b"\x00\x01t\x00"  # 16 MiB of payload, again and again
         packet = publish + bytes((16 << 20) - 1 - 4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frozen stages: in training they compute as in evaluation, and nothing of them changes."""
+"""Frozen stages: they compute in training as in evaluation, and do not change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
 class Dropping(nn.Module):
-    """Three stages, of which the first two drop by a function of the mode, and not by a module."""
+    """Three stages, of which the first two use functional dropout instead of a module."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ def tiny() -> SplitNetwork:
     return build_network("tiny_networks:tiny", num_classes=3)
 
 
-def test_frozen_stages_keep_their_weights_and_statistics_and_drop_nothing() -> None:
+def test_frozen_stages_keep_weights_and_statistics_without_dropout() -> None:
     network = tiny()
     network.freeze(3)  # with both BatchNorms and the dropout
     client, trunk = network.client(3), network.trunk(1)
@@ -51,7 +51,7 @@ def test_frozen_stages_keep_their_weights_and_statistics_and_drop_nothing() -> N
         assert torch.equal(network.module.state_dict()[name], before[name]), name
 
 
-def test_what_is_not_frozen_trains_as_before() -> None:
+def test_stages_that_are_not_frozen_train() -> None:
     network = tiny()
     network.freeze(1)
     client = network.client(2)
@@ -63,7 +63,7 @@ def test_what_is_not_frozen_trains_as_before() -> None:
     assert with_gradient == {name for name in network.stage_keys(2, 2) if name.endswith(("weight", "bias"))}
 
 
-def test_dropout_by_the_mode_is_off_in_frozen_stages_and_on_behind_them() -> None:
+def test_functional_dropout_is_off_in_frozen_stages_and_on_behind_them() -> None:
     network = SplitNetwork("dropping", Dropping(3), num_classes=3, input_shape=(3, 32, 32))
     last = network.num_layers - 1
     network.freeze(1)
@@ -75,6 +75,6 @@ def test_dropout_by_the_mode_is_off_in_frozen_stages_and_on_behind_them() -> Non
 
 
 @pytest.mark.parametrize("count", [4, 5])
-def test_beyond_the_deepest_cut_it_is_refused(count: int) -> None:
+def test_freezing_beyond_the_deepest_cut_is_refused(count: int) -> None:
     with pytest.raises(NetworkError, match=r"--freeze \d is beyond the deepest cut.* up to stage 3"):
         tiny().freeze(count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split equals whole: client networks, trunks and exits, of torchvision's networks and of one's own."""
+"""A split network equals the whole: clients, trunks and exits of torchvision's and of user networks."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def samples(split: SplitNetwork, count: int) -> Tensor:
 
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 @pytest.mark.parametrize("training", [False, True])
-def test_features_at_several_cuts_are_those_of_each(frozen: int, training: bool) -> None:
+def test_features_at_several_cuts_equal_those_of_each_client(frozen: int, training: bool) -> None:
     split = build("own_networks:Dropping")
     split.freeze(frozen)
     x = samples(split, 3)
@@ -169,7 +169,7 @@ def test_features_at_several_cuts_are_those_of_each(frozen: int, training: bool)
 
 
 def check_equal(split: SplitNetwork, cuts: range | list[int]) -> None:
-    """Client network and trunk give the whole's answer bit for bit, and share out its state."""
+    """Client network and trunk give the whole network's output bit for bit, and divide its state."""
     x = samples(split, 2)
     split.module.eval()
     with torch.no_grad():
@@ -191,14 +191,14 @@ def check_equal(split: SplitNetwork, cuts: range | list[int]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
-def test_client_and_trunk_equal_the_whole_in_every_family(name: str) -> None:
+def test_client_and_trunk_equal_the_whole_network_in_every_family(name: str) -> None:
     split = build(name, FAMILIES[name])
     check_equal(split, [1, split.num_layers // 2, split.num_layers - 1])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*TRAINED_AT_EVERY_CUT, "resnet50", "efficientnet_b0"])
-def test_client_and_trunk_equal_the_whole_at_every_cut_and_the_trunks_gradients(name: str) -> None:
+def test_outputs_at_every_cut_and_trunk_gradients_equal_the_whole_network(name: str) -> None:
     split = build(name)
     last = split.num_layers - 1
     check_equal(split, range(1, last + 1))
@@ -252,7 +252,7 @@ def test_resnet18_has_a_stem_eight_blocks_and_a_classifier() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "vit_b_16", "convnext_tiny"])
-def test_parameters_and_macs_are_those_that_torchvision_publishes(name: str) -> None:
+def test_parameters_and_macs_equal_those_published_by_torchvision(name: str) -> None:
     published = models.get_model_weights(name).IMAGENET1K_V1.meta
     split = build_network(name, num_classes=1000, input_shape=(3, 224, 224), device="meta")
     assert sum(stage.parameters for stage in split.stages) == published["num_params"]
@@ -265,7 +265,7 @@ def test_macs_of_a_stage_follow_the_formula() -> None:
     assert [stage.macs for stage in split.stages] == [3 * convolution, 8 * convolution, 8 * convolution, 80]
 
 
-def test_no_cut_between_a_layer_and_its_normalisation() -> None:
+def test_layer_and_its_normalisation_stay_in_one_stage() -> None:
     split = build_network("own_networks:sensor", num_classes=4, input_shape=(6, 64))
     assert [stage.name for stage in split.stages] == ["3", "8", "9"]
     assert [stage.feature_shape for stage in split.stages] == [(16, 30), (32,), (4,)]
@@ -274,7 +274,7 @@ def test_no_cut_between_a_layer_and_its_normalisation() -> None:
 
 
 @pytest.mark.slow
-def test_parts_share_the_networks_parameters_and_its_mode() -> None:
+def test_parts_share_the_networks_parameters_and_keep_their_mode() -> None:
     split = build("swin_t")
     trunk, deeper = split.trunk(5).eval(), split.trunk(9)
     parameters = dict(split.module.named_parameters())
@@ -285,7 +285,7 @@ def test_parts_share_the_networks_parameters_and_its_mode() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "swin_t"])
-def test_a_deep_copy_trains_alone(name: str) -> None:
+def test_training_a_deep_copy_does_not_change_the_original(name: str) -> None:
     split = build(name)
     trunk = split.trunk(3).eval()
     twin = copy.deepcopy(trunk)
@@ -318,13 +318,13 @@ def test_weights_that_are_used_twice_stay_in_one_stage() -> None:
     check_equal(split, [1, 2])
 
 
-def test_a_value_that_is_written_in_place_later_is_no_cut() -> None:
+def test_value_that_is_written_in_place_later_is_not_a_cut() -> None:
     split = build("own_networks:InPlace")
     assert [stage.feature_shape for stage in split.stages] == [(8, 16, 16), (8, 16, 16), (8,), (10,)]
     check_equal(split, [1, 2, 3])
 
 
-def test_state_that_is_not_saved_stays_out_of_the_parts_state() -> None:
+def test_non_persistent_state_is_not_in_the_state_of_parts() -> None:
     split = build("own_networks:Masked")
     x = samples(split, 2)
     client, trunk = split.client(1), split.trunk(1)
@@ -354,7 +354,7 @@ def test_state_that_is_not_saved_stays_out_of_the_parts_state() -> None:
         ("tiny_networks:tiny", "does not run on 3x8x8"),
     ],
 )
-def test_a_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: str) -> None:
+def test_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: str) -> None:
     with pytest.raises(NetworkError) as refused:
         build_network(name, num_classes=10, input_shape=(3, 8, 8))
     assert reason in str(refused.value)
@@ -374,13 +374,15 @@ def test_a_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: 
         ("maxvit_t", "imagenet", (3, 96, 96), "multiples of 224 pixels, not 96x96"),
     ],
 )
-def test_stem_and_input_are_checked(name: str, stem: str, shape: tuple[int, ...], reason: str) -> None:
+def test_unsuitable_stem_or_input_shape_is_refused(
+    name: str, stem: str, shape: tuple[int, ...], reason: str
+) -> None:
     with pytest.raises(NetworkError, match=reason):
         build_network(name, num_classes=10, input_shape=shape, stem=stem)
 
 
 @pytest.mark.parametrize("cut", [-1, 0, 10, 99])
-def test_a_cut_out_of_range_is_refused_with_the_range(cut: int) -> None:
+def test_cut_out_of_range_is_refused_with_the_range(cut: int) -> None:
     split = build_network("resnet18", num_classes=10, device="meta")
     for part in (split.client, split.trunk, split.exit_head, split.check_cut):
         with pytest.raises(NetworkError, match=rf"cut {cut} is out of range: resnet18 can be cut at 1\.\.9"):
@@ -388,7 +390,7 @@ def test_a_cut_out_of_range_is_refused_with_the_range(cut: int) -> None:
 
 
 @pytest.mark.slow
-def test_the_seed_alone_decides_the_weights() -> None:
+def test_initial_weights_depend_on_the_seed_only() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     one, same = (build_network("resnet18", num_classes=10, seed=1).module.state_dict() for _ in range(2))
@@ -410,7 +412,7 @@ def test_the_seed_alone_decides_the_weights() -> None:
         ((6,), 0, [np.s_[:]]),
     ],
 )
-def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalises(
+def test_exit_head_averages_halves_of_each_axis_and_normalises(
     shape: tuple[int, ...], channel_axis: int, cells: list[Any]
 ) -> None:
     head = exit_head(shape, 3, seed=0, channel_axis=channel_axis)
@@ -433,7 +435,7 @@ def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalise
         ("maxvit_t", 3, 64, 4),
     ],
 )
-def test_an_exit_finds_the_channels_of_every_layout(name: str, cut: int, channels: int, cells: int) -> None:
+def test_exit_head_finds_the_channels_of_every_layout(name: str, cut: int, channels: int, cells: int) -> None:
     split = build_network(name, num_classes=10, input_shape=(3, 224, 224), device="meta")
     stage = split.stages[cut - 1]
     assert stage.feature_shape[stage.channel_axis] == channels

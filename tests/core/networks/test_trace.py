@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traced networks: where an operation is."""
+"""Traced networks: the paths of their operations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Block(nn.Module):
 
 
 class Repeating(nn.Module):
-    """Modules that are used again, and names that end with a number."""
+    """Modules that are used several times, and names that end with a number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Repeating(nn.Module):
         return self.block(self.block_7(self.block(x))) + 1
 
 
-def test_an_operation_has_the_path_that_torchvision_gives_it() -> None:
+def test_operation_paths_equal_those_of_torchvision() -> None:
     for network in (Repeating(), googlenet(init_weights=False, aux_logits=False)):
         train, evaluation = get_graph_node_names(network)
         traces = trace(network, "network")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes wrong in a user's own network is said in one line, with the place in the user's code."""
+"""An error in a user's own network is reported in one line, with its place in the user's code."""
 
 from __future__ import annotations
 
@@ -39,30 +39,32 @@ def refusal(name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", MISTAKES)
-def test_a_module_that_fails_on_import_is_named_with_its_line(folder: Path, kind: str) -> None:
+def test_module_that_fails_on_import_is_reported_with_its_line(folder: Path, kind: str) -> None:
     code, reason, line = MISTAKES[kind]
     module = f"import_{kind}"
     Path(folder, f"{module}.py").write_text(HEAD + code)
     Path(folder, "helper_of_own.py").write_text("\n\n\n{}['cut']\n")
-    said = refusal(f"{module}:factory")
-    assert said.startswith(f"{module}:factory cannot be imported: {reason}")
+    message = refusal(f"{module}:factory")
+    assert message.startswith(f"{module}:factory cannot be imported: {reason}")
     place = f"helper_of_own.py, line {4}" if line is None else f"{module}.py, line {line}"
-    assert said.endswith(f"({folder}/{place})")
+    assert message.endswith(f"({folder}/{place})")
 
 
 @pytest.mark.parametrize("kind", ["division", "leaves", "attribute", "missing", "in_torch", "of_its_own"])
-def test_a_factory_that_fails_is_named_with_its_line(folder: Path, kind: str) -> None:
+def test_factory_that_fails_is_reported_with_its_line(folder: Path, kind: str) -> None:
     code, reason, line = MISTAKES[kind]
     module = f"call_{kind}"
     body = "".join(f"    {text}\n" for text in code.splitlines())
     Path(folder, f"{module}.py").write_text(f"{HEAD}def factory(num_classes):\n{body}")
-    said = refusal(f"{module}:factory")
-    assert said.startswith(f"{module}:factory cannot be built: {reason}")
+    message = refusal(f"{module}:factory")
+    assert message.startswith(f"{module}:factory cannot be built: {reason}")
     assert line is not None
-    assert said.endswith(f"({folder}/{module}.py, line {line + 1})")
+    assert message.endswith(f"({folder}/{module}.py, line {line + 1})")
 
 
-def test_an_installed_modules_own_line_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_in_an_installed_module_is_reported_with_its_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     packages = folder / "site-packages"
     packages.mkdir()
     monkeypatch.syspath_prepend(packages)
@@ -70,14 +72,14 @@ def test_an_installed_modules_own_line_is_named(folder: Path, monkeypatch: pytes
     assert refusal("installed_network:factory").endswith(f"({packages}/installed_network.py, line 2)")
 
 
-def test_a_name_without_a_place_says_what_is_expected(folder: Path) -> None:
+def test_invalid_name_or_signature_is_reported_with_the_reason(folder: Path) -> None:
     Path(folder, "no_arguments.py").write_text("def factory(): ...")
     assert refusal(".relative:factory").startswith("network '.relative:factory': expected module:factory")
     assert refusal("no_arguments:factory").endswith("got an unexpected keyword argument 'num_classes'")
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, Terminated])
-def test_a_signal_is_nobodys_mistake(folder: Path, signal: type[BaseException]) -> None:
+def test_signal_in_a_factory_is_raised_unchanged(folder: Path, signal: type[BaseException]) -> None:
     module = f"stopped_by_{signal.__name__.lower()}"
     Path(folder, f"{module}.py").write_text(
         f"from splitee.errors import Terminated\ndef factory(num_classes):\n    raise {signal.__name__}"
@@ -98,13 +100,13 @@ def test_a_signal_is_nobodys_mistake(folder: Path, signal: type[BaseException]) 
     ],
     ids=lambda command: command[0],
 )
-def test_every_command_ends_with_that_line_and_the_networks_exit_code(
+def test_commands_report_a_failing_network_with_line_and_exit_code(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     monkeypatch.chdir(folder)
     for module, code in (("commanded_leaves", "raise SystemExit"), ("commanded_fails", "1 / 0")):
         Path(folder, f"{module}.py").write_text(f"\n{code}")
-        status, said = call(capsys, *(word.format(f"{module}:factory") for word in command))
+        status, output = call(capsys, *(word.format(f"{module}:factory") for word in command))
         assert status == ExitCode.NETWORK
-        assert said.startswith(f"splitee: {module}:factory cannot be imported: ")
-        assert said.endswith(f"({folder}/{module}.py, line 2)")
+        assert output.startswith(f"splitee: {module}:factory cannot be imported: ")
+        assert output.endswith(f"({folder}/{module}.py, line 2)")

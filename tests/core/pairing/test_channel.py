@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes over a pairing's connection: bounded before memory is taken, and in time."""
+"""Messages over the connection of a pairing: bounded in size and in time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from splitee_broker.pairing.hub_certificate import hub_context
 
 @contextmanager
 def pair(limit: float = 10.0) -> Iterator[tuple[ssl.SSLSocket, Channel]]:
-    """Both ends of a TLS connection: one that says what it likes, and a channel."""
+    """Both ends of a TLS connection: one that sends any bytes, and a channel."""
     near, far = socket.socketpair()
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
@@ -41,7 +41,7 @@ def framed(data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def test_messages_arrive_as_they_were_sent() -> None:
+def test_message_is_received_as_it_was_sent() -> None:
     message = Granted(b"c" * 8192, b"a" * 8192, "mqtts://" + "h" * 500, b"r" * 8192, b"s" * 8192)
     with pair() as (client, server), pair() as (other, channel):
         server.send(message)
@@ -54,7 +54,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
 
 
 @pytest.mark.parametrize("size", [LARGEST + 1, 2**32 - 1])
-def test_a_length_beyond_bounds_takes_no_memory(size: int) -> None:
+def test_message_length_over_the_limit_is_refused(size: int) -> None:
     with pair() as (hostile, channel):
         hostile.sendall(size.to_bytes(4, "big"))
         with pytest.raises(MalformedMessage, match=f"expected at most {LARGEST}"):
@@ -75,7 +75,7 @@ def test_a_length_beyond_bounds_takes_no_memory(size: int) -> None:
         msgspec.msgpack.encode(Stored()) + b"\0",
     ],
 )
-def test_what_is_no_message(data: bytes) -> None:
+def test_data_that_is_not_a_message_is_refused(data: bytes) -> None:
     with pair() as (hostile, channel):
         hostile.sendall(framed(data))
         with pytest.raises(MalformedMessage, match="no message of the pairing"):
@@ -96,7 +96,7 @@ def test_random_bytes_are_refused_and_the_next_message_is_read() -> None:
         refused()
 
 
-def test_a_message_out_of_its_turn() -> None:
+def test_message_out_of_turn_is_refused() -> None:
     with pair() as (hostile, channel):
         hostile.sendall(framed(msgspec.msgpack.encode(Greeting(1, bytes(32)))))
         with pytest.raises(MalformedMessage, match="expected Proof, got Greeting"):
@@ -107,8 +107,8 @@ def test_a_message_out_of_its_turn() -> None:
             channel.receive(Proof)
 
 
-def test_a_byte_now_and_then_wins_no_time() -> None:
-    """The deadline is that of the whole message, and of the whole conversation until it is extended."""
+def test_slow_sender_does_not_extend_the_deadline() -> None:
+    """The deadline is for the whole message, and for the whole conversation until it is extended."""
     with pair(limit=0.5) as (hostile, channel):
         ended = threading.Event()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code of an invitation: hard to guess, easy to type, and its typing errors are found at once."""
+"""The code of an invitation: hard to guess, easy to type, and typing errors are detected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitee.errors import ConfigError
 from splitee.pairing.code import ALPHABET, LENGTH, new_code, read_code
 
 
-def test_a_code_has_80_bits_and_is_never_the_same() -> None:
+def test_codes_have_80_bits_and_do_not_repeat() -> None:
     assert len(ALPHABET) ** LENGTH == 2**80
     codes = {new_code() for _ in range(1000)}
     assert len(codes) == 1000
@@ -17,7 +17,7 @@ def test_a_code_has_80_bits_and_is_never_the_same() -> None:
         assert {read_code(code)[place] for code in codes} == set(ALPHABET)
 
 
-def test_it_is_read_however_it_was_typed() -> None:
+def test_code_is_read_despite_case_separators_and_similar_letters() -> None:
     for _ in range(100):
         shown = new_code()
         code = read_code(shown)
@@ -26,7 +26,7 @@ def test_it_is_read_however_it_was_typed() -> None:
         assert read_code(typed) == read_code(typed.replace("-", " ")) == read_code(code) == code
 
 
-def test_each_single_typing_error_is_found() -> None:
+def test_every_single_typing_error_is_detected() -> None:
     code = read_code(new_code())
     for place, right in enumerate(code):
         for wrong in set(ALPHABET) - {right}:
@@ -34,7 +34,7 @@ def test_each_single_typing_error_is_found() -> None:
                 read_code(code[:place] + wrong + code[place + 1 :])
 
 
-def test_two_neighbours_that_were_exchanged_are_found_but_for_one_pair() -> None:
+def test_swapped_neighbours_are_detected_except_0_and_z() -> None:
     body = "AB" * 8
     for first in ALPHABET:
         for second in set(ALPHABET) - {first}:
@@ -51,7 +51,7 @@ def _if_code(text: str) -> str | None:
 
 
 @pytest.mark.parametrize("text", ["", "-", "ABCD", "U" * 17, "é" * 17, "A" * 18, "A" * 100_000])
-def test_what_is_no_code_is_said_in_one_line_that_does_not_show_it(text: str) -> None:
+def test_invalid_code_is_refused_in_one_short_line(text: str) -> None:
     with pytest.raises(ConfigError, match="expected 17 letters and digits") as caught:
         read_code(text)
     assert "\n" not in str(caught.value)

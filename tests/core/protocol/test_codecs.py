@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Codecs: how exactly each restores its values, and what it refuses."""
+"""Codecs: the error with which each restores values, and the data it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def restored(name: str, array: Array) -> Array:
 
 
 def bound(name: str, array: Array) -> npt.NDArray[np.float64]:
-    """The largest error that each value of `array` may come back with."""
+    """The largest error with which each value of `array` may be restored."""
     exact = array.astype(np.float64)
     match name.removesuffix("+zstd"):
         case "fp32":
@@ -52,15 +52,15 @@ def bound(name: str, array: Array) -> npt.NDArray[np.float64]:
 
 
 def assert_within_bound(name: str, array: Array) -> None:
-    back = restored(name, array)
-    assert back.dtype == np.float32
-    assert back.shape == array.shape
-    error = np.abs(back.astype(np.float64) - array)
+    decoded = restored(name, array)
+    assert decoded.dtype == np.float32
+    assert decoded.shape == array.shape
+    error = np.abs(decoded.astype(np.float64) - array)
     assert (error <= bound(name, array)).all(), error.max()
 
 
 def activations(*shape: int) -> Array:
-    """Like the features behind a ReLU: channels of unlike scale, half of the values zero."""
+    """Values like the features behind a ReLU: channels of different scales, half of the values zero."""
     generator = np.random.default_rng(0)
     values = generator.standard_normal(shape, dtype=np.float32)
     scale = generator.uniform(0.1, 10, (1, shape[1], *[1] * (len(shape) - 2))).astype(np.float32)
@@ -69,13 +69,13 @@ def activations(*shape: int) -> Array:
 
 @EVERY_CODEC
 @given(array=arrays())
-def test_any_values_that_may_travel_are_restored_within_the_bound(name: str, array: Array) -> None:
+def test_valid_values_are_restored_within_the_error_bound(name: str, array: Array) -> None:
     assert_within_bound(name, array)
 
 
 @EVERY_CODEC
 @given(array=arrays(MODERATE))
-def test_moderate_values_are_restored_within_the_bound(name: str, array: Array) -> None:
+def test_moderate_values_are_restored_within_the_error_bound(name: str, array: Array) -> None:
     assert_within_bound(name, array)
 
 
@@ -96,7 +96,7 @@ def test_moderate_values_are_restored_within_the_bound(name: str, array: Array) 
     ],
     ids=str,
 )
-def test_every_shape_is_restored(name: str, shape: tuple[int, ...]) -> None:
+def test_tensors_of_all_shapes_are_restored_within_the_error_bound(name: str, shape: tuple[int, ...]) -> None:
     """From one value to more than a block in either direction."""
     array = activations(*shape) if len(shape) > 1 else np.arange(shape[0], dtype=np.float32)
     assert_within_bound(name, array)
@@ -111,7 +111,7 @@ def test_constant_tensors_are_restored_exactly(name: str, value: float) -> None:
 
 
 @EVERY_CODEC
-def test_channels_do_not_disturb_each_other(name: str) -> None:
+def test_error_of_a_channel_does_not_depend_on_other_channels(name: str) -> None:
     array = activations(4, 3, 5, 5)
     array[:, 1] = 0
     array[:, 2] *= 1000
@@ -139,7 +139,7 @@ def test_zeros_of_a_relu_stay_zero(name: str) -> None:
     ],
     ids=["transposed", "strided", "reversed", "fortran", "broadcast", "double", "big-endian"],
 )
-def test_memory_layout_does_not_matter(name: str, view: object) -> None:
+def test_encoding_does_not_depend_on_memory_layout_or_dtype(name: str, view: object) -> None:
     assert callable(view)
     array = view(activations(4, 6, 5, 5))
     plain = np.ascontiguousarray(array, dtype=np.float32)
@@ -147,7 +147,7 @@ def test_memory_layout_does_not_matter(name: str, view: object) -> None:
 
 
 @EVERY_CODEC
-def test_encoding_leaves_its_input_as_it_is(name: str) -> None:
+def test_encoding_does_not_change_its_input(name: str) -> None:
     array = activations(4, 6, 5, 5) - np.float32(1)
     array *= np.float32(1e5 if name.startswith("fp16") else 1e3)  # fp16 clips
     before = array.copy()
@@ -156,7 +156,9 @@ def test_encoding_leaves_its_input_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("loaded", [True, False], ids=["with torch", "without torch"])
-def test_fp16_has_numpys_bits_with_torch_and_without(loaded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_encoding_equals_numpys_with_and_without_torch(
+    loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", torch if loaded else None)
     generator = np.random.default_rng(0)
     values = np.ldexp(generator.uniform(-1, 1, 100_000), generator.integers(-26, 16, 100_000))
@@ -166,7 +168,7 @@ def test_fp16_has_numpys_bits_with_torch_and_without(loaded: bool, monkeypatch: 
     assert encode_tensor("fp16", array).data == array.astype(np.float16).tobytes()
 
 
-def test_fp16_restores_every_half() -> None:
+def test_fp16_restores_every_finite_half_exactly() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)].astype(np.float32)
     assert (restored("fp16", finite) == finite).all()
@@ -180,7 +182,7 @@ def test_fp16_clips_to_its_range(value: float) -> None:
 
 @EVERY_CODEC
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_the_sender_refuses_what_is_not_finite(name: str, value: float) -> None:
+def test_sender_refuses_values_that_are_not_finite(name: str, value: float) -> None:
     array = np.zeros((2, 3, 4, 4), np.float32)
     array[1, 2, 3, 3] = value
     with pytest.raises(Diverged, match="lower the learning rate"):
@@ -189,7 +191,7 @@ def test_the_sender_refuses_what_is_not_finite(name: str, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["fp32", "int8"])
 @pytest.mark.parametrize("value", [LARGEST * 1.01, -1e6, 3e38])
-def test_what_is_out_of_bounds_is_refused_at_both_ends(name: str, value: float) -> None:
+def test_values_out_of_bounds_are_refused_by_sender_and_receiver(name: str, value: float) -> None:
     array = np.array([[0.0], [value]], np.float32)
     with pytest.raises(Diverged, match=r"beyond \+-65504: training diverged"):
         encode_tensor(name, array)
@@ -201,12 +203,12 @@ def test_what_is_out_of_bounds_is_refused_at_both_ends(name: str, value: float) 
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (2, 0, 3), (1,) * 7], ids=str)
-def test_the_sender_refuses_shapes_that_cannot_travel(shape: tuple[int, ...]) -> None:
+def test_sender_refuses_invalid_shapes(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected 1 to 6 axes"):
         encode_tensor("fp32", np.zeros(shape, np.float32))
 
 
-def test_the_sender_refuses_what_is_too_large() -> None:
+def test_sender_refuses_tensor_over_the_size_limit() -> None:
     array = np.broadcast_to(np.float32(0), (2, MAX_PACKED // 4))
     with pytest.raises(ConfigError, match="smaller batch size"):
         encode_tensor("fp16", array)
@@ -215,14 +217,14 @@ def test_the_sender_refuses_what_is_too_large() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("kind", ["fp32", "fp16"])
 @pytest.mark.parametrize("compression", ["", "+zstd"])
-def test_the_receiver_refuses_floats_that_are_not_finite(kind: str, compression: str, value: float) -> None:
+def test_receiver_refuses_floats_that_are_not_finite(kind: str, compression: str, value: float) -> None:
     data = np.array([1.0, value], "<f4" if kind == "fp32" else "<f2").tobytes()
     with pytest.raises(MalformedMessage, match="not finite"):
         decode_tensor(EncodedTensor(kind + compression, [2], pack(data) if compression else data))
 
 
 @given(bits=st.integers(0, 0x3FF), negative=st.booleans())
-def test_the_receiver_refuses_every_half_that_is_not_finite(bits: int, negative: bool) -> None:
+def test_receiver_refuses_every_half_that_is_not_finite(bits: int, negative: bool) -> None:
     half = np.array([negative << 15 | 0x7C00 | bits], "<u2")
     with pytest.raises(MalformedMessage, match="not finite"):
         decode_tensor(EncodedTensor("fp16", [1], half.tobytes()))
@@ -232,7 +234,7 @@ def test_the_receiver_refuses_every_half_that_is_not_finite(bits: int, negative:
     ("low", "step"),
     [(np.nan, 1), (np.inf, 1), (0, np.nan), (0, np.inf), (0, 3e38), (-3e38, -3e38), (np.inf, -np.inf)],
 )
-def test_the_receiver_refuses_int8_scales_that_are_not_finite(low: float, step: float) -> None:
+def test_receiver_refuses_int8_scales_that_are_not_finite(low: float, step: float) -> None:
     scales = np.array([0, low, 1, step], "<f4").tobytes()
     with pytest.raises(MalformedMessage, match="not finite"):
         decode_tensor(EncodedTensor("int8", [1, 2], scales + b"\x01\x01"))
@@ -240,7 +242,9 @@ def test_the_receiver_refuses_int8_scales_that_are_not_finite(low: float, step: 
 
 @EVERY_CODEC
 @given(data=st.binary(max_size=64), shape=st.lists(st.integers(1, 4), min_size=1, max_size=4))
-def test_hostile_data_is_refused_or_finite(name: str, data: bytes, shape: list[int]) -> None:
+def test_hostile_data_is_refused_or_decoded_to_finite_values(
+    name: str, data: bytes, shape: list[int]
+) -> None:
     size = codec(name).size(tuple(shape))
     for candidate in (data, data.ljust(size, b"\x7f")[:size], pack(data.ljust(size, b"\xff")[:size])):
         try:
@@ -263,14 +267,14 @@ def test_data_of_another_size_is_refused(name: str, change: int) -> None:
 
 @EVERY_CODEC
 @pytest.mark.parametrize("shape", [[2, 3, 4, 5], [2, 3, 4], [1], [96, 1], [2, 4, 4, 4]], ids=str)
-def test_data_of_another_shape_is_refused(name: str, shape: list[int]) -> None:
+def test_tensor_that_claims_another_shape_is_refused(name: str, shape: list[int]) -> None:
     tensor = msgspec.structs.replace(encode_tensor(name, activations(2, 3, 4, 4)), shape=shape)
     with pytest.raises(MalformedMessage):
         decode_tensor(tensor, (3, 4, 4))
 
 
 @EVERY_CODEC
-def test_shapes_that_would_take_too_much_memory_are_refused(name: str) -> None:
+def test_shape_over_the_size_limit_is_refused_before_allocation(name: str) -> None:
     tracemalloc.start()
     try:
         for shape in ([1 << 24] * 6, [MAX_PACKED // 4 + 1], [2, MAX_PACKED // 4]):
@@ -283,7 +287,7 @@ def test_shapes_that_would_take_too_much_memory_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in CODECS if name.endswith("+zstd")])
 @pytest.mark.parametrize("announced", [True, False])
-def test_a_frame_that_yields_more_than_its_shape_is_refused(name: str, announced: bool) -> None:
+def test_zstd_frame_of_more_or_less_data_than_its_shape_is_refused(name: str, announced: bool) -> None:
     size = codec(name).size((1, 2, 2))
     bomb = pack(bytes(64 << 20), announced)
     assert len(bomb) < 1 << 13
@@ -292,27 +296,27 @@ def test_a_frame_that_yields_more_than_its_shape_is_refused(name: str, announced
     assert "tensor" in refusal(EncodedTensor(name, [1, 2, 2], short), memory=1 << 16)
 
 
-def test_a_frame_that_lies_about_its_size_is_refused() -> None:
-    """It announces what the shape needs, and then yields less or more."""
-    honest = pack(bytes(64))
-    assert honest[4:6] == bytes([0x20, 64])  # single segment, one byte of content size
-    for lie in (16, 128):
-        frame = honest[:5] + bytes([lie]) + honest[6:]
-        refusal(EncodedTensor("fp32+zstd", [lie // 4], frame), memory=1 << 16)
+def test_zstd_frame_with_a_false_content_size_is_refused() -> None:
+    """The frame announces the size of the shape, and holds more or less data."""
+    valid = pack(bytes(64))
+    assert valid[4:6] == bytes([0x20, 64])  # single segment, one byte of content size
+    for false_size in (16, 128):
+        frame = valid[:5] + bytes([false_size]) + valid[6:]
+        refusal(EncodedTensor("fp32+zstd", [false_size // 4], frame), memory=1 << 16)
 
 
-def test_what_follows_a_frame_is_refused() -> None:
+def test_bytes_after_a_zstd_frame_are_refused() -> None:
     refusal(EncodedTensor("fp32+zstd", [4], pack(bytes(16)) + b"more"), memory=1 << 16)
 
 
-def test_the_sample_shape_must_be_the_expected_one() -> None:
+def test_unexpected_sample_shape_is_refused_with_both_shapes() -> None:
     tensor = encode_tensor("fp32", activations(2, 3, 4, 4))
     assert decode_tensor(tensor, (3, 4, 4)).shape == (2, 3, 4, 4)
     with pytest.raises(MalformedMessage, match=r"\(3, 4, 4\) a sample, expected \(3, 4, 5\)"):
         decode_tensor(tensor, (3, 4, 5))
 
 
-def test_the_registry_knows_every_codec_and_no_other() -> None:
+def test_registry_has_every_codec_and_refuses_other_names() -> None:
     assert set(CODECS) == {"fp32", "fp16", "int8", "fp32+zstd", "fp16+zstd", "int8+zstd"}
     for name in ("", "+zstd", "fp64", "fp16+", "fp16+lz4", "fp16+zstd+zstd", "FP16"):
         with pytest.raises(MalformedMessage, match="known: fp32, fp16, int8"):
@@ -322,7 +326,7 @@ def test_the_registry_knows_every_codec_and_no_other() -> None:
 @pytest.mark.parametrize(
     ("name", "factor"), [("fp16", 2), ("int8", 3.9), ("fp32+zstd", 1.2), ("int8+zstd", 5)]
 )
-def test_codecs_shrink_activations(name: str, factor: float) -> None:
+def test_codecs_compress_activations(name: str, factor: float) -> None:
     array = activations(8, 64, 16, 16)
     assert array.nbytes / len(encode_tensor(name, array).data) >= factor
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet's retained topics folded into one picture of it."""
+"""The view of a fleet: a snapshot of its retained topics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 
 
-def test_every_topic_has_its_place() -> None:
+def test_snapshot_combines_the_messages_of_all_topics() -> None:
     snapshot = view_of(RETAINED).snapshot()
     assert (snapshot.server, snapshot.run, snapshot.phase, snapshot.metrics) == (SERVER, RUN, ROUND, METRICS)
     assert (snapshot.committed, snapshot.malformed, snapshot.finished) == (1, 0, False)
@@ -57,13 +57,13 @@ def test_every_topic_has_its_place() -> None:
     )
 
 
-def test_the_order_of_arrival_does_not_matter() -> None:
+def test_snapshot_does_not_depend_on_the_order_of_messages() -> None:
     backwards = dict(reversed(RETAINED.items()))
     assert view_of(backwards).snapshot() == view_of(RETAINED).snapshot()
 
 
-def test_the_figures_of_devices_that_have_come_are_shown() -> None:
-    """Each device has a message of its own: of this round, of the one before, or not yet."""
+def test_metrics_include_device_figures_of_the_same_round_only() -> None:
+    """Each device publishes its own figures: of this round, of the one before, or none yet."""
     view = view_of(RETAINED)
     older = replace(FIGURES, round=METRICS.round - 1)
     view.take(Message(TOPICS.device("pi-2", "metrics"), older.encode()), NOW)
@@ -77,13 +77,13 @@ def test_the_figures_of_devices_that_have_come_are_shown() -> None:
     assert metrics is not None and set(metrics.devices) == {"pi-1"}
 
 
-def test_an_unknown_fleet_is_empty() -> None:
+def test_snapshot_without_messages_is_empty() -> None:
     assert FleetView("lab").snapshot().empty
     assert not view_of({TOPICS.run: RUN}).snapshot().empty
 
 
 @pytest.mark.parametrize("topic", [TOPICS.round, TOPICS.metrics, TOPICS.commit])
-def test_what_an_earlier_run_left_does_not_count(topic: str) -> None:
+def test_round_metrics_and_commit_of_an_earlier_run_are_ignored(topic: str) -> None:
     view = view_of(RETAINED)
     later = RunSpec(protocol=1, run="r2", network="resnet18", num_classes=10, rounds=5)
     view.take(Message(TOPICS.run, later.encode()), NOW)
@@ -94,7 +94,7 @@ def test_what_an_earlier_run_left_does_not_count(topic: str) -> None:
 
 @pytest.mark.parametrize("topic", RETAINED)
 @pytest.mark.parametrize("payload", [b"{", b"[]", b"\xff\xfe", b'{"state": "on fire"}', b"{}", b"null"])
-def test_a_malformed_message_is_counted_and_changes_nothing(topic: str, payload: bytes) -> None:
+def test_malformed_message_is_counted_and_changes_nothing(topic: str, payload: bytes) -> None:
     view = view_of(RETAINED)
     before = view.snapshot()
     view.take(Message(topic, payload), NOW)
@@ -115,30 +115,30 @@ def test_topics_of_other_fleets_are_ignored() -> None:
     assert view.snapshot().empty
 
 
-def test_a_cleared_topic_is_forgotten() -> None:
+def test_cleared_topics_are_removed_from_the_snapshot() -> None:
     view = view_of(RETAINED)
     for topic in RETAINED:
         view.take(Message(topic, b""), NOW)
     assert view.snapshot().empty
 
 
-def test_seen_is_the_arrival_of_a_live_status_and_the_devices_own_time_of_a_retained_one() -> None:
+def test_seen_is_arrival_of_a_live_status_or_device_time_of_a_retained_one() -> None:
     view = view_of(RETAINED)
     assert device_of(view).seen == NOW - 60
     view.take(Message(TOPICS.device("pi-1", "status"), STATUS.encode()), NOW)
     assert device_of(view).seen == NOW
 
 
-def test_seen_is_by_the_brokers_count_where_the_devices_clock_is_wrong() -> None:
+def test_seen_uses_message_age_if_the_device_clock_is_wrong() -> None:
     view, topic = view_of(RETAINED), TOPICS.device("pi-1", "status")
-    of_another_year = replace(STATUS, time=NOW + 365 * 86400).encode()
-    view.take(Message(topic, of_another_year, retained=True, age=7), NOW)
+    a_year_ahead = replace(STATUS, time=NOW + 365 * 86400).encode()
+    view.take(Message(topic, a_year_ahead, retained=True, age=7), NOW)
     assert device_of(view).seen == NOW - 7
-    view.take(Message(topic, of_another_year, retained=True), NOW)  # of a broker that does not count
+    view.take(Message(topic, a_year_ahead, retained=True), NOW)  # of a broker that sends no age
     assert device_of(view).seen == NOW
 
 
-def test_a_last_will_leaves_what_the_device_said_before() -> None:
+def test_last_will_of_a_device_keeps_its_earlier_status_fields() -> None:
     view = view_of(RETAINED)
     will = DeviceStatus(state="offline", instance=1)
     view.take(Message(TOPICS.device("pi-1", "status"), will.encode()), NOW)
@@ -158,14 +158,16 @@ def test_a_last_will_leaves_what_the_device_said_before() -> None:
         ("finished", 5, 0, 0, 5.0),
     ],
 )
-def test_rounds_that_are_behind_a_device(doing: str, number: int, step: int, steps: int, done: float) -> None:
+def test_device_view_counts_the_rounds_done(
+    doing: str, number: int, step: int, steps: int, done: float
+) -> None:
     status = {"state": "online", "instance": 1, "doing": doing, "round": number, "step": step, "steps": steps}
     view = FleetView("lab")
     view.take(Message(TOPICS.device("pi-1", "status"), json.dumps(status).encode(), retained=True), NOW)
     assert device_of(view).done == done
 
 
-def test_the_number_of_devices_is_bounded() -> None:
+def test_devices_over_the_maximum_are_left_out_and_counted() -> None:
     view = FleetView("lab")
     payload = STATUS.encode()
     for number in range(MAX_DEVICES + 3):
@@ -174,7 +176,7 @@ def test_the_number_of_devices_is_bounded() -> None:
     assert (len(snapshot.devices), snapshot.malformed) == (MAX_DEVICES, 3)
 
 
-def test_changes_are_the_devices_of_which_something_has_come() -> None:
+def test_changes_are_the_devices_with_new_messages() -> None:
     view = view_of(RETAINED)
     for device in ("pi-2", "pi-3"):
         view.take(Message(TOPICS.device(device, "status"), STATUS.encode()), NOW)
@@ -189,7 +191,7 @@ def test_changes_are_the_devices_of_which_something_has_come() -> None:
     assert view.changes() == {"pi-2": None}
 
 
-def test_what_is_said_of_the_fleet_may_change_every_device() -> None:
+def test_round_and_server_messages_change_devices() -> None:
     view = view_of(RETAINED)
     assert view.changes()["pi-1"] is not None
     view.take(Message(TOPICS.round, replace(ROUND, round=3).encode()), NOW)
@@ -199,7 +201,7 @@ def test_what_is_said_of_the_fleet_may_change_every_device() -> None:
     assert view.changes() == {"pi-1": None}
 
 
-def test_the_changes_one_after_the_other_are_the_snapshot() -> None:
+def test_successive_changes_add_up_to_the_snapshot() -> None:
     view, known = FleetView("lab"), dict[str, DeviceView]()
     for topic, message in RETAINED.items():
         view.take(Message(topic, message.encode(), retained=True), NOW)
@@ -216,14 +218,14 @@ def test_the_changes_one_after_the_other_are_the_snapshot() -> None:
         (Message(TOPICS.server_status, SERVER.encode(), retained=True), None),
     ],
 )
-def test_when_the_server_spoke_last(message: Message, seen: float | None) -> None:
+def test_server_seen_is_the_time_of_its_last_status(message: Message, seen: float | None) -> None:
     view = FleetView("lab")
     view.take(message, NOW)
     assert view.snapshot().server_seen == seen
 
 
 @pytest.mark.parametrize("loss", ["1e300", "-1"])
-def test_a_loss_that_is_none_is_malformed(loss: str) -> None:
+def test_status_with_an_invalid_loss_is_malformed(loss: str) -> None:
     view = view_of(RETAINED)
     forged = f'{{"state":"online","instance":1,"loss":{loss}}}'.encode()
     view.take(Message(TOPICS.device("pi-1", "status"), forged), NOW)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boundary around what others send: read wholly, or counted by sender and reason."""
+"""The gate: a received message is read completely, or rejected and counted by sender and reason."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def sent(route: Route, payload: bytes, device: str = "pi-1") -> Message:
     return Message(route.topic(TOPICS, device), payload)
 
 
-def test_a_message_is_read_as_what_its_route_carries() -> None:
+def test_message_is_decoded_as_the_type_of_its_route() -> None:
     received = Gate(TOPICS, ROUTES).read(sent(routes.STATUS, ONLINE))
     assert received is not None
     assert received.message == DeviceStatus(state="online", instance=1)
     assert (received.route, received.device, received.sender) == (routes.STATUS, "pi-1", "pi-1")
 
 
-def test_who_sends_is_told_by_the_route() -> None:
+def test_route_determines_the_sender() -> None:
     ack = Ack(run="r", round=1, attempt=1, phase="train", step=1, room=1)
     received = Gate(TOPICS, ROUTES).read(sent(routes.ACK, ack.encode()))
     assert received is not None
     assert (received.device, received.sender) == ("pi-1", "server")
 
 
-def test_other_routes_and_topics_are_passed_over() -> None:
+def test_messages_on_other_routes_and_topics_are_ignored() -> None:
     gate = Gate(TOPICS, (routes.STATUS,))
     for topic in (
         routes.ACK.topic(TOPICS, "pi-1"),
@@ -60,8 +60,8 @@ def test_other_routes_and_topics_are_passed_over() -> None:
 
 
 @given(data=st.data(), route=st.sampled_from(ROUTES))
-def test_nothing_that_comes_raises(data: st.DataObject, route: Route) -> None:
-    """Either it is read, or it is counted once."""
+def test_damaged_message_is_read_or_rejected_without_raising(data: st.DataObject, route: Route) -> None:
+    """Each message is either read or counted once."""
     kind = damaged(messages(route.message).map(lambda message: message.encode()))
     payload = data.draw(kind | st.binary())
     gate = Gate(TOPICS, ROUTES, log_first=0)
@@ -71,21 +71,21 @@ def test_nothing_that_comes_raises(data: st.DataObject, route: Route) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("too long"), KeyError("pi-9"), RuntimeError(), MemoryError()])
-def test_whatever_a_message_raises_rejects_that_message(error: Exception) -> None:
+def test_exception_of_an_action_rejects_its_message(error: Exception) -> None:
     def fail(_received: Received) -> None:
         raise error
 
-    told: list[Rejection] = []
-    gate = Gate(TOPICS, ROUTES, on_rejected=told.append)
+    rejections: list[Rejection] = []
+    gate = Gate(TOPICS, ROUTES, on_rejected=rejections.append)
     received = gate.read(sent(routes.STATUS, ONLINE))
     assert received is not None
     assert not gate.apply(received, fail)
     assert gate.rejected == {("pi-1", "unhandled"): 1}
-    assert type(error).__name__ in str(told[0].error)
+    assert type(error).__name__ in str(rejections[0].error)
 
 
 @pytest.mark.parametrize("error", [StateError("the disk is full"), Stopped()])
-def test_what_is_no_fault_of_the_message_passes(error: Exception) -> None:
+def test_state_error_and_stop_pass_through_the_gate(error: Exception) -> None:
     gate = Gate(TOPICS, ROUTES)
 
     def fail() -> None:
@@ -97,41 +97,43 @@ def test_what_is_no_fault_of_the_message_passes(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_what_is_retained_where_nothing_must_be_is_refused(route: Route) -> None:
+def test_retained_message_on_an_unretained_route_is_rejected(route: Route) -> None:
     gate = Gate(TOPICS, ROUTES)
     gate.read(Message(route.topic(TOPICS, "pi-1"), b"x", retained=True))
     [(_, reason)] = gate.rejected
     assert reason == ("malformed" if route.retained else "retained")
 
 
-def test_what_is_applied_and_found_malformed_is_counted_too() -> None:
+def test_message_that_its_action_finds_malformed_is_counted() -> None:
     def refuse(_received: Received) -> None:
         raise MalformedMessage("of run 'b', this is 'a'", "foreign")
 
-    told: list[Rejection] = []
-    gate = Gate(TOPICS, ROUTES, on_rejected=told.append)
+    rejections: list[Rejection] = []
+    gate = Gate(TOPICS, ROUTES, on_rejected=rejections.append)
     received = gate.read(sent(routes.STATUS, ONLINE))
     assert received is not None
     assert gate.apply(received, lambda _: None)
     assert not gate.apply(received, refuse)
     assert gate.rejected == {("pi-1", "foreign"): 1}
-    assert [(one.route, one.device, one.is_logged) for one in told] == [(routes.STATUS, "pi-1", True)]
+    assert [(each.route, each.device, each.is_logged) for each in rejections] == [
+        (routes.STATUS, "pi-1", True)
+    ]
 
 
-def test_the_first_few_of_a_sender_are_logged_and_all_are_counted(caplog: pytest.LogCaptureFixture) -> None:
-    told: list[Rejection] = []
-    gate = Gate(TOPICS, ROUTES, on_rejected=told.append)
+def test_first_rejections_of_a_sender_are_logged_and_all_counted(caplog: pytest.LogCaptureFixture) -> None:
+    rejections: list[Rejection] = []
+    gate = Gate(TOPICS, ROUTES, on_rejected=rejections.append)
     with caplog.at_level(logging.WARNING):
         for device in ("pi-1", "pi-2"):
             for _ in range(LOGGED + 5):
                 gate.read(sent(routes.SYNC, b"x", device))
     assert len(caplog.records) == 2 * LOGGED
     assert sum(record.message.endswith("further ones are only counted") for record in caplog.records) == 2
-    assert sum(one.is_logged for one in told) == 2 * LOGGED
+    assert sum(each.is_logged for each in rejections) == 2 * LOGGED
     assert gate.rejected == {("pi-1", "malformed"): LOGGED + 5, ("pi-2", "malformed"): LOGGED + 5}
 
 
-def test_senders_are_counted_one_by_one_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_senders_counted_separately_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SENDERS", 2)
     gate = Gate(TOPICS, ROUTES, log_first=0)
     for number in range(5):
@@ -140,7 +142,7 @@ def test_senders_are_counted_one_by_one_within_bounds(monkeypatch: pytest.Monkey
     assert gate.rejected[module.OTHERS, "malformed"] == 3
 
 
-def test_of_a_stranger_not_even_a_part_is_kept() -> None:
+def test_parts_of_an_unknown_device_are_rejected() -> None:
     def members_only(_route: Route, device: str) -> None:
         if device != "pi-1":
             raise MalformedMessage("from a device that has not joined", "unknown")
@@ -151,7 +153,7 @@ def test_of_a_stranger_not_even_a_part_is_kept() -> None:
     assert gate.rejected == {("pi-2", "unknown"): 1}
 
 
-def test_parts_are_joined_by_sender_and_route_and_forgotten_with_their_process() -> None:
+def test_parts_are_joined_per_sender_until_they_are_forgotten() -> None:
     gate = Gate(TOPICS, ROUTES)
     first, last = split(weights(), 400, 1)
     assert gate.read(sent(routes.WEIGHTS, first)) is None
@@ -169,7 +171,7 @@ def weights() -> bytes:
     return Weights(run="r" * 100, round=1, tensors={"t" * 300: tensor}).encode()
 
 
-def test_a_route_has_its_own_largest_message() -> None:
+def test_message_size_limit_depends_on_the_route() -> None:
     gate = Gate(TOPICS, ROUTES)
     part = next(iter(split(bytes(routes.MAX_REQUEST + 1), 1 << 20, 1)))
     assert gate.read(sent(routes.INFER, part)) is None
@@ -178,7 +180,7 @@ def test_a_route_has_its_own_largest_message() -> None:
     assert gate.rejected.total() == 1
 
 
-def test_a_cleared_topic_is_a_message_only_where_it_means_something() -> None:
+def test_gate_reads_cleared_topics_of_retained_routes_if_configured() -> None:
     assert Gate(TOPICS, ROUTES).read(sent(routes.STATUS, b"")) is None
     received = Gate(TOPICS, ROUTES, takes_cleared=True).read(sent(routes.STATUS, b""))
     assert received is not None
@@ -188,7 +190,7 @@ def test_a_cleared_topic_is_a_message_only_where_it_means_something() -> None:
     assert gate.rejected.total() == 1
 
 
-def test_every_route_has_a_topic_of_its_own_and_is_found_by_it() -> None:
+def test_every_route_has_its_own_topic_and_is_found_by_it() -> None:
     topics = {route.topic(TOPICS, "pi-1"): route for route in ROUTES}
     assert len(topics) == len(ROUTES)
     for topic, route in topics.items():
@@ -196,8 +198,8 @@ def test_every_route_has_a_topic_of_its_own_and_is_found_by_it() -> None:
     assert RoundDone in {route.message for route in ROUTES}
 
 
-def test_every_message_of_the_protocol_has_a_route() -> None:
-    """But for the plan of a rollout, which comes in the pieces of an upload."""
+def test_every_protocol_message_type_has_a_route() -> None:
+    """Except the plan of a rollout, which is sent in the pieces of an upload."""
     kinds = {*leaves(JsonMessage), *leaves(PackedMessage)} - {RolloutPlan}
     assert {kind for kind in kinds if kind.__module__.startswith("splitee.protocol.")} == {
         route.message for route in ROUTES
@@ -205,6 +207,6 @@ def test_every_message_of_the_protocol_has_a_route() -> None:
 
 
 def leaves(kind: type) -> Iterator[type]:
-    """Those that derive from it, and from which none does."""
+    """The classes derived from `kind` that have no derived classes."""
     for derived in kind.__subclasses__():
         yield from leaves(derived) if derived.__subclasses__() else (derived,)

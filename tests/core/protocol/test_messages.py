@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages: each survives the wire, and nothing but MalformedMessage ever comes out of a hostile payload."""
+"""Messages: each is decoded as it was encoded, and a hostile payload raises MalformedMessage only."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ EVERY_JSON = pytest.mark.parametrize("kind", JSON, ids=lambda kind: kind.__name_
 
 
 def accepted(kind: type[Any], payload: bytes) -> Any:
-    """The message, or None when it is refused; any other exception is the test's failure."""
+    """The message, or None if it is refused; any other exception fails the test."""
     try:
         return kind.decode(payload)
     except MalformedMessage as error:
@@ -43,7 +43,7 @@ def accepted(kind: type[Any], payload: bytes) -> Any:
 
 
 def refusal(kind: type[Any], payload: bytes) -> str:
-    """Why `payload` is refused, and within which memory."""
+    """The reason for which `payload` is refused; checks the memory that it takes."""
     tracemalloc.start()
     try:
         with pytest.raises(MalformedMessage) as refused:
@@ -66,23 +66,23 @@ def round_done(**changes: Any) -> bytes:
     return msgspec.msgpack.encode({**fields, "loss": 1.0, "accuracy": 0.5, "seconds": 1.0, **changes})
 
 
-def test_there_are_messages_of_both_kinds() -> None:
+def test_messages_include_json_and_packed_kinds() -> None:
     assert len(JSON) >= 9
     assert {Features, RoundDone, SoftLabelRows, Weights} <= set(PACKED)
 
 
 @EVERY_MESSAGE
 @given(data=st.data())
-def test_a_whole_payload_is_the_message_a_shorter_longer_or_damaged_one_is_refused_or_valid(
+def test_message_round_trips_and_damaged_payload_is_refused_or_valid(
     kind: type[Any], data: st.DataObject
 ) -> None:
     message = data.draw(messages(kind))
     payload = message.encode()
     assert kind.decode(payload) == message
     length = data.draw(st.integers(0, len(payload) - 1))
-    for spoilt in (payload[:length], payload + b"\x01"):
+    for damaged_payload in (payload[:length], payload + b"\x01"):
         with pytest.raises(MalformedMessage):
-            kind.decode(spoilt)
+            kind.decode(damaged_payload)
     other = accepted(kind, data.draw(damaged(st.just(payload))))
     assert other is None or kind.decode(other.encode()) == other
 
@@ -95,7 +95,7 @@ def test_random_bytes_are_refused_or_valid(kind: type[Any], payload: bytes) -> N
 
 
 @EVERY_MESSAGE
-def test_every_refusal_names_the_message(kind: type[Any]) -> None:
+def test_refusal_names_the_message_type(kind: type[Any]) -> None:
     assert refusal(kind, b"\xc1").startswith(f"{kind.__name__}: ")
 
 
@@ -116,32 +116,32 @@ def test_every_refusal_names_the_message(kind: type[Any]) -> None:
     ],
     ids=["map", "array", "bin", "str", "ext", "run", "unknown", "unknown ext", "features", "tensors"],
 )
-def test_announced_lengths_allocate_nothing(kind: type[Any], head: bytes) -> None:
+def test_announced_lengths_do_not_allocate_memory(kind: type[Any], head: bytes) -> None:
     refusal(kind, head + b"\x00" * 64)
 
 
 @pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1x", b"\xdc\xff\xff"], ids=["array", "map", "long"])
 @EVERY_PACKED
-def test_deep_msgpack_is_refused(kind: type[Any], opening: bytes) -> None:
+def test_deeply_nested_msgpack_is_refused(kind: type[Any], opening: bytes) -> None:
     refusal(kind, b"\x81\xa7unknown" + opening * 100_000)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[" * 100_000 + "]" * 100_000, '{"x":' * 100_000])
 @EVERY_JSON
-def test_deep_json_is_refused(kind: type[Any], text: str) -> None:
+def test_deeply_nested_json_is_refused(kind: type[Any], text: str) -> None:
     refusal(kind, f'{{"unknown": {text}}}'.encode())
 
 
 @EVERY_JSON
-def test_long_json_is_not_read(kind: type[Any]) -> None:
+def test_json_over_the_size_limit_is_refused(kind: type[Any]) -> None:
     assert str(MAX_JSON) in refusal(kind, b" " * (MAX_JSON + 1))
 
 
-def test_long_msgpack_is_not_read() -> None:
+def test_msgpack_over_the_size_limit_is_refused() -> None:
     assert str(MAX_PACKED) in refusal(Features, bytes(MAX_PACKED + 1))
 
 
-def test_a_capability_of_too_many_cuts_is_refused() -> None:
+def test_capability_of_too_many_cuts_is_refused() -> None:
     cuts = ",".join(['{"cut":1,"seconds":1,"bytes":1,"memory":1,"fits":true}'] * 1001)
     capability = (
         f'{{"network":"n","batch_size":2,"codec":"fp16","machine":"m","cores":1,"threads":1,"cuts":[{cuts}]}}'
@@ -174,24 +174,24 @@ def test_too_many_tensors_are_refused_before_they_are_read() -> None:
         ({"features": {"codec": b"fp16", "shape": [1], "data": b""}}, "$.features.codec"),
     ],
 )
-def test_a_bad_field_is_named(changes: dict[str, Any], named: str) -> None:
+def test_refusal_names_the_invalid_field(changes: dict[str, Any], named: str) -> None:
     assert f"`{named}`" in refusal(Features, msgspec.msgpack.encode(features(**changes)))
 
 
 @pytest.mark.parametrize("field", ["run", "round", "attempt", "phase", "step", "features", "labels"])
-def test_a_missing_field_is_named(field: str) -> None:
+def test_refusal_names_the_missing_field(field: str) -> None:
     fields = features()
     del fields[field]
     assert f"`{field}`" in refusal(Features, msgspec.msgpack.encode(fields))
 
 
-def test_keys_other_than_text_are_refused() -> None:
+def test_keys_that_are_not_text_are_refused() -> None:
     refusal(Features, msgspec.msgpack.encode({1: 2, **features()}))
 
 
 @pytest.mark.parametrize("field", ["loss", "accuracy", "seconds"])
 @pytest.mark.parametrize("value", [math.nan, -math.inf, -1.0])
-def test_figures_that_are_none_are_refused(field: str, value: float) -> None:
+def test_nan_and_negative_figures_are_refused(field: str, value: float) -> None:
     assert RoundDone.decode(round_done())
     assert f"`$.{field}`" in refusal(RoundDone, round_done(**{field: value}))
 
@@ -202,19 +202,19 @@ def test_infinite_figures_are_refused(field: str) -> None:
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 5000])
-def test_numbers_that_json_lacks_are_refused(number: str) -> None:
+def test_json_numbers_that_are_not_finite_are_refused(number: str) -> None:
     refusal(DeviceStatus, f'{{"state": "online", "instance": 1, "time": {number}}}'.encode())
 
 
 @pytest.mark.parametrize("name", ["", "-pi", ".", "a" * 65, "a/b", "a+", "#", "a b", "pi\n", "pi\0", "ä"])
-def test_names_that_are_none_are_refused(name: str) -> None:
+def test_invalid_device_names_are_refused(name: str) -> None:
     status = ServerStatus(state="online", instance=1)
     fields = {**msgspec.to_builtins(status), "waiting_for": [name]}
     refusal(ServerStatus, msgspec.json.encode(fields))
 
 
 @pytest.mark.parametrize("digest", ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"])
-def test_digests_that_are_none_are_refused(digest: str) -> None:
+def test_invalid_digests_are_refused(digest: str) -> None:
     fields = {"run": "r", "round": 1, "attempt": 1, "weights_sha256": digest}
     assert "weights_sha256" in refusal(Commit, msgspec.json.encode(fields))
 
@@ -225,8 +225,8 @@ def test_fields_of_a_later_version_are_ignored() -> None:
     assert RunSpec.decode(msgspec.json.encode(later)) == spec
 
 
-def test_tensors_are_not_copied_through_builtins() -> None:
-    """A batch costs its own bytes, and nothing else that grows with it."""
+def test_encoding_and_decoding_a_tensor_take_bounded_memory() -> None:
+    """A batch takes its own bytes, and no copies that grow with it."""
     data = bytes(8 << 20)
     message = Weights(run="r", round=1, tensors={"w": EncodedTensor("fp32", [1 << 21], data)})
     tracemalloc.start()
@@ -238,13 +238,13 @@ def test_tensors_are_not_copied_through_builtins() -> None:
         decoded = tracemalloc.get_traced_memory()[1] - held
     finally:
         tracemalloc.stop()
-    assert held < 1.01 * len(data)  # what the window keeps
+    assert held < 1.01 * len(data)  # kept in the window
     assert encoded < 3.1 * len(data)  # for a moment: the payload, and the packer's buffer, which doubles
     assert decoded < 1.1 * len(data)
 
 
 @given(tensor=messages(EncodedTensor), codec=st.sampled_from(["fp32", "fp16", "int8", "fp16+zstd", "fp64"]))
-def test_tensors_that_do_not_fit_their_shape_are_refused(tensor: EncodedTensor, codec: str) -> None:
+def test_random_tensors_are_refused_or_decoded_to_their_shape(tensor: EncodedTensor, codec: str) -> None:
     try:
         array = decode_tensor(msgspec.structs.replace(tensor, codec=codec))
     except MalformedMessage:
@@ -260,7 +260,7 @@ def test_labels_round_trip(labels: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("classes", "size"), [(2, 1), (256, 1), (257, 2), (10_000, 2)])
-def test_labels_are_as_wide_as_the_classes_need(classes: int, size: int) -> None:
+def test_label_size_follows_the_number_of_classes(classes: int, size: int) -> None:
     assert label_type(classes).itemsize == size
     largest = np.array([classes - 1])
     assert decode_labels(encode_labels(largest, classes), 1, classes).tolist() == [classes - 1]

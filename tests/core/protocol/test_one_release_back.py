@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices and servers of releases that differ: what the one says, the other reads."""
+"""Devices and servers of different releases decode each other's messages."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ RECORDED = sorted((Path(__file__).parents[2] / "data").glob("messages-*.json"))
 EVERY_MESSAGE = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.__name__)
 
 
-def test_a_release_is_recorded() -> None:
+def test_recorded_messages_of_a_release_exist() -> None:
     assert RECORDED
 
 
 @pytest.mark.parametrize("release", RECORDED, ids=lambda path: path.stem)
-def test_what_an_earlier_release_says_is_read(release: Path) -> None:
-    """A route that is gone, or that reads no more what was said on it, needs another protocol number."""
+def test_messages_of_an_earlier_release_are_decoded(release: Path) -> None:
+    """A route that is removed, or that refuses a recorded message, needs another protocol number."""
     routes = {route.path: route for route in ROUTES}
     for path, payloads in json.loads(release.read_text()).items():
         assert payloads, path
@@ -34,15 +34,15 @@ def test_what_an_earlier_release_says_is_read(release: Path) -> None:
             routes[path].message.decode(base64.b64decode(payload))
 
 
-def grown(value: Any) -> Any:
-    """A message as a later release may send it: each of its structures has a field that nobody here knows."""
+def with_later_fields(value: Any) -> Any:
+    """A message as a later release may send it: each of its structures has an unknown field."""
     if isinstance(value, msgspec.Struct):
-        fields = {name: grown(getattr(value, name)) for name in value.__struct_fields__}
+        fields = {name: with_later_fields(getattr(value, name)) for name in value.__struct_fields__}
         return {**fields, "of_a_later_release": {"and": [1, "more"]}}
     if isinstance(value, list | tuple):
-        return [grown(item) for item in value]
+        return [with_later_fields(item) for item in value]
     if isinstance(value, dict):
-        return {key: grown(item) for key, item in value.items()}
+        return {key: with_later_fields(item) for key, item in value.items()}
     return value
 
 
@@ -52,16 +52,14 @@ def grown(value: Any) -> Any:
 def test_fields_of_a_later_release_are_ignored(kind: type[Any], data: st.DataObject) -> None:
     message = data.draw(messages(kind))
     encoder: Any = msgspec.json if message.encode()[:1] == b"{" else msgspec.msgpack
-    assert kind.decode(encoder.encode(grown(message))) == message
+    assert kind.decode(encoder.encode(with_later_fields(message))) == message
 
 
 @EVERY_MESSAGE
 @settings(max_examples=10)
 @given(data=st.data())
-def test_fields_that_a_release_before_does_not_have_get_their_default(
-    kind: type[Any], data: st.DataObject
-) -> None:
-    """Whatever fields have a default, and are not sent."""
+def test_message_without_optional_fields_is_decoded(kind: type[Any], data: st.DataObject) -> None:
+    """Any of the fields that have a default may be missing."""
     message = data.draw(messages(kind))
     optional = {field.name for field in msgspec.structs.fields(kind) if not field.required}
     missing = data.draw(st.sets(st.sampled_from(sorted(optional)))) if optional else set()

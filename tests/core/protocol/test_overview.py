@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said for those who only watch a fleet, folded into the picture of it."""
+"""Messages for the viewers of a fleet, combined into a snapshot of it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def device_of(*messages: dict[str, JsonMessage]) -> DeviceView:
     return found
 
 
-def test_what_the_server_says_of_a_run_is_in_the_picture() -> None:
+def test_snapshot_holds_the_servers_messages_about_a_run() -> None:
     snapshot = snapshot_of(RETAINED)
     assert (snapshot.opened, snapshot.estimate, snapshot.waiting) == (NOW - 30, NOW + 600, TIMING.waiting)
     assert (snapshot.network_stages, snapshot.history) == (STAGES, POINTS)
@@ -139,7 +139,7 @@ def test_what_the_server_says_of_a_run_is_in_the_picture() -> None:
     assert (snapshot.confusion, snapshot.malformed) == (MATRIX, 0)
 
 
-def test_what_is_known_of_a_device_is_in_its_view() -> None:
+def test_device_view_combines_the_messages_of_a_device() -> None:
     found = device_of(RETAINED)
     assert (found.version, found.temperature, found.memory, found.memory_limit) == (
         "0.2",
@@ -152,7 +152,7 @@ def test_what_is_known_of_a_device_is_in_its_view() -> None:
     assert found.model == ModelInService(OLD, "in service", "", "r0", 9, NOW - 5000, SERVED)
 
 
-def test_status_shows_it_and_fits_100_columns() -> None:
+def test_status_command_shows_the_snapshot_in_100_columns() -> None:
     server = ServerStatus(state="online", instance=7, run="r1", waiting_for=("pi-1", "pi-2"))
     traffic = Traffic(up=ByPurpose(training=1_234_000_000), down=ByPurpose(models=2_300_000))
     status = replace(STATUS, traffic=traffic, bytes=1_234_000_000, step=123, steps=140, loss=1.234, round=12)
@@ -169,7 +169,7 @@ def test_status_shows_it_and_fits_100_columns() -> None:
     assert "\u2026" not in shown, "nothing is cut off"
 
 
-def test_nothing_of_an_old_run_is_shown_as_of_the_new_one() -> None:
+def test_snapshot_drops_the_data_of_an_earlier_run() -> None:
     snapshot = snapshot_of(RETAINED, {TOPICS.run: replace(RUN, run="r2")})
     assert snapshot.opened is snapshot.estimate is snapshot.baselines is snapshot.seconds is None
     assert snapshot.network_stages == snapshot.history == snapshot.waiting == ()
@@ -178,38 +178,38 @@ def test_nothing_of_an_old_run_is_shown_as_of_the_new_one() -> None:
 
 
 @pytest.mark.parametrize("changed", [{"round": 3}, {"attempt": 8}, {"phase": "evaluate"}])
-def test_times_of_another_phase_are_not_those_of_this_one(changed: dict[str, object]) -> None:
+def test_snapshot_drops_the_timing_of_another_phase(changed: dict[str, object]) -> None:
     snapshot = snapshot_of(RETAINED, {TOPICS.round: replace(ROUND, **changed)})
     assert (snapshot.opened, snapshot.estimate, snapshot.waiting) == (None, None, ())
 
 
-def test_a_confusion_of_another_round_than_the_figures_is_not_shown() -> None:
+def test_confusion_of_another_round_than_the_metrics_is_not_shown() -> None:
     snapshot = snapshot_of(RETAINED, {TOPICS.metrics: replace(METRICS, round=2)})
     assert snapshot.confusion is None
     assert snapshot.devices[0].confusion is None
 
 
-def test_a_device_that_only_serves_is_online_until_its_service_ends() -> None:
+def test_device_that_only_serves_is_online_until_serving_ends() -> None:
     only = {device("serving"): SERVING}
     found = device_of(only)
     assert (found.online, found.doing, found.seen) == (True, "serving", NOW - 2)
-    gone = device_of(only, {device("serving"): Serving(state="offline", instance=3)})
-    assert (gone.online, gone.doing, gone.serving) == (False, "", None)
+    ended = device_of(only, {device("serving"): Serving(state="offline", instance=3)})
+    assert (ended.online, ended.doing, ended.serving) == (False, "", None)
 
 
-def test_a_device_whose_training_has_ended_goes_on_serving() -> None:
+def test_device_is_shown_as_serving_after_its_training_has_ended() -> None:
     ended = {device("status"): replace(STATUS, state="offline")}
     found = device_of(RETAINED, ended)
     assert (found.online, found.doing, found.memory) == (True, "serving", 300 << 20)
 
 
-def test_a_refused_release_leaves_the_model_before_it_in_service() -> None:
+def test_failed_release_leaves_the_previous_model_in_service() -> None:
     report = ModelReport(release=NEW, state="failed", reason="torn", run="r1", time=NOW - 9, serves=SERVED)
     found = device_of(RETAINED, {device("model"): report})
     assert found.model == ModelInService(NEW, "failed", "torn", "r1", 0, NOW - 9, SERVED)
 
 
-def test_an_offer_that_a_device_has_not_spoken_of_is_offered() -> None:
+def test_offer_is_shown_until_the_device_reports_on_it() -> None:
     offer = {device("inbox/model"): ModelOffer(release=NEW, size=1, run="r1")}
     found = device_of(RETAINED, offer)
     assert found.model == ModelInService(NEW, "offered", run="r1", serves=SERVED)
@@ -217,10 +217,10 @@ def test_an_offer_that_a_device_has_not_spoken_of_is_offered() -> None:
     model = device_of(RETAINED, offer, taken).model
     assert model is not None
     assert model.state == "in service"
-    assert snapshot_of(offer).devices == ()  # an offer makes no device
+    assert snapshot_of(offer).devices == ()  # an offer does not create a device
 
 
-def test_releases_are_counted_by_what_became_of_them() -> None:
+def test_releases_are_counted_by_state() -> None:
     others = {device("model", name): ModelReport(release=OLD, state="failed", run="r1") for name in "ab"}
     snapshot = snapshot_of(RETAINED, others)
     assert snapshot.releases == (
@@ -229,16 +229,16 @@ def test_releases_are_counted_by_what_became_of_them() -> None:
     )
 
 
-def test_traffic_of_the_fleet_is_the_sum_of_its_devices() -> None:
+def test_fleet_traffic_is_the_sum_of_its_devices() -> None:
     def status(traffic: Traffic | None) -> DeviceStatus:
         return replace(STATUS, traffic=traffic)
 
     one = Traffic(up=ByPurpose(training=5, headers=1), down=ByPurpose(models=2))
     huge = Traffic(up=ByPurpose(training=LARGEST_COUNT))
-    said = {device("status", "a"): status(one), device("status", "b"): status(None)}
-    assert snapshot_of(said).traffic == one
-    assert snapshot_of(said, {device("status", "b"): status(one)}).traffic == one + one
-    summed = snapshot_of(said, {device("status", "b"): status(huge)}).traffic
+    statuses = {device("status", "a"): status(one), device("status", "b"): status(None)}
+    assert snapshot_of(statuses).traffic == one
+    assert snapshot_of(statuses, {device("status", "b"): status(one)}).traffic == one + one
+    summed = snapshot_of(statuses, {device("status", "b"): status(huge)}).traffic
     assert summed is not None
     assert summed.up.training == LARGEST_COUNT
     assert snapshot_of({device("status", "b"): status(None)}).traffic is None
@@ -263,7 +263,7 @@ ROW = b'{"run":"r","points":[' + b",".join([b'{"round":1}'] * (MOST_POINTS + 1))
         ("devices/pi-1/serving", b'{"state":"online","instance":1,"last":[1,2,3,4,5,6]}'),
     ],
 )
-def test_what_is_out_of_bounds_changes_nothing(topic: str, payload: bytes) -> None:
+def test_message_out_of_bounds_is_counted_and_changes_nothing(topic: str, payload: bytes) -> None:
     view = FleetView("lab")
     view.take(Message(f"{TOPICS.base}/{topic}", payload, retained=True), NOW)
     assert view.snapshot() == replace_malformed(FleetView("lab").snapshot(), 1)
@@ -274,11 +274,11 @@ def replace_malformed(snapshot: FleetSnapshot, malformed: int) -> FleetSnapshot:
 
 
 @pytest.mark.parametrize("degrees", [1e308, -1e308, 2_147_483.647, -274.0])
-def test_a_temperature_that_is_none_is_not_shown(degrees: float) -> None:
+def test_impossible_temperature_is_not_shown(degrees: float) -> None:
     assert device_of({device("status"): replace(STATUS, temperature=degrees)}).temperature is None
 
 
-def test_a_view_is_the_same_object_until_something_changes_it() -> None:
+def test_device_view_is_the_same_object_until_it_changes() -> None:
     view = FleetView("lab")
     others = {device("status", "pi-2"): STATUS}
     for topic, message in {**RETAINED, **others}.items():
@@ -290,8 +290,8 @@ def test_a_view_is_the_same_object_until_something_changes_it() -> None:
     first, second = view.snapshot().devices
     assert first is before[0]
     assert (second.step, second.seen) == (5, NOW + 1)
-    no_one = replace(TIMING, waiting=())
-    view.take(Message(f"{TOPICS.base}/server/timing", no_one.encode()), NOW)
+    no_waiting = replace(TIMING, waiting=())
+    view.take(Message(f"{TOPICS.base}/server/timing", no_waiting.encode()), NOW)
     first, same = view.snapshot().devices
     assert first.waiting_since is None
     assert same is second
@@ -299,7 +299,7 @@ def test_a_view_is_the_same_object_until_something_changes_it() -> None:
     assert [found.confusion for found in view.snapshot().devices] == [None, None]
 
 
-def test_a_device_has_no_matrix_of_many_classes() -> None:
+def test_device_confusion_of_too_many_classes_is_refused() -> None:
     size = MOST_CONFUSED_BY_DEVICE + 1
     matrix = ConfusionMatrix(tuple(range(size)), ((0,) * size,) * size)
     assert FleetConfusion.decode(FleetConfusion(run="r", round=1, confusion=matrix).encode())
@@ -317,7 +317,7 @@ def replace_confusion(matrix: ConfusionMatrix) -> bytes:
 MATRIX_JSON = b'{"classes":[0,3],"counts":[[5,1],[2,4]]}'
 
 
-def test_a_server_cannot_say_curves_without_end() -> None:
+def test_number_of_device_histories_is_limited() -> None:
     view = FleetView("lab")
     for index in range(4 * MOST_CURVES):
         topic = device("history", f"pi-{index}")
@@ -325,6 +325,6 @@ def test_a_server_cannot_say_curves_without_end() -> None:
     assert view.snapshot().malformed == 2 * MOST_CURVES
 
 
-def test_the_last_will_of_a_server_leaves_what_it_said() -> None:
+def test_last_will_of_a_server_keeps_its_estimate() -> None:
     will = {TOPICS.server_status: ServerStatus(state="offline", instance=7)}
     assert snapshot_of(RETAINED, will).estimate == NOW + 600

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts: a message comes together whatever the order, and never out of pieces that are not its own."""
+"""Parts: a message is joined from its own parts only, in any order."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _numbers = iter(range(1 << 40))
 
 
 def cut(payload: bytes, limit: int = LIMIT) -> list[bytes]:
-    """The parts of a message of its own."""
+    """The parts of `payload` as a message with a new number."""
     return list(split(payload, limit, next(_numbers)))
 
 
 def join(assembler: Assembler, sender: str, parts: list[bytes]) -> list[bytes]:
-    """The whole messages that come out."""
+    """The messages that these parts complete."""
     return [whole for part in parts if (whole := assembler.add(sender, part)) is not None]
 
 
@@ -45,14 +45,14 @@ def message(size: int, seed: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, LIMIT - 1, LIMIT])
-def test_what_fits_is_sent_as_it_is(size: int) -> None:
+def test_message_within_the_limit_is_sent_unchanged(size: int) -> None:
     payload = message(size)
     assert cut(payload) == [payload]
     assert Assembler().add("pi", payload) == payload
 
 
 @pytest.mark.parametrize("size", [LIMIT + 1, 3 * ROOM - 1, 3 * ROOM, 3 * ROOM + 1, 40 * ROOM + 1])
-def test_what_does_not_fit_is_sent_in_as_few_parts_as_do(size: int) -> None:
+def test_message_over_the_limit_is_sent_in_the_fewest_parts(size: int) -> None:
     payload = message(size)
     parts = cut(payload)
     assert len(parts) == -(-size // ROOM)
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_sent_in_as_few_parts_as_do(size: int) -> None:
     limit=st.integers(PART_OVERHEAD + 1, 600),
     seed=st.randoms(use_true_random=False),
 )
-def test_parts_join_in_any_order_and_number(size: int, limit: int, seed: random.Random) -> None:
+def test_parts_join_in_any_order_and_with_duplicates(size: int, limit: int, seed: random.Random) -> None:
     payload = message(size)
     parts = cut(payload, limit)
     shuffled = parts + seed.choices(parts, k=len(parts) // 2) if len(parts) > 1 else parts
@@ -73,7 +73,7 @@ def test_parts_join_in_any_order_and_number(size: int, limit: int, seed: random.
     assert join(Assembler(), "pi", shuffled) == [payload]
 
 
-def test_the_header_of_the_largest_message_fits_its_share() -> None:
+def test_part_header_of_the_largest_message_fits_its_overhead() -> None:
     payload = bytes(MAX_PACKED)
     limit = MAX_PACKED // MAX_PARTS + PART_OVERHEAD
     first = next(iter(split(payload, limit, (1 << 61) - 1)))
@@ -82,7 +82,7 @@ def test_the_header_of_the_largest_message_fits_its_share() -> None:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_nothing_comes_of_a_message_with_a_missing_part(index: int) -> None:
+def test_message_is_incomplete_until_its_missing_part_arrives(index: int) -> None:
     parts = cut(message(4 * ROOM))
     missing = parts.pop(index)
     assembler = Assembler()
@@ -94,7 +94,9 @@ def test_nothing_comes_of_a_message_with_a_missing_part(index: int) -> None:
     sizes=st.lists(st.tuples(st.sampled_from("abc"), st.integers(LIMIT + 1, 8 * ROOM)), max_size=MAX_OPEN),
     order=st.randoms(use_true_random=False),
 )
-def test_senders_and_messages_may_be_mixed(sizes: list[tuple[str, int]], order: random.Random) -> None:
+def test_parts_of_several_senders_and_messages_may_be_interleaved(
+    sizes: list[tuple[str, int]], order: random.Random
+) -> None:
     payloads = [(sender, message(size, seed)) for seed, (sender, size) in enumerate(sizes)]
     arrivals = [(sender, each) for sender, payload in payloads for each in cut(payload)]
     order.shuffle(arrivals)
@@ -105,7 +107,7 @@ def test_senders_and_messages_may_be_mixed(sizes: list[tuple[str, int]], order: 
     assert sorted(joined) == sorted(payloads)
 
 
-def test_parts_of_another_sender_do_not_count() -> None:
+def test_part_of_another_sender_does_not_complete_a_message() -> None:
     first, second = split(message(2 * ROOM), LIMIT, 7)
     assembler = Assembler()
     assert assembler.add("a", first) is None
@@ -113,8 +115,8 @@ def test_parts_of_another_sender_do_not_count() -> None:
     assert assembler.add("a", second) == message(2 * ROOM)
 
 
-def test_parts_that_come_again_do_not_open_their_message_anew() -> None:
-    """After a reconnect the broker delivers what it has no acknowledgement for a second time."""
+def test_repeated_parts_of_a_finished_message_are_ignored() -> None:
+    """After a reconnect the broker delivers unacknowledged messages a second time."""
     assembler = Assembler(limit=4 * ROOM, total=4 * ROOM)
     parts = cut(message(4 * ROOM))
     assert len(join(assembler, "pi", parts)) == 1
@@ -124,7 +126,7 @@ def test_parts_that_come_again_do_not_open_their_message_anew() -> None:
     assert join(assembler, "pi", parts) == []
 
 
-def test_the_first_of_two_unlike_parts_counts() -> None:
+def test_first_of_two_different_parts_of_one_index_is_kept() -> None:
     assembler = Assembler()
     assert assembler.add("pi", part()) is None
     assert assembler.add("pi", part(data=b"wxyz")) is None
@@ -143,7 +145,7 @@ def test_the_first_of_two_unlike_parts_counts() -> None:
     ],
     ids=str,
 )
-def test_parts_that_contradict_each_other_are_refused_and_forgotten(contradiction: dict[str, Any]) -> None:
+def test_contradictory_part_is_refused_and_its_message_dropped(contradiction: dict[str, Any]) -> None:
     assembler = Assembler()
     assert assembler.add("pi", part()) is None
     with pytest.raises(MalformedMessage, match="Part"):
@@ -199,26 +201,26 @@ def test_random_parts_are_refused_or_kept(payload: bytes) -> None:
         assert str(error).startswith("Part: ")
 
 
-def test_a_part_of_a_message_over_the_limit_is_refused() -> None:
+def test_part_of_a_message_over_the_size_limit_is_refused() -> None:
     with pytest.raises(MalformedMessage, match="at most 7 B are taken"):
         Assembler(limit=7).add("pi", part())
 
 
 @given(messages(RoundDone) | messages(DeviceStatus))
-def test_a_message_is_never_taken_for_a_part(sent: RoundDone | DeviceStatus) -> None:
+def test_whole_message_is_not_mistaken_for_a_part(sent: RoundDone | DeviceStatus) -> None:
     assert Assembler().add("pi", sent.encode()) == sent.encode()
 
 
-def test_a_sender_may_leave_only_so_many_messages_unfinished() -> None:
+def test_number_of_unfinished_messages_of_a_sender_is_limited() -> None:
     assembler = Assembler()
     unfinished = [cut(message(2 * ROOM, seed)) for seed in range(MAX_OPEN + 1)]
     for parts in unfinished:
         assert assembler.add("pi", parts[0]) is None
-    assert assembler.add("pi", unfinished[0][1]) is None  # the oldest was dropped, this opens it anew
+    assert assembler.add("pi", unfinished[0][1]) is None  # the oldest was dropped; this part opens it again
     assert assembler.add("pi", unfinished[-1][1]) == message(2 * ROOM, MAX_OPEN)
 
 
-def test_a_sender_may_leave_only_so_many_bytes_unfinished() -> None:
+def test_unfinished_bytes_of_a_sender_are_limited() -> None:
     assembler = Assembler(limit=4 * ROOM)
     old, new = cut(message(4 * ROOM, 1)), cut(message(4 * ROOM, 2))
     assert join(assembler, "pi", old[:3] + new[:3]) == []
@@ -226,7 +228,7 @@ def test_a_sender_may_leave_only_so_many_bytes_unfinished() -> None:
     assert assembler.add("pi", new[3]) == message(4 * ROOM, 2)
 
 
-def test_who_holds_most_gives_way_when_all_hold_too_much() -> None:
+def test_sender_with_most_bytes_loses_its_message_at_the_total_limit() -> None:
     assembler = Assembler(limit=4 * ROOM, total=5 * ROOM)
     modest, greedy, last = (cut(message(4 * ROOM, seed)) for seed in range(3))
     assert join(assembler, "modest", modest[:2]) == []
@@ -237,7 +239,7 @@ def test_who_holds_most_gives_way_when_all_hold_too_much() -> None:
     assert join(assembler, "last", last[1:]) == [message(4 * ROOM, 2)]
 
 
-def test_a_sender_that_starts_anew_leaves_nothing_behind() -> None:
+def test_forget_drops_the_unfinished_messages_of_one_sender() -> None:
     assembler = Assembler()
     mine, other = cut(message(2 * ROOM, 1)), cut(message(2 * ROOM, 2))
     assembler.add("pi", mine[0])
@@ -249,8 +251,8 @@ def test_a_sender_that_starts_anew_leaves_nothing_behind() -> None:
 
 
 @pytest.mark.slow
-def test_a_flood_of_parts_stays_within_the_bounds() -> None:
-    """Parts of one byte, of messages that announce as much as they may: the worst that a sender can do."""
+def test_flood_of_one_byte_parts_takes_bounded_memory() -> None:
+    """Parts of one byte, of messages that announce the maximum: the worst case of a sender."""
     assembler = Assembler(limit=1 << 16)
     tracemalloc.start()
     try:
@@ -268,11 +270,11 @@ def test_a_flood_of_parts_stays_within_the_bounds() -> None:
 @pytest.mark.parametrize(
     ("size", "limit"), [(LIMIT + 1, PART_OVERHEAD), (LIMIT + 1, 1), (MAX_PARTS + 100, PART_OVERHEAD + 1)]
 )
-def test_a_limit_that_is_too_small_is_named(size: int, limit: int) -> None:
+def test_split_refuses_a_limit_that_is_too_small(size: int, limit: int) -> None:
     with pytest.raises(ValueError, match=f"a limit of {limit} bytes"):
         cut(message(size), limit)
 
 
-def test_a_message_that_no_one_takes_is_not_sent() -> None:
+def test_split_refuses_a_message_over_the_maximum_size() -> None:
     with pytest.raises(ValueError, match=f"at most {MAX_PACKED}"):
         cut(bytes(MAX_PACKED + 1), 1 << 20)

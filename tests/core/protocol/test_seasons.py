@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seasons of a fleet: bounded on the wire, and shown beside each other."""
+"""The seasons of a fleet: their message is bounded, and `status` lists them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SPRING = Season(
 )
 
 
-def test_a_season_is_what_its_last_round_says() -> None:
+def test_season_takes_its_figures_from_the_last_round() -> None:
     found = season_of(METRICS, ended=7.0)
     assert (found.run, found.rounds, found.ended, found.devices) == ("summer", 4, 7.0, 2)
     assert (found.train_images, found.held_out_images) == (300, 40)
@@ -55,7 +55,7 @@ def test_a_season_is_what_its_last_round_says() -> None:
     assert season_of(replace(METRICS, fleet=many)).class_recalls == ()
 
 
-def test_the_latest_seasons_fit_into_the_message_whatever_their_classes_are_called() -> None:
+def test_message_of_seasons_keeps_the_latest_within_its_size_limit() -> None:
     recalls = tuple(ClassRecall(chr(0x1F40C + n) * 200, 5, 0.5) for n in range(MOST_CLASSES))
     seasons = tuple(replace(SPRING, run=f"r{n}", class_recalls=recalls) for n in range(MOST_SEASONS + 5))
     message = bounded("now", seasons)
@@ -68,7 +68,7 @@ def test_the_latest_seasons_fit_into_the_message_whatever_their_classes_are_call
 @pytest.mark.parametrize(
     "spoiled", [b'"ended":1e300', b'"ended":-1', b'"adaptive_accuracy":7', b'"held_out_images":-1']
 )
-def test_what_is_beyond_its_bounds_is_malformed(spoiled: bytes) -> None:
+def test_season_with_a_figure_out_of_bounds_is_malformed(spoiled: bytes) -> None:
     with pytest.raises(MalformedMessage):
         Seasons.decode(b'{"run":"now","seasons":[{"run":"r","rounds":1,%b}]}' % spoiled)
 
@@ -102,7 +102,7 @@ def shown(fleet: FleetView) -> str:
     return output.getvalue()
 
 
-def test_seasons_stand_beside_each_other_and_the_present_one_last() -> None:
+def test_status_command_lists_the_current_season_last() -> None:
     fleet = view()
     assert fleet.snapshot().seasons == (SPRING,)
     lines = [line.split() for line in shown(fleet).splitlines()]
@@ -111,7 +111,7 @@ def test_seasons_stand_beside_each_other_and_the_present_one_last() -> None:
     assert lines[place + 1] == ["summer", "now", "4", "40", "50.0", "75.0"]
 
 
-def test_those_of_another_run_are_not_shown() -> None:
+def test_seasons_of_another_run_are_not_shown() -> None:
     fleet = view()
     other = replace(RUN, run="of-its-own")
     fleet.take(Message(TOPICS.run, other.encode(), retained=True), 0.0)

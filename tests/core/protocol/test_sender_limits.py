@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""More messages than any device has to send are not even queued."""
+"""Limits on the number of messages that each device may send."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitee.protocol.topics import Topics
 TOPICS = Topics("home")
 
 
-def test_a_burst_passes_and_then_the_rate() -> None:
+def test_device_is_limited_to_a_burst_and_then_a_rate() -> None:
     clock = FakeClock()
     limits = SenderLimits(TOPICS, rate=10, burst=5, clock=clock)
     topic = TOPICS.device("evil", "sync")
@@ -24,7 +24,7 @@ def test_a_burst_passes_and_then_the_rate() -> None:
     assert limits.take_refused() == {}
 
 
-def test_nobody_pays_for_another_and_all_topics_of_a_device_count_together() -> None:
+def test_limit_applies_to_all_topics_of_one_device_together() -> None:
     limits = SenderLimits(TOPICS, rate=10, burst=2, clock=FakeClock())
     for leaf in ("sync", "features", "status"):
         limits.admits(TOPICS.device("evil", leaf))
@@ -33,7 +33,7 @@ def test_nobody_pays_for_another_and_all_topics_of_a_device_count_together() -> 
     assert limits.take_refused() == {"evil": 1}
 
 
-def test_clicks_have_a_rate_of_their_own_and_no_device_is_blamed_for_them() -> None:
+def test_install_clicks_share_a_limit_and_count_against_no_device() -> None:
     limits = SenderLimits(TOPICS, rate=10, burst=2, clock=FakeClock())
     clicks = [TOPICS.device(device, "install") for device in ("pi-1", "pi-2", "install")]
     assert [limits.admits(topic) for topic in clicks] == [True, True, False]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is on its way to devices, and what their images agree on, folded into the picture of a fleet."""
+"""Updates, rollouts and predicted states in the view of a fleet."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def device(leaf: str) -> str:
     return TOPICS.device("pi-1", leaf)
 
 
-def test_what_is_on_its_way_to_a_device_is_in_its_view_and_changes_nothing_else() -> None:
+def test_update_is_in_the_device_view_until_it_is_cleared() -> None:
     before = device_of(view_of(RETAINED))
     found = device_of(view_of({**RETAINED, device("update"): UPDATE}))
     assert (found.update, found.version, found.cut) == (UPDATE, before.version, before.cut)
@@ -38,58 +38,58 @@ def test_what_is_on_its_way_to_a_device_is_in_its_view_and_changes_nothing_else(
     assert device_of(view) == before
 
 
-def test_an_update_alone_makes_no_device() -> None:
+def test_update_alone_does_not_create_a_device() -> None:
     assert view_of({device("update"): UPDATE}).snapshot().devices == ()
 
 
-def test_a_state_that_images_agree_on_is_shown_while_the_device_predicts() -> None:
+def test_predicted_state_is_shown_while_the_device_serves() -> None:
     messages: dict[str, JsonMessage] = {device("serving"): SERVING, device("state"): STATE}
     assert device_of(view_of(messages)).predicted_state == STATE
-    gone = {**messages, device("serving"): Serving(state="offline", instance=3)}
-    assert device_of(view_of(gone)).predicted_state is None
+    ended = {**messages, device("serving"): Serving(state="offline", instance=3)}
+    assert device_of(view_of(ended)).predicted_state is None
     view = view_of(messages)
     view.take(Message(device("state"), b""), NOW)
     assert device_of(view).predicted_state is None
 
 
 @pytest.mark.parametrize("wrong", [0.0, 365 * 86_400.0, -365 * 86_400.0])
-def test_how_long_a_state_has_lasted_is_right_where_the_devices_clock_is_wrong(wrong: float) -> None:
-    told = replace(STATE, since=STATE.since + wrong, time=STATE.time + wrong)
+def test_predicted_state_times_are_corrected_for_a_wrong_device_clock(wrong: float) -> None:
+    shifted = replace(STATE, since=STATE.since + wrong, time=STATE.time + wrong)
     view = view_of({device("serving"): SERVING})
-    view.take(Message(device("state"), told.encode(), retained=True, age=10), NOW)
+    view.take(Message(device("state"), shifted.encode(), retained=True, age=10), NOW)
     assert device_of(view).predicted_state == STATE
-    view.take(Message(device("state"), told.encode()), NOW)
+    view.take(Message(device("state"), shifted.encode()), NOW)
     assert device_of(view).predicted_state == replace(STATE, time=NOW, since=NOW - 180)
 
 
-def test_a_state_that_begins_after_it_was_said_has_lasted_no_time() -> None:
+def test_predicted_state_that_begins_after_its_message_begins_now() -> None:
     view = view_of({device("serving"): SERVING})
     view.take(Message(device("state"), replace(STATE, since=NOW + 1e9).encode()), NOW)
     assert device_of(view).predicted_state == replace(STATE, time=NOW, since=NOW)
 
 
-def test_rollouts_are_the_fleets_whatever_its_run() -> None:
-    told = (rollout("summer"), rollout("spring", "finished"))
-    view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=told)})
-    assert view.snapshot().rollouts == told
+def test_rollouts_are_shown_until_they_are_cleared() -> None:
+    rollouts = (rollout("summer"), rollout("spring", "finished"))
+    view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=rollouts)})
+    assert view.snapshot().rollouts == rollouts
     view.take(Message(f"{TOPICS.base}/rollouts", b"{"), NOW)
-    assert (view.snapshot().rollouts, view.snapshot().malformed) == (told, 1)
+    assert (view.snapshot().rollouts, view.snapshot().malformed) == (rollouts, 1)
     view.take(Message(f"{TOPICS.base}/rollouts", b""), NOW)
     assert view.snapshot().rollouts == ()
 
 
-def test_devices_of_a_rollout_are_counted_over_its_waves() -> None:
+def test_devices_of_a_rollout_are_counted_by_state_over_its_waves() -> None:
     counts = {"in service": 5, "failed": 1, "asleep": 2, "late": 1, "waiting": 2, "later": 20}
     assert devices_by_state(rollout()) == counts
 
 
-def test_counts_that_contradict_each_other_are_never_below_nothing() -> None:
+def test_waiting_devices_are_not_negative_if_counts_are_inconsistent() -> None:
     forged = rollout(wave=99, waves=(Wave(1, in_service=9, failed=9, asleep=9),))
     assert devices_by_state(forged)["waiting"] == 0
 
 
-def test_of_a_profile_only_what_is_shown_is_kept() -> None:
-    """A megabyte of each of ten thousand devices would end the process that watches them."""
+def test_view_limits_the_cuts_of_a_profile() -> None:
+    """A megabyte of each of ten thousand devices would exhaust the memory of a viewer."""
     names = tuple(f"class {number}" for number in range(10_000))
     cuts = tuple(CutCost(cut=cut, seconds=1.0, bytes=1, memory=1, fits=True) for cut in range(1, 1001))
     can = Capability(network="n", batch_size=1, codec="fp16", machine="board", cores=1, threads=1, cuts=cuts)
@@ -99,7 +99,7 @@ def test_of_a_profile_only_what_is_shown_is_kept() -> None:
     assert found.capability == replace(can, cuts=cuts[:MOST_CUTS])
 
 
-def test_updates_of_other_fleets_are_none_of_this_ones() -> None:
+def test_updates_of_other_fleets_are_ignored() -> None:
     view = FleetView("lab")
     view.take(Message(Topics("other").device("pi-1", "update"), UPDATE.encode()), NOW)
     assert view.snapshot().empty

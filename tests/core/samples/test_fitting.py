@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image is cut out and fitted in one way, whatever the file it comes in: crop, pad, stretch, a region."""
+"""Fitting of images: crop, pad, stretch and regions give the same pixels for all file types."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def encoded(pixels: np.ndarray, kind: str = "PNG", **options: object) -> bytes:
 
 
 def smooth(width: int, height: int) -> np.ndarray:
-    """A picture without detail, whose every place has a colour of its own."""
+    """An image without detail, in which every pixel has a colour of its own."""
     across, down = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return np.stack([across, down, 255 - across], axis=2).astype(np.uint8)
 
 
-def test_crop_keeps_the_middle() -> None:
+def test_crop_keeps_the_middle_of_an_image() -> None:
     fitted = from_array(HALVES, Preparation((1, 20, 20), "crop"))[0]
     assert np.array_equal(fitted, HALVES[:, 20:40])
 
 
-def test_stretch_keeps_all_of_it() -> None:
+def test_stretch_keeps_the_whole_image() -> None:
     fitted = from_array(HALVES, Preparation((1, 20, 20), "stretch"))[0]
     assert np.all(fitted[:, :9] == 10)
     assert np.all(fitted[:, 11:] == 200)
 
 
 @pytest.mark.parametrize("lying", [False, True])
-def test_pad_keeps_all_of_it_between_grey_margins(lying: bool) -> None:
+def test_pad_keeps_the_whole_image_between_grey_margins(lying: bool) -> None:
     pixels = HALVES if not lying else HALVES.T
     fitted = from_array(pixels, Preparation((3, 30, 30), "pad"))
     assert np.array_equal(fitted[0], fitted[2])
@@ -51,7 +51,7 @@ def test_pad_keeps_all_of_it_between_grey_margins(lying: bool) -> None:
     assert np.all(upright[10:20, 16:] == 200)
 
 
-def test_margins_of_a_transparent_picture_are_grey_and_the_rest_white() -> None:
+def test_transparent_image_is_padded_with_grey_and_becomes_white() -> None:
     clear = np.zeros((10, 20, 4), np.uint8)
     fitted = load_image(encoded(clear), Preparation((3, 20, 20), "pad"))
     assert np.all(fitted[:, :5] == GREY)
@@ -59,13 +59,13 @@ def test_margins_of_a_transparent_picture_are_grey_and_the_rest_white() -> None:
 
 
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
-def test_a_very_long_picture_still_fills_a_row(fit: str) -> None:
+def test_very_long_image_does_not_vanish_when_fitted(fit: str) -> None:
     fitted = from_array(np.full((2, 1000), 9, np.uint8), Preparation((1, 16, 16), fit))  # type: ignore[arg-type]
     assert (fitted == 9).any()
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
-def test_a_region_is_what_a_picture_cut_to_it_would_be(fit: str) -> None:
+def test_region_equals_an_image_cut_to_it(fit: str) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     region = Region(7, 5, 31, 22)
     whole = Preparation((3, 16, 24), fit)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def test_a_region_is_what_a_picture_cut_to_it_would_be(fit: str) -> None:
     assert np.array_equal(load_image(encoded(pixels), part), from_array(cut_out, whole))
 
 
-def test_a_region_counts_in_the_upright_picture() -> None:
+def test_region_refers_to_the_upright_image() -> None:
     upright = smooth(40, 60)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -84,8 +84,8 @@ def test_a_region_counts_in_the_upright_picture() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_a_large_jpeg_the_region_is_the_same_part(turned: bool) -> None:
-    """It is decoded at a quarter of its size: the region's corners move by less than a pixel there."""
+def test_region_of_a_large_jpeg_is_close_to_that_at_full_size(turned: bool) -> None:
+    """The image is decoded at a quarter of its size; the region's corners move by less than a pixel there."""
     upright = smooth(1603, 1201)
     exif = Image.Exif()
     exif[0x0112] = 6 if turned else 1
@@ -96,7 +96,7 @@ def test_of_a_large_jpeg_the_region_is_the_same_part(turned: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_an_image_without_the_region_is_named_with_the_reason(kind: str) -> None:
+def test_image_smaller_than_the_region_is_refused_by_name(kind: str) -> None:
     preparation = Preparation((3, 8, 8), region=Region(10, 0, 31, 20))
     with pytest.raises(UnreadableImage, match=r"^few\.png: .*40 x 30 .*too few for the region 10,0,31,20"):
         load_image(encoded(smooth(40, 30), kind), preparation, name="few.png")
@@ -104,7 +104,7 @@ def test_an_image_without_the_region_is_named_with_the_reason(kind: str) -> None
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
-def test_a_single_pixel_a_side_is_no_image(size: tuple[int, int]) -> None:
+def test_image_one_pixel_wide_or_high_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(UnreadableImage, match=f"{size[0]} x {size[1]} pixels: too few for an image"):
         load_image(encoded(np.zeros(size[::-1], np.uint8)), Preparation((1, 8, 8)))
 
@@ -112,23 +112,23 @@ def test_a_single_pixel_a_side_is_no_image(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "text", ["", "1,2,3", "1,2,3,4,5", "-1,0,5,5", "0,0,1,9", "0,0,9,x", "1.5,0,9,9", "1,,3,4,5"]
 )
-def test_what_is_no_region_is_refused(text: str) -> None:
+def test_invalid_region_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a region as X,Y,W,H"):
         Region.parse(text)
 
 
-def test_a_region_is_read_as_it_is_written() -> None:
+def test_region_is_parsed_from_its_own_text() -> None:
     region = Region(320, 0, 640, 480)
     assert Region.parse(str(region)) == Region.parse(" 320, 0,640 ,480") == region
 
 
-def test_a_network_with_other_channels_has_no_preparation() -> None:
+def test_preparation_for_2_channels_is_refused() -> None:
     with pytest.raises(DataError, match=r"1 channel .* or 3"):
         Preparation((2, 4, 4))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "AVIF"])
-def test_the_size_is_that_of_the_upright_picture(kind: str) -> None:
+def test_size_and_pixels_are_those_of_the_upright_image(kind: str) -> None:
     if kind == "AVIF" and ".avif" not in IMAGE_SUFFIXES:
         pytest.skip("this Pillow reads no AVIF")
     exif = Image.Exif()
@@ -140,6 +140,6 @@ def test_the_size_is_that_of_the_upright_picture(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
-def test_the_size_is_read_from_the_header(kind: str) -> None:
+def test_image_size_is_read_from_the_header(kind: str) -> None:
     whole = encoded(np.random.default_rng(1).integers(0, 256, (300, 200, 3), np.uint8), kind)
     assert load_image(whole[: len(whole) // 2], upright_size) == (200, 300)

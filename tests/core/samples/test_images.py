@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures are decoded alike whatever their file, and what cannot be decoded is named."""
+"""Images are decoded alike from all file types, and files that cannot be decoded are named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
 
 
-def test_picture_of_the_wanted_size_keeps_its_pixels(tmp_path: Path) -> None:
+def test_image_of_the_wanted_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = noise(8, 12, 3)
     path = tmp_path / "noise.png"
     Image.fromarray(pixels).save(path)
@@ -50,16 +50,16 @@ def test_files_and_arrays_give_the_same_pixels(layout: tuple[int, ...], channels
     assert np.array_equal(fitted, load_image(encoded(image), Preparation(shape)))
 
 
-def test_the_middle_of_an_oblong_picture_is_kept() -> None:
+def test_oblong_image_is_cropped_to_its_middle() -> None:
     pixels = np.zeros((10, 30), np.uint8)
     pixels[:, 10:20] = 200
     assert np.array_equal(from_array(pixels, Preparation((1, 10, 10))), np.full((1, 10, 10), 200))
 
 
-def test_exif_orientation_turns_the_picture_upright() -> None:
+def test_exif_orientation_turns_the_image_upright() -> None:
     upright = np.zeros((16, 16), np.uint8)
-    upright[:8] = 255  # bright above
-    lying = Image.fromarray(np.rot90(upright))  # as a camera stores it that was turned to the right
+    upright[:8] = 255  # the upper half is bright
+    lying = Image.fromarray(np.rot90(upright))  # as stored by a camera that was turned to the right
     exif = Image.Exif()
     exif[0x0112] = 6
     assert np.array_equal(load_image(encoded(lying, exif=exif), Preparation((1, 16, 16)))[0], upright)
@@ -67,16 +67,16 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
-def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
+def test_transparent_pixels_become_white(mode: str, channels: int) -> None:
     clear_above = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
     clear_above.paste((90, 90, 90, 0), (0, 0, 8, 4))
-    picture = load_image(encoded(clear_above.convert(mode)), Preparation((channels, 8, 8)))
-    assert np.all(picture[:, :4] == 255)
-    assert np.all(picture[:, 4:] == 0)
+    image = load_image(encoded(clear_above.convert(mode)), Preparation((channels, 8, 8)))
+    assert np.all(image[:, :4] == 255)
+    assert np.all(image[:, 4:] == 0)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
+def test_16_bit_grey_image_keeps_its_upper_byte(kind: str) -> None:
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
     assert np.array_equal(
         load_image(encoded(Image.fromarray(deep), kind), Preparation((1, 8, 8)))[0], deep >> 8
@@ -84,13 +84,13 @@ def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
-def test_every_mode_of_a_file_becomes_rgb(mode: str) -> None:
+def test_image_of_every_mode_is_converted_to_rgb(mode: str) -> None:
     image = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
-    picture = load_image(encoded(image, "TIFF"), Preparation((3, 8, 8)))
-    assert np.all(picture >= 250)
+    converted = load_image(encoded(image, "TIFF"), Preparation((3, 8, 8)))
+    assert np.all(converted >= 250)
 
 
-def test_large_jpeg_is_close_to_the_picture_resized_in_full() -> None:
+def test_large_jpeg_is_close_to_the_image_resized_from_full_size() -> None:
     smooth = Image.fromarray(noise(6, 8, 3)).resize((800, 600), Image.Resampling.BICUBIC)
     jpeg = encoded(smooth, "JPEG", quality=95)
     with Image.open(io.BytesIO(jpeg)) as whole:
@@ -101,11 +101,11 @@ def test_large_jpeg_is_close_to_the_picture_resized_in_full() -> None:
 
 
 def test_normalize_follows_the_formula() -> None:
-    pictures = noise(4, 3, 5, 6)
+    images = noise(4, 3, 5, 6)
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     column = (1, 3, 1, 1)
-    expected = (pictures / 255 - np.reshape(mean, column)) / np.reshape(std, column)
-    normalized = normalize(pictures, mean, std)
+    expected = (images / 255 - np.reshape(mean, column)) / np.reshape(std, column)
+    normalized = normalize(images, mean, std)
     assert normalized.dtype == np.float32
     np.testing.assert_allclose(normalized, expected, atol=1e-6)
 
@@ -125,7 +125,7 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [7072, 10_000, 60_000])
 @pytest.mark.filterwarnings("error")
-def test_bomb_is_refused_by_its_header(side: int) -> None:
+def test_image_of_too_many_pixels_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: .*pixels"):
         load_image(png_header(side, side), Preparation((3, 8, 8)), name="bomb.png")
 
@@ -142,8 +142,8 @@ print(peak() - before)
 """
 
 
-def test_a_large_image_takes_little_more_than_its_pixels(tmp_path: Path) -> None:
-    """However small the file: it is the pixels that are bounded. A fifth of the most, for the test's time."""
+def test_large_image_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
+    """Memory depends on the pixels, not on the file's size. A fifth of the maximum keeps the test short."""
     Image.new("RGB", (4_000, 2_500)).save(tmp_path / "large.png", compress_level=1)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path / "large.png")],
@@ -154,7 +154,7 @@ def test_a_large_image_takes_little_more_than_its_pixels(tmp_path: Path) -> None
     assert int(done.stdout) < 55_000  # KB for 10 million pixels of 4 bytes
 
 
-def test_texts_in_a_png_unpack_to_a_megabyte_at_most() -> None:
+def test_png_with_too_much_text_is_refused() -> None:
     texts = PngImagePlugin.PngInfo()
     for number in range(100):
         texts.add_text(f"text {number}", "x" * 500_000, zip=True)
@@ -165,17 +165,17 @@ def test_texts_in_a_png_unpack_to_a_megabyte_at_most() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_an_animation_the_first_frame_is_decoded(kind: str) -> None:
+def test_first_frame_of_an_animation_is_decoded(kind: str) -> None:
     frames = [Image.new("L", (8, 8), 255 * (number == 0)).convert("RGB") for number in range(50)]
     animation = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.all(load_image(animation, Preparation((1, 8, 8))) >= 250)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link to a device"])
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_path_that_is_not_a_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x.jpg"
     if kind == "fifo":
-        os.mkfifo(path)  # to open it would wait for a writer
+        os.mkfifo(path)  # opening it would wait for a writer
     elif kind == "folder":
         path.mkdir()
     elif kind == "device":
@@ -186,14 +186,14 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
         load_image(path, Preparation((3, 8, 8)))
 
 
-def test_a_link_to_an_image_is_read(tmp_path: Path) -> None:
+def test_link_to_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(encoded(Image.new("L", (8, 8), 7)))
     (tmp_path / "link.png").symlink_to("image.png")
     assert np.all(load_image(tmp_path / "link.png", Preparation((1, 8, 8))) == 7)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
-def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
+def test_truncated_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     whole = encoded(Image.fromarray(noise(40, 40, 3)), kind)
     path = tmp_path / "half"
     path.write_bytes(whole[: len(whole) // 2])
@@ -206,12 +206,12 @@ def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
-def test_what_is_no_picture_is_unreadable(content: bytes) -> None:
+def test_content_that_is_not_an_image_is_refused(content: bytes) -> None:
     with pytest.raises(UnreadableImage, match="got something else"):
         load_image(content, Preparation((3, 8, 8)))
 
 
-def test_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.png: .*no such file"):
         load_image(tmp_path / "gone.png", Preparation((3, 8, 8)))
 
@@ -219,17 +219,17 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8)]
 )
-def test_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
+def test_array_that_is_not_an_image_is_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected an image as uint8"):
         from_array(array, Preparation((3, 8, 8)))
 
 
-def test_pictures_need_no_torch() -> None:
+def test_images_module_does_not_import_torch() -> None:
     check = "import sys, splitee.samples.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
 
 
-def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+def test_avif_is_read_if_pillow_supports_it(tmp_path: Path) -> None:
     if not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     assert ".avif" in IMAGE_SUFFIXES
@@ -240,7 +240,7 @@ def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
 @pytest.mark.parametrize(("major", "brand"), [(b"heic", b"mif1"), (b"mif1", b"heic")])
-def test_heic_is_named_where_nothing_reads_it(major: bytes, brand: bytes) -> None:
+def test_heic_is_named_if_pillow_heif_is_missing(major: bytes, brand: bytes) -> None:
     heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", major, 0, b"mif1", brand) + bytes(40)
     with pytest.raises(UnreadableImage, match="got HEIC, which is read where pillow-heif is installed"):
         load_image(heic, Preparation((3, 8, 8)))

@@ -24,19 +24,19 @@ ORDERED = (
 )
 
 
-def test_later_ones_are_newer() -> None:
+def test_later_version_is_newer() -> None:
     for older, newer in itertools.combinations(ORDERED, 2):
         assert is_newer(newer, older)
         assert not is_newer(older, newer)
 
 
-def test_zeros_at_the_end_make_no_difference() -> None:
+def test_trailing_zeros_do_not_change_a_version() -> None:
     assert version_key("1.2.0") == version_key("1.2")
     assert not is_newer("1.2.0", "1.2")
 
 
 @pytest.mark.parametrize("text", ["", "next", "1.2-3", "1.2+local", "1.2.post1", "1.2\n", "v1.2", "٣.1"])
-def test_what_is_no_version_is_never_newer(text: str) -> None:
+def test_invalid_version_is_older_than_a_valid_one(text: str) -> None:
     assert version_key(text) is None
     assert not is_newer(text, "0.1")
     assert is_newer("0.1", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of software: what is signed comes out as it went in, and whatever is changed is refused."""
+"""Software files: signed wheels are extracted unchanged, and changed files are refused."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ def signed(manifest: bytes, key: Path, rest: bytes = b"") -> bytes:
     return f"splitee software 1 {signature} {len(manifest)}\n".encode() + manifest + rest
 
 
-def test_wheels_come_out_as_they_went_in(
+def test_wheels_are_extracted_unchanged(
     packed: bytes, keys: tuple[Path, Path], wheels: list[Path], tmp_path: Path
 ) -> None:
     wheelhouse = read(packed, keys[1])
     manifest = wheelhouse.manifest
     assert (manifest.version, manifest.python, manifest.machine) == ("0.2.0", "any", "any")
     assert [wheel.distribution for wheel in manifest.wheels] == ["hetero-splitee", "some-thing"]
-    for came, went in zip(wheelhouse.extract(tmp_path), wheels, strict=True):
-        assert (came.name, came.read_bytes()) == (went.name, went.read_bytes())
+    for extracted, original in zip(wheelhouse.extract(tmp_path), wheels, strict=True):
+        assert (extracted.name, extracted.read_bytes()) == (original.name, original.read_bytes())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(place=some.integers(0, 10_000), value=some.integers(0, 255), cut=some.booleans())
-def test_a_changed_byte_is_refused_before_anything_is_installed(
+def test_changed_or_truncated_file_is_refused(
     packed: bytes,
     keys: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -77,17 +77,17 @@ def test_a_changed_byte_is_refused_before_anything_is_installed(
 @given(data=some.binary(max_size=300))
 @example(data=b"splitee software 1 " + b"0" * 128 + b" 9999999\n")
 @example(data=b"splitee software 2 " + b"0" * 128 + b" 2\n{}")
-def test_any_other_file_is_refused(keys: tuple[Path, Path], data: bytes) -> None:
+def test_file_of_another_format_is_refused(keys: tuple[Path, Path], data: bytes) -> None:
     with pytest.raises(SoftwareError):
         read(data, keys[1])
 
 
-def test_another_fleets_key_is_not_enough(packed: bytes, tmp_path: Path) -> None:
+def test_signature_of_another_fleet_is_refused(packed: bytes, tmp_path: Path) -> None:
     with pytest.raises(SoftwareError, match="signature is not this fleet's"):
         read(packed, make_keys(tmp_path / "other")[1])
 
 
-def test_no_more_of_a_manifest_is_read_than_there_may_be(keys: tuple[Path, Path]) -> None:
+def test_manifest_over_the_size_limit_is_refused(keys: tuple[Path, Path]) -> None:
     with pytest.raises(SoftwareError, match="expected software for devices"):
         read(signed(b" " * (MOST_MANIFEST + 1), keys[0]), keys[1])
 
@@ -106,7 +106,7 @@ def test_no_more_of_a_manifest_is_read_than_there_may_be(keys: tuple[Path, Path]
     ],
     ids=str,
 )
-def test_a_manifest_is_held_to_its_bounds_though_it_is_signed(
+def test_signed_manifest_with_invalid_fields_is_refused(
     keys: tuple[Path, Path], wheels: list[Path], change: dict[str, object]
 ) -> None:
     manifest = {**msgspec.to_builtins(describe(wheels)), **change}
@@ -114,13 +114,13 @@ def test_a_manifest_is_held_to_its_bounds_though_it_is_signed(
         read(signed(msgspec.json.encode(manifest), keys[0]), keys[1])
 
 
-def test_fields_of_a_later_release_are_passed_over(keys: tuple[Path, Path], wheels: list[Path]) -> None:
+def test_fields_of_a_later_release_are_ignored(keys: tuple[Path, Path], wheels: list[Path]) -> None:
     manifest = {**msgspec.to_builtins(describe(wheels)), "later": [1]}
     rest = b"".join(wheel.read_bytes() for wheel in wheels)
     assert read(signed(msgspec.json.encode(manifest), keys[0], rest), keys[1]).manifest.version == "0.2.0"
 
 
-def test_more_than_the_wheels_is_refused(packed: bytes, keys: tuple[Path, Path]) -> None:
+def test_data_after_the_wheels_is_refused(packed: bytes, keys: tuple[Path, Path]) -> None:
     with pytest.raises(SoftwareError, match="there is more than its wheels"):
         read(packed + b"x", keys[1])
 
@@ -135,7 +135,7 @@ def test_more_than_the_wheels_is_refused(packed: bytes, keys: tuple[Path, Path])
         (("cp312-cp312-linux_aarch64", "cp39-abi3-manylinux_2_28_aarch64"), ("cp312", "aarch64")),
     ],
 )
-def test_what_wheels_are_for_is_read_from_their_names(
+def test_python_and_machine_are_read_from_wheel_names(
     tmp_path: Path, tags: tuple[str, ...], expected: tuple[str, str]
 ) -> None:
     made = [small_wheel(tmp_path, f"other{number}", "1", tag) for number, tag in enumerate(tags)]
@@ -172,7 +172,7 @@ def test_what_wheels_are_for_is_read_from_their_names(
         (["hetero_splitee-0.2.0"], "expected a wheel, DISTRIBUTION-VERSION"),
     ],
 )
-def test_what_cannot_be_packed_is_one_line(tmp_path: Path, names: list[str], reason: str) -> None:
+def test_unsuitable_wheels_are_refused_with_the_reason(tmp_path: Path, names: list[str], reason: str) -> None:
     content = small_wheel(tmp_path, "content", "1").read_bytes()
     paths = [tmp_path / f"{name}.whl" for name in names]
     for path in paths:
@@ -181,7 +181,7 @@ def test_what_cannot_be_packed_is_one_line(tmp_path: Path, names: list[str], rea
         describe(paths)
 
 
-def test_what_is_no_zip_file_or_not_there_is_one_line(tmp_path: Path) -> None:
+def test_missing_or_broken_wheel_is_refused_with_the_reason(tmp_path: Path) -> None:
     broken = tmp_path / "hetero_splitee-0.2.0-py3-none-any.whl"
     with pytest.raises(ConfigError, match="No such file"):
         describe([broken])
@@ -191,7 +191,7 @@ def test_what_is_no_zip_file_or_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("machine", "python"), [("x86_64", "cp311"), ("aarch64", "cp312")])
-def test_another_machine_or_python_is_refused(machine: str, python: str) -> None:
+def test_software_for_another_machine_or_python_is_refused(machine: str, python: str) -> None:
     manifest = SoftwareManifest("0.2.0", "cp311", "aarch64", 0, ())
     manifest.check_machine("aarch64", "cp311")
     with pytest.raises(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmented pictures are the same ones, mirrored or shifted, as the generator's state decides."""
+"""Augmented images: mirrored, shifted, cropped and recoloured, as the generator's state decides."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from splitee.training.augmentation import GREY, JITTER, RATIO, SCALE, augment
 COUNT = 200
 
 
-def pictures() -> Tensor:
-    """Different in every pixel, so that a mirrored or shifted one is known for what it is."""
+def images() -> Tensor:
+    """All pixels differ, so that mirrored and shifted ones are recognized."""
     return torch.arange(1.0, COUNT * 3 * 16 * 8 + 1).reshape(COUNT, 3, 16, 8)
 
 
@@ -37,26 +37,26 @@ def run(how: Augmentation, *, mean: tuple[float, ...] = (0.0,), std: tuple[float
     )
 
 
-def test_none_changes_nothing_and_draws_nothing() -> None:
+def test_augmentation_none_keeps_images_and_the_generators_state() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    assert torch.equal(augment(pictures(), run("none")), pictures())
+    assert torch.equal(augment(images(), run("none")), images())
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_about_half_are_mirrored_and_the_others_as_they_were() -> None:
+def test_flip_mirrors_about_half_of_the_images_and_keeps_the_rest() -> None:
     torch.manual_seed(1)
-    made = augment(pictures(), run("flip"))
-    mirrored = [torch.equal(one, was.flip(2)) for one, was in zip(made, pictures(), strict=True)]
-    kept = [torch.equal(one, was) for one, was in zip(made, pictures(), strict=True)]
+    made = augment(images(), run("flip"))
+    mirrored = [torch.equal(one, was.flip(2)) for one, was in zip(made, images(), strict=True)]
+    kept = [torch.equal(one, was) for one, was in zip(made, images(), strict=True)]
     assert all(one != other for one, other in zip(mirrored, kept, strict=True))
     assert 70 < sum(mirrored) < 130
 
 
-def test_shifts_go_up_to_an_eighth_of_each_side_and_bring_in_zeros() -> None:
+def test_flip_crop_shifts_images_by_up_to_an_eighth_and_pads_with_zeros() -> None:
     torch.manual_seed(1)
     found = set()
-    for one, was in zip(augment(pictures(), run("flip-crop")), pictures(), strict=True):
+    for one, was in zip(augment(images(), run("flip-crop")), images(), strict=True):
         shifts = {
             (down, right)
             for source in (was, was.flip(2))
@@ -70,8 +70,8 @@ def test_shifts_go_up_to_an_eighth_of_each_side_and_bring_in_zeros() -> None:
 
 
 @pytest.mark.parametrize("how", ["flip-crop", "photo"])
-def test_the_generators_state_decides(how: Augmentation) -> None:
-    given = pictures() / pictures().max()
+def test_random_augmentation_follows_the_generators_state(how: Augmentation) -> None:
+    given = images() / images().max()
     torch.manual_seed(1)
     one = augment(given, run(how))
     torch.manual_seed(1)
@@ -84,7 +84,7 @@ def test_the_generators_state_decides(how: Augmentation) -> None:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a crop shows of a picture whose red is its place across, and whose green is its place down."""
+    """The part of an image that a crop shows; red is the image's place across, green its place down."""
 
     left: float
     top: float
@@ -100,39 +100,39 @@ def coordinates(height: int, width: int) -> Tensor:
     return torch.stack([red, green, torch.full((height, width), 0.5)])
 
 
-def shown(picture: Tensor) -> Shown:
-    """From the slopes of the colours in the middle, where no border changes them."""
-    _, height, width = picture.shape
+def shown(image: Tensor) -> Shown:
+    """The crop, from the slopes of the colours in the middle, which no border changes."""
+    _, height, width = image.shape
     row, column = height // 2, width // 2
-    across = float(picture[0, row, column + 1] - picture[0, row, column - 1]) / 2 * width
-    down = float(picture[1, row + 1, column] - picture[1, row - 1, column]) / 2 * height
-    middle_x = float(picture[0, row, column]) - across * (0.5 / width)
-    middle_y = float(picture[1, row, column]) - down * (0.5 / height)
+    across = float(image[0, row, column + 1] - image[0, row, column - 1]) / 2 * width
+    down = float(image[1, row + 1, column] - image[1, row - 1, column]) / 2 * height
+    middle_x = float(image[0, row, column]) - across * (0.5 / width)
+    middle_y = float(image[1, row, column]) - down * (0.5 / height)
     return Shown(middle_x - abs(across) / 2, middle_y - down / 2, abs(across), down, across < 0)
 
 
 def crops(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> tuple[Tensor, list[Shown]]:
-    """Many crops of one picture, their colours unchanged."""
+    """Many crops of one image, with unchanged colours."""
     monkeypatch.setattr("splitee.training.augmentation.JITTER", 0.0)
     torch.manual_seed(1)
     made = augment(coordinates(height, width).expand(COUNT, -1, -1, -1), run("photo"))
     return made, [shown(one) for one in made]
 
 
-def test_photographs_are_cropped_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_crops_stay_within_the_image_and_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     height, width = 48, 64
     _, found = crops(monkeypatch, height, width)
     for one in found:
         assert min(one.left, one.top) > -0.01
         assert max(one.left + one.width, one.top + one.height) < 1.01
         assert SCALE[0] * 0.9 < one.width * one.height < SCALE[1] * 1.01
-        whole = one.width > 0.98 or one.height > 0.98  # then the picture's edge has cut the crop
+        whole = one.width > 0.98 or one.height > 0.98  # the image's edge has cut the crop
         assert whole or RATIO[0] * 0.98 < one.width * width / (one.height * height) < RATIO[1] * 1.02
     assert 70 < sum(one.mirrored for one in found) < 130
     assert len({one.left for one in found}) > COUNT / 2
 
 
-def test_a_crop_shows_its_part_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_photo_crop_scales_its_part_of_the_image_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     height, width = 48, 64
     x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
     for one, part in zip(*crops(monkeypatch, height, width), strict=True):
@@ -141,18 +141,18 @@ def test_a_crop_shows_its_part_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
         inner = (
             slice(2, -2),
             slice(2, -2),
-        )  # the outermost half pixel of a picture has no colour between two
+        )  # the outermost half pixel of an image is not interpolated
         torch.testing.assert_close(one[0][inner], red.expand(height, -1)[inner], atol=0.003, rtol=0)
         torch.testing.assert_close(one[1][inner], green[:, None].expand(-1, width)[inner], atol=0.003, rtol=0)
 
 
-def test_colours_change_as_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With crops that show everything, brightness, contrast and saturation are found again from colours."""
+def test_photo_colours_change_as_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crops show the whole image, so brightness, contrast and saturation follow from the colours."""
     monkeypatch.setattr("splitee.training.augmentation.SCALE", (1.0, 1.0))
     monkeypatch.setattr("splitee.training.augmentation.RATIO", (1.0, 1.0))
     mean, std = (0.48, 0.46, 0.41), (0.23, 0.22, 0.25)
     torch.manual_seed(1)
-    once = 0.3 + 0.4 * torch.rand(3, 16, 8)  # far enough from 0 and 1 that nothing is cut off
+    once = 0.3 + 0.4 * torch.rand(3, 16, 8)  # far enough from 0 and 1 that no colour is clipped
     whole = torch.cat([once, once.flip(2)], dim=2)  # the same, when it is mirrored
     bent_mean, bent_std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     given = ((whole - bent_mean) / bent_std).expand(20, -1, -1, -1)
@@ -174,7 +174,7 @@ def test_colours_change_as_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_photographs_stay_within_what_pixels_can_be(channels: int) -> None:
+def test_photo_clips_colours_to_the_range_of_pixels(channels: int) -> None:
     torch.manual_seed(1)
     given = torch.randint(2, (COUNT, channels, 16, 24)) * 2.0 - 1  # 0 and 1 with a mean and deviation of 0.5
     made = augment(given, run("photo", mean=(0.5,), std=(0.5,)))
@@ -184,10 +184,10 @@ def test_photographs_stay_within_what_pixels_can_be(channels: int) -> None:
     assert math.isclose(float(made.max()), 1, abs_tol=1e-6)
 
 
-def shifted(picture: Tensor, down: int, right: int) -> Tensor:
-    moved = torch.zeros_like(picture)
-    height, width = picture.shape[1:]
+def shifted(image: Tensor, down: int, right: int) -> Tensor:
+    moved = torch.zeros_like(image)
+    height, width = image.shape[1:]
     rows = slice(max(down, 0), height + min(down, 0)), slice(max(-down, 0), height - max(down, 0))
     columns = slice(max(right, 0), width + min(right, 0)), slice(max(-right, 0), width - max(right, 0))
-    moved[:, rows[0], columns[0]] = picture[:, rows[1], columns[1]]
+    moved[:, rows[0], columns[0]] = image[:, rows[1], columns[1]]
     return moved

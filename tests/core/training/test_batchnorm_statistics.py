@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm's statistics taken anew: what they are means of, and that nothing else changes."""
+"""BatchNorm's statistics computed again: means over batches; the network does not change."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from splitee.training.weights import first_beyond
 
 @pytest.fixture
 def network() -> nn.Sequential:
-    """Two layers of BatchNorm; the first is a frozen one's, in evaluation mode."""
+    """Two layers of BatchNorm; the first is frozen, in evaluation mode."""
     torch.manual_seed(1)
     layers = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
     layers[0].eval()
@@ -32,7 +32,7 @@ def batches(count: int) -> list[Tensor]:
     return [2 + 3 * torch.randn(6, 3, 5, 5) for _ in range(count)]
 
 
-def test_they_are_means_over_the_batches_and_the_network_stays_as_it_is(network: nn.Sequential) -> None:
+def test_fresh_statistics_are_means_over_batches_and_keep_the_network(network: nn.Sequential) -> None:
     before, seen, fresh = weights_digest(network.state_dict()), batches(3), FreshStatistics(network)
     for batch in seen:
         with fresh.batch():
@@ -48,7 +48,7 @@ def test_they_are_means_over_the_batches_and_the_network_stays_as_it_is(network:
     torch.testing.assert_close(found["2.running_var"], variances)
 
 
-def test_a_forward_pass_that_fails_leaves_no_trace(network: nn.Sequential) -> None:
+def test_failed_forward_pass_keeps_network_and_statistics(network: nn.Sequential) -> None:
     before, fresh = weights_digest(network.state_dict()), FreshStatistics(network)
     with pytest.raises(RuntimeError), fresh.batch():
         network(torch.randn(6, 4, 5, 5))
@@ -56,13 +56,13 @@ def test_a_forward_pass_that_fails_leaves_no_trace(network: nn.Sequential) -> No
     assert fresh.means() == {}
 
 
-def test_averages_over_devices_are_those_of_all_their_values_together() -> None:
+def test_averaged_statistics_of_devices_are_those_of_their_pooled_values() -> None:
     ours, theirs = torch.randn(100, 4, dtype=torch.float64), 5 + torch.randn(100, 4, dtype=torch.float64)
-    told = [
+    sent = [
         pooled({"n.running_mean": one.mean(0), "n.running_var": one.var(0, unbiased=False)})
         for one in (ours, theirs)
     ]
-    found = unpooled({name: (told[0][name] + told[1][name]) / 2 for name in told[0]})
+    found = unpooled({name: (sent[0][name] + sent[1][name]) / 2 for name in sent[0]})
     together = torch.cat([ours, theirs])
     torch.testing.assert_close(found["n.running_mean"], together.mean(0))
     torch.testing.assert_close(found["n.running_var"], together.var(0, unbiased=False))
@@ -77,12 +77,12 @@ def test_averages_over_devices_are_those_of_all_their_values_together() -> None:
         (float("nan"), 1.0, False),
     ],
 )
-def test_bounds(mean: float, variance: float, is_fine: bool) -> None:
+def test_statistics_out_of_bounds_are_detected(mean: float, variance: float, is_fine: bool) -> None:
     found = {"n.running_mean": torch.tensor([mean]), "n.running_var": torch.tensor([variance])}
     assert (first_beyond(found) is None) is is_fine
 
 
-def test_a_round_that_is_short_has_no_more_batches_of_statistics() -> None:
+def test_short_round_limits_the_batches_of_statistics() -> None:
     spec = RunSpec(
         protocol=1, run="r", network="n", num_classes=2, rounds=1, batch_size=4, statistics_batches=4
     )

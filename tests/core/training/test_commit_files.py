@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States of committed rounds: whole once, then what has changed; whatever is torn, a whole one comes back."""
+"""States of committed rounds: written whole once, then only changes; torn changes are ignored."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def directory(tmp_path: Path) -> Iterator[StateDirectory]:
     opened.close()
 
 
-def test_a_round_that_is_saved_again_is_a_small_file_beside_the_first(directory: StateDirectory) -> None:
+def test_second_save_of_a_round_writes_a_small_file_of_changes(directory: StateDirectory) -> None:
     files, path = CommitFiles(directory), directory.path
     files.save(5, state())
     whole = (path / "round-000005.state").stat()
@@ -63,7 +63,7 @@ def test_a_round_that_is_saved_again_is_a_small_file_beside_the_first(directory:
     assert shared[0].data_ptr() == shared[1].data_ptr()
 
 
-def test_the_last_of_several_changes_counts(directory: StateDirectory) -> None:
+def test_last_saved_changes_of_a_round_are_loaded(directory: StateDirectory) -> None:
     files = CommitFiles(directory)
     for mean in (0.0, 1.0, 0.0, 4.0):
         files.save(5, state(mean))
@@ -72,7 +72,7 @@ def test_the_last_of_several_changes_counts(directory: StateDirectory) -> None:
     assert same(CommitFiles(directory).load(5), state(0.0))
 
 
-def test_tensors_that_are_written_to_in_place_are_changes(directory: StateDirectory) -> None:
+def test_tensors_written_in_place_are_saved_as_changes(directory: StateDirectory) -> None:
     layer = torch.nn.BatchNorm1d(4)
     other = torch.zeros(4)
     tensors = {**layer.state_dict(), "other": other}
@@ -90,7 +90,7 @@ def test_tensors_that_are_written_to_in_place_are_changes(directory: StateDirect
     assert found["trunk"]["running_mean"].any()
 
 
-def test_a_new_tensor_in_the_place_of_one_that_is_gone_is_a_change(directory: StateDirectory) -> None:
+def test_new_tensor_that_replaces_a_deleted_one_is_saved_as_a_change(directory: StateDirectory) -> None:
     files, held = CommitFiles(directory), {"x": torch.zeros(1000)}
     files.save(5, {"clients": dict(held)})
     for value in range(1, 20):
@@ -102,7 +102,7 @@ def test_a_new_tensor_in_the_place_of_one_that_is_gone_is_a_change(directory: St
         assert same(found["clients"], held)
 
 
-def test_changes_that_are_torn_leave_the_round_as_it_was_first(
+def test_torn_changes_are_ignored_with_one_line(
     directory: StateDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = CommitFiles(directory)
@@ -115,8 +115,8 @@ def test_changes_that_are_torn_leave_the_round_as_it_was_first(
     ]
 
 
-def test_changes_of_another_writing_of_the_round_do_not_count(directory: StateDirectory) -> None:
-    """As after a power cut that lost the round, but not what had changed of it."""
+def test_changes_of_an_earlier_write_of_the_round_are_ignored(directory: StateDirectory) -> None:
+    """As after a power cut that lost the round, but not its changes."""
     files, changes = CommitFiles(directory), directory.path / "round-000005.changes"
     files.save(5, state())
     files.save(5, state(mean=2.0))
@@ -127,7 +127,7 @@ def test_changes_of_another_writing_of_the_round_do_not_count(directory: StateDi
     assert same(CommitFiles(directory).load(5), state(mean=1.0, seconds=9.0))
 
 
-def test_a_state_of_another_structure_is_written_whole(directory: StateDirectory) -> None:
+def test_state_of_another_structure_is_written_whole(directory: StateDirectory) -> None:
     files = CommitFiles(directory)
     files.save(5, state())
     more = {**state(), "soft_labels": {"pi-1": torch.ones(3)}}
@@ -136,7 +136,7 @@ def test_a_state_of_another_structure_is_written_whole(directory: StateDirectory
     assert same(CommitFiles(directory).load(5), more)
 
 
-def test_changes_go_with_their_round(directory: StateDirectory) -> None:
+def test_pruning_a_round_removes_its_changes(directory: StateDirectory) -> None:
     files = CommitFiles(directory)
     for number in (5, 6, 7):
         files.save(number, state())
@@ -147,13 +147,13 @@ def test_changes_go_with_their_round(directory: StateDirectory) -> None:
     ]  # fmt: skip
 
 
-def test_a_round_as_it_was_stored_before_there_were_changes_is_loaded(directory: StateDirectory) -> None:
+def test_round_without_a_file_of_changes_is_loaded(directory: StateDirectory) -> None:
     directory.save_round(5, pack_state(state()))
     assert same(CommitFiles(directory).load(5), state())
     assert CommitFiles(directory).load(4) is None
 
 
-def test_changes_that_have_no_place_in_the_round_are_refused(directory: StateDirectory) -> None:
+def test_changes_with_an_unknown_key_are_refused(directory: StateDirectory) -> None:
     files = CommitFiles(directory)
     files.save(5, state())
     files.save(5, state(mean=2.0))
@@ -170,7 +170,7 @@ def trunk_of(value: float = 1.0) -> dict[str, torch.Tensor]:
     return {"stage.weight": torch.full((50_000,), value), "stage.bias": torch.zeros(50)}
 
 
-def test_trunks_that_are_equal_are_written_once_and_share_memory_when_they_are_read(
+def test_equal_trunks_are_written_once_and_share_memory_when_loaded(
     directory: StateDirectory,
 ) -> None:
     one = {"round": 1, "trunks": {"pi-0": trunk_of()}}
@@ -187,7 +187,7 @@ def test_trunks_that_are_equal_are_written_once_and_share_memory_when_they_are_r
     assert len(weights) == 2
 
 
-def test_what_differs_in_a_sign_of_zero_only_is_not_equal(directory: StateDirectory) -> None:
+def test_tensors_that_differ_in_the_sign_of_zero_are_stored_separately(directory: StateDirectory) -> None:
     signs = {"a": {"x": torch.tensor([0.0])}, "b": {"x": torch.tensor([-0.0])}}
     CommitFiles(directory).save(1, signs)
     found = CommitFiles(directory).load(1)
@@ -195,7 +195,7 @@ def test_what_differs_in_a_sign_of_zero_only_is_not_equal(directory: StateDirect
     assert [found[device]["x"].signbit().item() for device in "ab"] == [False, True]
 
 
-def test_what_an_optimizer_will_change_in_place_shares_memory_with_nothing(directory: StateDirectory) -> None:
+def test_loaded_tensors_of_an_optimizer_share_no_memory(directory: StateDirectory) -> None:
     parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
     optimizer = torch.optim.AdamW(parameters)
     for parameter in parameters:
@@ -208,7 +208,7 @@ def test_what_an_optimizer_will_change_in_place_shares_memory_with_nothing(direc
     assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors) == 6
 
 
-def test_a_digest_of_the_fleet_is_the_same_for_weights_that_share_memory() -> None:
+def test_fleet_digest_depends_on_values_and_not_on_shared_memory() -> None:
     shared = trunk_of()["stage.weight"]
     trunks = {"pi-1/stage.weight": shared, "pi-2/stage.weight": shared.clone()}
     clients = {"pi-1": "0a", "pi-2": "1b"}

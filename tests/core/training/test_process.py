@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
-def test_the_memory_of_a_batch_is_there_for_the_next_one() -> None:
+def test_memory_of_a_batch_is_reused_by_the_next_batch() -> None:
     """Otherwise each batch takes a page fault for each of its pages: 10,000 for 40 MB."""
     found = subprocess.run([sys.executable, "-c", BATCHES], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 1000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate over a run, and the optimizers that a run may ask for."""
+"""The learning rate over a run, the optimizers, and the balanced loss."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def rates(run: RunSpec, highest: float | None = None) -> list[float]:
     ]
 
 
-def test_the_rate_rises_and_then_follows_half_a_cosine() -> None:
+def test_learning_rate_rises_and_then_follows_half_a_cosine() -> None:
     found = rates(spec())
     peak = found.index(max(found))
     assert peak == pytest.approx(10, abs=1)
@@ -41,17 +41,17 @@ def test_the_rate_rises_and_then_follows_half_a_cosine() -> None:
     assert found[-1] == pytest.approx(0.01, rel=0.1)
 
 
-def test_a_constant_rate_stays_after_its_warm_up() -> None:
+def test_constant_learning_rate_stays_after_its_warm_up() -> None:
     found = rates(spec(schedule="constant"))
     assert found[0] == pytest.approx(0.05)
     assert found[9:] == pytest.approx([0.5] * 91)
 
 
-def test_without_warm_up_the_first_rate_is_the_highest() -> None:
+def test_learning_rate_without_warm_up_begins_at_the_highest() -> None:
     assert rates(spec(warm_up=0.0))[0] == 0.5
 
 
-def test_the_trunk_may_have_a_rate_of_its_own() -> None:
+def test_learning_rate_schedule_scales_with_its_highest_rate() -> None:
     assert rates(spec(), highest=0.25) == pytest.approx([rate / 2 for rate in rates(spec())])
 
 
@@ -59,7 +59,7 @@ OPTIMIZERS: list[dict[str, Any]] = [{}, {"momentum": 0.0}, {"optimizer": "adamw"
 
 
 @pytest.mark.parametrize("settings", [*OPTIMIZERS, *({**one, "fused": True} for one in OPTIMIZERS)])
-def test_an_optimizer_goes_on_from_its_stored_state(settings: dict[str, Any]) -> None:
+def test_optimizer_continues_from_its_stored_state(settings: dict[str, Any]) -> None:
     run = spec(**settings)
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
     optimizer = make_optimizer(one.parameters(), run)
@@ -74,7 +74,7 @@ def test_an_optimizer_goes_on_from_its_stored_state(settings: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("settings", OPTIMIZERS)
-def test_a_fused_step_learns_what_another_does_and_leaves_alone_what_a_batch_does_not_reach(
+def test_fused_step_matches_a_plain_one_and_skips_layers_without_gradient(
     settings: dict[str, Any],
 ) -> None:
     trained = []
@@ -89,14 +89,14 @@ def test_a_fused_step_learns_what_another_does_and_leaves_alone_what_a_batch_doe
             step(reached, optimizer)
         assert torch.equal(unreached.weight, before)
         assert not optimizer.state[unreached.weight]
-        optimizer.state.clear()  # as a device that goes on from an average
+        optimizer.state.clear()  # as on a device that continues from an average
         step(reached, optimizer)
         trained.append(reached.state_dict())
     torch.testing.assert_close(trained[0], trained[1])
 
 
-def test_a_balanced_loss_is_least_at_the_odds_that_an_even_mix_would_have() -> None:
-    """Nothing but the mix of classes is to be learnt: a balanced loss leaves the logits where they are."""
+def test_balanced_loss_is_minimal_at_equal_logits() -> None:
+    """Only the mix of classes could be learnt here; a balanced loss leaves the logits unchanged."""
     labels = np.repeat([0, 1, 2], [70, 20, 10])
     run = spec(num_classes=4, balanced_loss=True)
     offsets = class_offsets(run, labels)

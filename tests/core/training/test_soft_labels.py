@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft labels as messages: bounded, in order, exact to the bit, and nothing but probabilities."""
+"""Soft labels as messages: bounded, in order, exact to the bit, and probabilities only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sent() -> SoftLabels:
     return SoftLabels(4, soften(logits))
 
 
-def arrival(rows: int = ROWS) -> SoftLabelsAssembler:
+def new_assembler(rows: int = ROWS) -> SoftLabelsAssembler:
     return SoftLabelsAssembler("r", 7, 4, rows, CLASSES)
 
 
@@ -34,28 +34,28 @@ def message(labels: SoftLabels, first: int) -> SoftLabelRows:
     return SoftLabelRows.decode(payload)
 
 
-def test_what_arrives_is_what_was_sent(sent: SoftLabels) -> None:
-    coming = arrival()
-    asked = []
-    while not coming.is_whole:
-        asked.append(coming.next_row)
-        coming.add(message(sent, coming.next_row))
-    assert len(asked) == 2
-    assert coming.labels().round == sent.round
-    assert torch.equal(coming.labels().probabilities, sent.probabilities)
+def test_soft_labels_arrive_in_two_messages_as_sent(sent: SoftLabels) -> None:
+    assembler = new_assembler()
+    requested = []
+    while not assembler.is_whole:
+        requested.append(assembler.next_row)
+        assembler.add(message(sent, assembler.next_row))
+    assert len(requested) == 2
+    assert assembler.labels().round == sent.round
+    assert torch.equal(assembler.labels().probabilities, sent.probabilities)
     assert list(pack_rows("r", 7, sent, ROWS)) == []
 
 
-def test_what_was_not_asked_for_changes_nothing(sent: SoftLabels) -> None:
-    coming = arrival()
-    coming.add(message(sent, 10))
-    coming.add(SoftLabelRows.decode(next(pack_rows("r", 6, sent, 0))))
-    coming.add(SoftLabelRows.decode(next(pack_rows("other", 7, sent, 0))))
-    assert coming.next_row == 0
+def test_rows_that_were_not_requested_are_ignored(sent: SoftLabels) -> None:
+    assembler = new_assembler()
+    assembler.add(message(sent, 10))
+    assembler.add(SoftLabelRows.decode(next(pack_rows("r", 6, sent, 0))))
+    assembler.add(SoftLabelRows.decode(next(pack_rows("other", 7, sent, 0))))
+    assert assembler.next_row == 0
     first = message(sent, 0)
-    coming.add(first)
-    coming.add(first)
-    assert coming.next_row == first.rows.shape[0]
+    assembler.add(first)
+    assembler.add(first)
+    assert assembler.next_row == first.rows.shape[0]
 
 
 @pytest.mark.parametrize(
@@ -67,17 +67,17 @@ def test_what_was_not_asked_for_changes_nothing(sent: SoftLabels) -> None:
         (np.zeros((6, CLASSES), np.float32), "beyond the 5"),
     ],
 )
-def test_what_cannot_be_this_devices_is_refused(rows: np.ndarray, said: str) -> None:
-    coming = arrival(rows=5)
+def test_rows_with_invalid_values_or_shapes_are_refused(rows: np.ndarray, said: str) -> None:
+    assembler = new_assembler(rows=5)
     bad = SoftLabelRows(run="r", round=4, attempt=7, first=0, rows=encode_tensor("fp16", rows))
     with pytest.raises(MalformedMessage, match=said):
-        coming.add(bad)
-    assert coming.next_row == 0
+        assembler.add(bad)
+    assert assembler.next_row == 0
 
 
 @pytest.mark.parametrize(
     ("samples", "steps", "rows"), [(100, 0, 96), (10, 0, 10), (100, 5, 160), (10, 5, 50)]
 )
-def test_rows_of_a_round(samples: int, steps: int, rows: int) -> None:
+def test_rows_of_a_round_follow_samples_and_steps(samples: int, steps: int, rows: int) -> None:
     run = RunSpec(protocol=1, run="r", network="n", num_classes=10, rounds=1, batch_size=32, steps=steps)
     assert rows_a_round(run, samples) == rows

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays that came over the wire as tensors: their own memory, unless that must not be written."""
+"""Received arrays as tensors: they share writable memory, and copy read-only memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitee.protocol.codecs import CODECS, decode_tensor, encode_tensor
 from splitee.training.tensors import tensor_of
 
 
-def test_writable_memory_is_shared_and_read_only_memory_is_not() -> None:
+def test_tensor_shares_writable_memory_and_copies_read_only_memory() -> None:
     array = np.zeros(3, dtype=np.float32)
     tensor_of(array).fill_(1)
     assert array.tolist() == [1, 1, 1]
@@ -24,7 +24,7 @@ def test_writable_memory_is_shared_and_read_only_memory_is_not() -> None:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_features_of_each_codec_may_be_written_in_place(codec: str) -> None:
-    """As a network's first layer may do; torch has nothing to warn of."""
+    """A network's first layer may do so; torch gives no warning."""
     encoded = encode_tensor(codec, np.linspace(0, 1, 8, dtype=np.float32).reshape(2, 4))
     before = bytes(encoded.data)
     torch.set_warn_always(True)

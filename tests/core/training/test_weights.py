@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client networks as messages: exact to the bit, and nothing but what the cut has."""
+"""Client networks as messages: exact to the bit, and only tensors of the cut."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def messages(tensors: dict[str, Tensor]) -> list[Weights]:
     return [Weights.decode(payload) for payload in pack_weights("r", 3, 7, tensors)]
 
 
-def test_what_arrives_is_what_was_sent() -> None:
+def test_weights_arrive_as_sent() -> None:
     sent = weights()
-    arrival = WeightsAssembler(weights())
+    assembler = WeightsAssembler(weights())
     for message in messages(sent):
         assert (message.run, message.round, message.attempt) == ("r", 3, 7)
-        arrival.add(message)
-    assert arrival.missing == []
-    arrival.check(weights_digest(sent))
+        assembler.add(message)
+    assert assembler.missing == []
+    assembler.check(weights_digest(sent))
     for name, tensor in sent.items():
-        assert torch.equal(arrival.tensors[name], tensor)
-        assert arrival.tensors[name].dtype == tensor.dtype
+        assert torch.equal(assembler.tensors[name], tensor)
+        assert assembler.tensors[name].dtype == tensor.dtype
 
 
-def test_many_tensors_travel_in_messages_of_a_bounded_size() -> None:
+def test_many_tensors_are_split_into_messages_of_bounded_size() -> None:
     sizes = {f"w{index:02d}": MESSAGE // 3 for index in range(10)} | {"large": 2 * MESSAGE}
     found = list(in_messages(sizes))
     assert [name for names in found for name in names] == sorted(sizes)
@@ -60,7 +60,7 @@ def test_many_tensors_travel_in_messages_of_a_bounded_size() -> None:
     assert len(found) == 5
 
 
-def test_a_tensor_that_no_message_holds() -> None:
+def test_tensor_too_large_for_a_message_is_refused() -> None:
     with pytest.raises(ConfigError, match="classifier takes 392 MiB, more than a message may"):
         list(in_messages({"classifier": 4 * 25_088 * 4096}))
 
@@ -72,36 +72,36 @@ def test_a_tensor_that_no_message_holds() -> None:
         ("client.hidden.1.weight", [16, 72], "'client.hidden.1.weight' is not in this device's network"),
     ],
 )
-def test_a_tensor_of_another_network_changes_nothing(name: str, shape: list[int], said: str) -> None:
-    arrival = WeightsAssembler(weights())
+def test_tensor_of_another_network_is_refused(name: str, shape: list[int], said: str) -> None:
+    assembler = WeightsAssembler(weights())
     data = bytes(4 * torch.Size(shape).numel())
     with pytest.raises(MalformedMessage, match=said):
-        arrival.add(Weights(run="r", round=3, tensors={name: EncodedTensor("fp32", shape, data)}))
-    assert arrival.tensors == {}
+        assembler.add(Weights(run="r", round=3, tensors={name: EncodedTensor("fp32", shape, data)}))
+    assert assembler.tensors == {}
 
 
-def test_a_message_with_one_wrong_tensor_changes_nothing() -> None:
-    arrival = WeightsAssembler(weights())
+def test_message_with_one_wrong_tensor_is_refused_as_a_whole() -> None:
+    assembler = WeightsAssembler(weights())
     [message] = messages(weights())
     wrong = {**message.tensors, "stranger": next(iter(message.tensors.values()))}
     with pytest.raises(MalformedMessage, match="'stranger' is not in this device's network"):
-        arrival.add(Weights(run="r", round=3, tensors=wrong))
-    assert arrival.tensors == {}
+        assembler.add(Weights(run="r", round=3, tensors=wrong))
+    assert assembler.tensors == {}
 
 
-def test_weights_that_are_not_those_announced_are_asked_for_anew() -> None:
-    arrival = WeightsAssembler(weights())
+def test_weights_with_another_digest_are_refused_and_missing_again() -> None:
+    assembler = WeightsAssembler(weights())
     for message in messages(weights()):
-        arrival.add(message)
+        assembler.add(message)
     with pytest.raises(MalformedMessage, match=r"SHA-256 is [0-9a-f]{12}, expected 0{12}"):
-        arrival.check("0" * 64)
-    assert sorted(arrival.missing) == sorted(weights())
+        assembler.check("0" * 64)
+    assert sorted(assembler.missing) == sorted(weights())
 
 
-def test_what_is_asked_for_is_bounded_and_what_is_unknown_is_left_out() -> None:
-    there = {"a": torch.zeros(MESSAGE // 8), "b": torch.zeros(MESSAGE // 8), "c": torch.zeros(1)}
-    assert list(select(there, ["a", "b", "c", "nowhere"])) == ["a", "b"]
-    assert select(there, ["nowhere"]) == {}
+def test_select_bounds_the_size_and_leaves_unknown_names_out() -> None:
+    stored = {"a": torch.zeros(MESSAGE // 8), "b": torch.zeros(MESSAGE // 8), "c": torch.zeros(1)}
+    assert list(select(stored, ["a", "b", "c", "nowhere"])) == ["a", "b"]
+    assert select(stored, ["nowhere"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -115,17 +115,17 @@ def test_what_is_asked_for_is_bounded_and_what_is_unknown_is_left_out() -> None:
         ("client.first.1.num_batches_tracked", 3e38, "beyond"),
     ],
 )
-def test_values_that_no_honest_network_has_change_nothing(name: str, value: float, said: str) -> None:
+def test_weights_with_impossible_values_are_refused(name: str, value: float, said: str) -> None:
     like = weights()
     shape = list(like[name].shape) or [1]
     data = np.full(shape, value, "<f4").tobytes()
-    arrival = WeightsAssembler(like)
+    assembler = WeightsAssembler(like)
     with pytest.raises(MalformedMessage, match=said):
-        arrival.add(Weights(run="r", round=3, tensors={name: EncodedTensor("fp32", shape, data)}))
-    assert arrival.tensors == {}
+        assembler.add(Weights(run="r", round=3, tensors={name: EncodedTensor("fp32", shape, data)}))
+    assert assembler.tensors == {}
 
 
-def test_weights_travel_as_fp32_only() -> None:
+def test_weights_in_fp16_are_refused() -> None:
     like = weights()
     shape = list(like["client.first.0.bias"].shape)
     half = EncodedTensor("fp16", shape, bytes(2 * shape[0]))
@@ -133,16 +133,16 @@ def test_weights_travel_as_fp32_only() -> None:
         WeightsAssembler(like).add(Weights(run="r", round=3, tensors={"client.first.0.bias": half}))
 
 
-def test_large_variances_travel() -> None:
+def test_large_variances_are_accepted() -> None:
     sent = weights()
     sent["client.first.1.running_var"].fill_(1e9)
-    arrival = WeightsAssembler(weights())
+    assembler = WeightsAssembler(weights())
     for message in messages(sent):
-        arrival.add(message)
-    arrival.check(weights_digest(sent))
+        assembler.add(message)
+    assembler.check(weights_digest(sent))
 
 
-def test_a_network_that_has_diverged_is_not_sent() -> None:
+def test_diverged_network_is_not_sent() -> None:
     diverged = weights()
     diverged["client.first.0.weight"][0] = float("inf")
     with pytest.raises(Diverged, match="lower the learning rate"):

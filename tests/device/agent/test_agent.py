@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's rounds from its side, against a server by script: trained, sent, lost, superseded, moved."""
+"""A device's rounds against a scripted server: training, losses, superseded rounds, moves of the cut."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from splitee_device.agent.phase import PhaseUnderWay
 
 
 def digest_of_round_1(make: Callable[..., Device]) -> str:
-    """That a device reaches which nothing disturbs."""
+    """The digest that an undisturbed device reaches."""
     device = make(script=ONE_ROUND)
     device.server.open_run()
     device.run()
     return device.server.done[0].digest
 
 
-def test_a_run_is_trained_and_committed_round_by_round(make: Callable[..., Device]) -> None:
+def test_run_is_trained_and_committed_round_by_round(make: Callable[..., Device]) -> None:
     device = make()
     device.server.open_run()
     device.run()
@@ -67,8 +67,8 @@ def test_a_run_is_trained_and_committed_round_by_round(make: Callable[..., Devic
     assert device.server.syncs == []
 
 
-def test_what_a_phase_holds_goes_with_it(make: Callable[..., Device]) -> None:
-    """In a process of many objects cycles would wait for a long time to be found."""
+def test_phase_objects_are_freed_without_garbage_collection(make: Callable[..., Device]) -> None:
+    """In a process with many objects, reference cycles are collected late."""
     device = make()
     device.server.open_run()
     gc.collect()
@@ -81,7 +81,7 @@ def test_what_a_phase_holds_goes_with_it(make: Callable[..., Device]) -> None:
     assert left == []
 
 
-def test_a_lost_acknowledgement_is_asked_for_after_15_seconds(make: Callable[..., Device]) -> None:
+def test_lost_acknowledgement_is_requested_after_15_seconds(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND, train=8)
     device.server.samples = 8
     lost: list[Ack] = []
@@ -95,14 +95,14 @@ def test_a_lost_acknowledgement_is_asked_for_after_15_seconds(make: Callable[...
     device.server.open_run()
     started = device.clock()
     device.run()
-    assert len(lost) == SPEC.window  # then the window was full
+    assert len(lost) == SPEC.window  # the window was full then
     assert 15 <= device.clock() - started < 19
     assert len(device.server.syncs) == 1
     assert {step for number, phase, step in steps_sent(device) if phase == "train"} == {0, 1, 2, 3}
     assert len(device.server.done) == 1
 
 
-def test_what_the_server_has_lost_is_sent_again(make: Callable[..., Device]) -> None:
+def test_lost_batches_are_sent_again_unchanged(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND)
     sent_once: list[Sent] = []
     take = device.server.handle
@@ -120,7 +120,7 @@ def test_what_the_server_has_lost_is_sent_again(make: Callable[..., Device]) -> 
     assert len(device.server.syncs) == 1
 
 
-def test_a_lost_round_done_is_said_again(make: Callable[..., Device]) -> None:
+def test_lost_round_done_is_sent_again_with_its_weights(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND)
     device.server.participant = {"weights": True}
     device.server.on_done = lambda _done: device.server.commit() if len(device.server.done) > 1 else None
@@ -129,13 +129,13 @@ def test_a_lost_round_done_is_said_again(make: Callable[..., Device]) -> None:
     first, again = device.server.done
     assert first == again
     assert len(device.server.syncs) == 1
-    assert device.server.tensors[0] == device.server.tensors[1]  # the weights that belong to it, too
+    assert device.server.tensors[0] == device.server.tensors[1]  # its weights, too
 
 
-def test_a_round_that_is_opened_anew_is_trained_anew(
+def test_round_restarted_before_round_done_is_trained_from_its_first_batch(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Before its round-done: the batches of the attempt before do not count."""
+    """The batches of the previous attempt do not count."""
     caplog.set_level(logging.INFO, "splitee_device")
     device = make(script=ONE_ROUND)
 
@@ -157,17 +157,17 @@ def test_a_round_that_is_opened_anew_is_trained_anew(
     assert [done.digest for done in device.server.done] == [digest_of_round_1(make)]
 
 
-def test_after_round_done_the_next_phase_does_not_supersede(make: Callable[..., Device]) -> None:
+def test_next_phase_does_not_supersede_a_round_after_its_round_done(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND[:1])
     server = device.server
 
-    def open_the_next_phase_before_the_commit_is_heard(done: RoundDone) -> None:
+    def open_the_next_phase_before_the_commit_arrives(done: RoundDone) -> None:
         server.committed, server.digest, server.trained = 1, done.digest, done.digest
         server.open("evaluate", 1)
         server.script.extend(ONE_ROUND[2:])
         server.assign(5.0)
 
-    server.on_done = open_the_next_phase_before_the_commit_is_heard
+    server.on_done = open_the_next_phase_before_the_commit_arrives
     server.open_run()
     started = device.clock()
     device.run()
@@ -176,7 +176,7 @@ def test_after_round_done_the_next_phase_does_not_supersede(make: Callable[..., 
     assert device.clock() - started == 5.0
 
 
-def test_after_round_done_a_new_attempt_supersedes(make: Callable[..., Device]) -> None:
+def test_new_attempt_supersedes_a_round_after_its_round_done(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND)
     server = device.server
     server.on_done = lambda done: server.begin_anew() if done.attempt == 7 else server.commit()
@@ -187,7 +187,7 @@ def test_after_round_done_a_new_attempt_supersedes(make: Callable[..., Device]) 
     assert first.digest == again.digest == digest_of_round_1(make)
 
 
-def test_a_round_that_counts_without_the_device_is_not_kept(
+def test_device_discards_a_round_that_was_committed_without_it(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "splitee_device")
@@ -200,14 +200,14 @@ def test_a_round_that_counts_without_the_device_is_not_kept(
     trainer = new_trainer(SPEC, 1, device.data)
     for _ in trainer.round(2):
         pass
-    assert server.done[1].digest == trainer.digest()  # round 2 began where round 1 did
+    assert server.done[1].digest == trainer.digest()  # round 2 starts from the same weights as round 1
 
 
 @pytest.mark.parametrize("train", [4, 8])
-def test_a_device_with_other_images_sends_the_batches_that_the_server_expects(
+def test_device_whose_image_count_changed_sends_the_expected_batches(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture, train: int
 ) -> None:
-    """It was started again with more images, or fewer, while a round of 6 was under way."""
+    """The device is restarted with more or fewer images during a round of 6."""
     device = make(script=ONE_ROUND, train=train, held_out=100)
     device.server.samples, device.server.held_out = 6, 40
     device.server.open_run()
@@ -219,7 +219,7 @@ def test_a_device_with_other_images_sends_the_batches_that_the_server_expects(
     )
 
 
-def test_the_mistakes_of_an_evaluation_are_kept_on_the_device(make: Callable[..., Device]) -> None:
+def test_evaluation_mistakes_are_stored_on_the_device_only(make: Callable[..., Device]) -> None:
     device = make(held_out=40)
     device.server.held_out = 40
     device.server.open_run()
@@ -233,7 +233,7 @@ def test_the_mistakes_of_an_evaluation_are_kept_on_the_device(make: Callable[...
         assert not any(one["image"].encode() in sent.payload for sent in device.port.sent)
 
 
-def test_a_process_that_starts_anew_sends_only_what_the_server_has_not(make: Callable[..., Device]) -> None:
+def test_restarted_process_sends_only_batches_that_the_server_lacks(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND)
     server = device.server
 
@@ -250,7 +250,7 @@ def test_a_process_that_starts_anew_sends_only_what_the_server_has_not(make: Cal
     assert server.done[0].digest == digest_of_round_1(make)
 
 
-def test_a_device_moves_to_another_cut_with_the_weights_that_the_server_holds(
+def test_device_moves_to_another_cut_with_the_weights_held_by_the_server(
     make: Callable[..., Device],
 ) -> None:
     spec = replace(SPEC, rounds=3)
@@ -284,7 +284,7 @@ def test_a_device_moves_to_another_cut_with_the_weights_that_the_server_holds(
     assert facts is not None and (facts["cut"], facts["cuts"]) == (2, [1, 2])
 
 
-def test_soft_labels_are_fetched_and_learnt_from(make: Callable[..., Device]) -> None:
+def test_soft_labels_are_fetched_and_used_in_training(make: Callable[..., Device]) -> None:
     spec = replace(SPEC, soft_labels=1.0)
     device = make(spec, script=(("train", 2), ("finished", 2)))
     rows = rows_a_round(spec, 4)
@@ -300,7 +300,7 @@ def test_soft_labels_are_fetched_and_learnt_from(make: Callable[..., Device]) ->
     assert device.server.done[0].digest == trainer.digest()
 
 
-def test_averaged_weights_are_sent_with_round_done_and_fetched_again(make: Callable[..., Device]) -> None:
+def test_weights_are_sent_with_round_done_and_their_average_is_fetched(make: Callable[..., Device]) -> None:
     device = make(replace(SPEC, client_averaging="layerwise"), script=ONE_ROUND)
     server = device.server
     server.participant = {"weights": True}

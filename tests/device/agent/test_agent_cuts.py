@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a device is cut is its owner's word: a server moves it only to where it was or asked to be."""
+"""The owner decides where a device is cut: a server moves it only to a cut that it had or requested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee_device.agent.monitor import CutWish
 
 
 def shapes_sent(device: Device) -> set[tuple[int, ...]]:
-    """Of the features of one image, in all batches."""
+    """The shapes of one image's features, in all batches."""
     return {decode_tensor(batch.features).shape[1:] for batch in device.server.batches}
 
 
@@ -26,7 +26,7 @@ def shape_at(cut: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("own", "forced"), [(3, 1), (2, 3)])
-def test_an_assignment_to_a_cut_that_was_not_asked_for_changes_nothing(
+def test_assignment_to_a_cut_that_was_not_requested_is_rejected(
     make: Callable[..., Device], own: int, forced: int
 ) -> None:
     device = make(script=ONE_ROUND, cut=own)
@@ -46,10 +46,10 @@ def test_an_assignment_to_a_cut_that_was_not_asked_for_changes_nothing(
     assert server.statuses[-1].rejected == 1
 
 
-def test_one_that_was_heard_before_the_device_joined_counts_no_more(
+def test_assignment_received_before_joining_is_not_followed(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Retained, it comes while the device still chooses its cut."""
+    """The retained assignment comes while the device still chooses its cut."""
     device = make(script=ONE_ROUND, cut=3)
     server = device.server
     told = Assignment(run=SPEC.run, attempt=server.attempt, instance=0, cut=1)
@@ -60,7 +60,7 @@ def test_one_that_was_heard_before_the_device_joined_counts_no_more(
     assert "not followed: the server cuts this device at 1" in caplog.text
 
 
-def test_below_its_floor_a_device_asks_for_nothing_and_follows_nobody(make: Callable[..., Device]) -> None:
+def test_device_requests_and_accepts_no_cut_below_its_lowest_cut(make: Callable[..., Device]) -> None:
     device = make(script=WHOLE_RUN, cut=2, lowest_cut=2, wish=CutWish(1, "cut 1: faster"))
     server = device.server
 

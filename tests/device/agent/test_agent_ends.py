@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ends a device's part in a run before the run is over, whatever it is doing."""
+"""What ends a device's part in a run early, whatever it is doing, and what does not."""
 
 from __future__ import annotations
 
@@ -27,15 +27,17 @@ from splitee_device.agent.session import RunChanged
         (ExitCode.REJECTED, Rejected),
         (ExitCode.VERSION, VersionMismatch),
         (ExitCode.DISMISSED, Dismissed),
-        (ExitCode.CONFIG, Rejected),  # a server's word is no mistake of the settings
+        (ExitCode.CONFIG, Rejected),  # the mistake is not in this device's settings
     ],
 )
-def test_a_refused_join(make: Callable[..., Device], code: ExitCode, error: type[Exception]) -> None:
+def test_refused_join_raises_the_error_for_its_code(
+    make: Callable[..., Device], code: ExitCode, error: type[Exception]
+) -> None:
     device = make()
 
     def refuse(profile: Profile) -> None:
-        for instance, fatal, said in ((profile.instance + 1, True, "another"), (0, False, "only a word")):
-            report = ErrorReport(code=int(code), message=said, fatal=fatal, instance=instance)
+        for instance, fatal, text in ((profile.instance + 1, True, "another"), (0, False, "only a word")):
+            report = ErrorReport(code=int(code), message=text, fatal=fatal, instance=instance)
             device.server.send(routes.ERROR, report)
         report = ErrorReport(code=int(code), message="other classes", fatal=True, instance=profile.instance)
         device.server.send(routes.ERROR, report)
@@ -47,7 +49,7 @@ def test_a_refused_join(make: Callable[..., Device], code: ExitCode, error: type
 
 
 @pytest.mark.parametrize("doing", ["waiting", "training", "evaluating"])
-def test_a_twin_that_started_later_ends_this_process(make: Callable[..., Device], doing: str) -> None:
+def test_process_ends_when_a_later_process_uses_its_id(make: Callable[..., Device], doing: str) -> None:
     device = make()
 
     def speak_as_this_device() -> None:
@@ -62,7 +64,7 @@ def test_a_twin_that_started_later_ends_this_process(make: Callable[..., Device]
 
 @pytest.mark.parametrize("changed", [replace(SPEC, run="run-b"), replace(SPEC, rounds=99)])
 @pytest.mark.parametrize("doing", ["waiting", "training", "evaluating"])
-def test_another_run_or_other_rounds_end_this_one(
+def test_spec_with_another_run_or_round_count_ends_the_run(
     make: Callable[..., Device], doing: str, changed: RunSpec
 ) -> None:
     device = make()
@@ -73,7 +75,7 @@ def test_another_run_or_other_rounds_end_this_one(
     assert device.session.await_run() == changed
 
 
-def test_the_same_run_said_again_changes_nothing(make: Callable[..., Device]) -> None:
+def test_repeated_run_spec_does_not_end_the_run(make: Callable[..., Device]) -> None:
     device = make(script=ONE_ROUND)
     when(device, "training", lambda: device.server.send(routes.RUN, replace(SPEC, class_names=("a", "b"))))
     device.server.open_run()
@@ -81,7 +83,7 @@ def test_the_same_run_said_again_changes_nothing(make: Callable[..., Device]) ->
     assert len(device.server.done) == 1
 
 
-def test_a_server_of_another_protocol(make: Callable[..., Device]) -> None:
+def test_server_with_another_protocol_version_is_refused(make: Callable[..., Device]) -> None:
     device = make()
     device.server.send(routes.RUN, replace(SPEC, protocol=2))
     with pytest.raises(VersionMismatch, match="the server speaks protocol 2, this device 1"):
@@ -89,7 +91,9 @@ def test_a_server_of_another_protocol(make: Callable[..., Device]) -> None:
 
 
 @pytest.mark.parametrize("doing", ["training", "evaluating"])
-def test_patience_ends_when_the_server_falls_silent(make: Callable[..., Device], doing: str) -> None:
+def test_device_gives_up_when_server_is_silent_beyond_the_patience(
+    make: Callable[..., Device], doing: str
+) -> None:
     device = make(patience=60)
     silent = False
 
@@ -105,7 +109,7 @@ def test_patience_ends_when_the_server_falls_silent(make: Callable[..., Device],
     assert len(device.server.syncs) == 2  # after 15 and 45 seconds, or a little more
 
 
-def test_a_process_that_is_asked_to_stop_stops_between_two_batches(make: Callable[..., Device]) -> None:
+def test_stop_request_takes_effect_between_two_batches(make: Callable[..., Device]) -> None:
     made: list[Device] = []
     device = make(stop=lambda: len(made[0].server.batches) == 1)
     made.append(device)
@@ -115,7 +119,7 @@ def test_a_process_that_is_asked_to_stop_stops_between_two_batches(make: Callabl
     assert steps_sent(device) == [(1, "train", 0)]
 
 
-def test_a_device_that_comes_after_the_end_does_not_wait_for_a_server_that_is_gone(
+def test_device_joining_after_the_run_does_not_wait_for_an_offline_server(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     device = make(replace(SPEC, client_averaging="layerwise"), script=(("finished", 2),))
@@ -130,7 +134,7 @@ def test_a_device_that_comes_after_the_end_does_not_wait_for_a_server_that_is_go
     assert "does not get the network of round 2" in line
 
 
-def test_a_server_that_leaves_while_a_device_fetches_its_last_network_is_not_waited_for(
+def test_device_stops_its_last_fetch_when_the_server_goes_offline(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     device = make(replace(SPEC, client_averaging="layerwise"), script=(("finished", 2),), patience=600)
@@ -147,7 +151,7 @@ def test_a_server_that_leaves_while_a_device_fetches_its_last_network_is_not_wai
     assert server.statuses[-1].doing == "finished"
 
 
-def test_a_server_that_is_away_before_its_models_are_released_is_waited_for(
+def test_device_waits_for_an_offline_server_in_the_release_phase(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     device = make(replace(SPEC, client_averaging="layerwise"), script=(("release", 2),), patience=600)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is malformed is counted, and changes nothing of what a device does."""
+"""Malformed messages are counted, and do not change what a device does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from splitee_device.agent.session import READ
 MALFORMED = (b"", b"{", b"null", b"\xc1", b"\x80", b"{}", b'{"run":7}', b"\x94\x01\x00\x02\x08", b"\xff" * 64)
 
 
-def test_what_is_malformed_is_counted_and_changes_nothing_in_any_phase(
+def test_malformed_messages_are_counted_and_ignored_in_every_phase(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     undisturbed = make()
@@ -27,35 +27,35 @@ def test_what_is_malformed_is_counted_and_changes_nothing_in_any_phase(
     undisturbed.run()
 
     device = make()
-    shouts = 0
+    disturbances = 0
 
-    def shout() -> None:
-        """All that is malformed, on every route that the device reads."""
-        nonlocal shouts
-        shouts += 1
+    def disturb() -> None:
+        """Sends all malformed payloads on every route that the device reads."""
+        nonlocal disturbances
+        disturbances += 1
         for route in READ:
             for payload in MALFORMED:
                 device.port.deliver(route.topic(TOPICS, DEVICE), payload)
 
-    shout()
+    disturb()
     for doing in ("waiting", "training", "evaluating", "finished"):
-        when(device, doing, shout)
+        when(device, doing, disturb)
 
-    def shout_and_take_in(profile: Profile) -> None:
-        shout()
+    def disturb_and_take_in(profile: Profile) -> None:
+        disturb()
         device.server.take_in(profile)
 
-    def shout_and_commit(_done: RoundDone) -> None:
-        shout()
+    def disturb_and_commit(_done: RoundDone) -> None:
+        disturb()
         device.server.commit()
 
-    device.server.on_profile, device.server.on_done = shout_and_take_in, shout_and_commit
+    device.server.on_profile, device.server.on_done = disturb_and_take_in, disturb_and_commit
     device.server.open_run()
     device.run()
     device.session.drain()
     device.session.presence.say("finished", 3)
-    assert shouts == 8  # before the run, joining, in each of four doings, and at the commit of two rounds
-    assert device.server.statuses[-1].rejected == shouts * len(READ) * len(MALFORMED)
+    assert disturbances == 8  # before the run, at joining, in four activities, at two commits
+    assert device.server.statuses[-1].rejected == disturbances * len(READ) * len(MALFORMED)
     assert [comparable(sent) for sent in device.port.sent[:-1]] == [
         comparable(sent) for sent in undisturbed.port.sent
     ]
@@ -64,7 +64,7 @@ def test_what_is_malformed_is_counted_and_changes_nothing_in_any_phase(
     assert len(lines) == 20
 
 
-def test_each_message_of_the_server_cut_short_changes_nothing(make: Callable[..., Device]) -> None:
+def test_truncated_server_messages_are_ignored(make: Callable[..., Device]) -> None:
     undisturbed = make()
     undisturbed.server.open_run()
     undisturbed.run()
@@ -88,7 +88,7 @@ def test_each_message_of_the_server_cut_short_changes_nothing(make: Callable[...
 
 
 def comparable(sent: Sent) -> Sent:
-    """A publication without what differs from run to run: rejections, the time, gauges of the process."""
+    """A message without what differs from run to run: rejections, the time, gauges of the process."""
     if not sent.topic.endswith("/status"):
         return sent
     status = DeviceStatus.decode(sent.payload)

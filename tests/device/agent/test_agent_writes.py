@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device writes: its state once a round, and that which only it has before it says round-done."""
+"""What a device writes: its state once a round, before round-done if only the device has it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WITH_STATISTICS = tuple(
 
 
 class StateFiles:
-    """Every state of a round that a device has written, as seen at each of its messages."""
+    """The round states that a device has written, as seen at each of its messages."""
 
     def __init__(self, device: Device) -> None:
         self.written: list[str] = []  # names, in their order
@@ -53,7 +53,7 @@ class StateFiles:
 
 
 class AveragingServer:
-    """Commits an average, and tells it once more with fresh statistics."""
+    """Commits an average, and sends it again with fresh statistics."""
 
     def __init__(self, device: Device, average: Callable[[RoundDone], dict[str, Tensor]]) -> None:
         self._server = device.server
@@ -87,8 +87,8 @@ def stored(path: Path, number: int) -> dict[str, Tensor]:
     return model
 
 
-def test_where_networks_are_averaged_the_state_is_written_once_a_round(make: Callable[..., Device]) -> None:
-    """The last that the round comes to: the average, with its fresh statistics."""
+def test_averaged_state_is_written_once_a_round_with_fresh_statistics(make: Callable[..., Device]) -> None:
+    """It is the final state of the round: the average, with its fresh statistics."""
     device = make(AVERAGED, script=(*WITH_STATISTICS, ("finished", ROUNDS)))
     files = StateFiles(device)
     AveragingServer(device, lambda done: an_average(AVERAGED, float(done.round)))
@@ -101,8 +101,8 @@ def test_where_networks_are_averaged_the_state_is_written_once_a_round(make: Cal
     assert facts["finished"]
 
 
-def test_a_device_whose_own_network_is_the_average_fetches_none_of_it(make: Callable[..., Device]) -> None:
-    """As where it is alone; what is fetched is the statistics."""
+def test_device_whose_network_is_the_average_fetches_only_statistics(make: Callable[..., Device]) -> None:
+    """As in a fleet of one device."""
     device = make(AVERAGED, script=(*WITH_STATISTICS, ("finished", ROUNDS)))
     files = StateFiles(device)
     AveragingServer(
@@ -112,12 +112,12 @@ def test_a_device_whose_own_network_is_the_average_fetches_none_of_it(make: Call
     device.run()
     files.look()
     assert files.written == ["round-000001.state", "round-000002.state"]
-    asked = {name for sync in device.server.syncs for name in sync.weights}
-    assert asked and all(map(is_statistic, asked))
+    requested = {name for sync in device.server.syncs for name in sync.weights}
+    assert requested and all(map(is_statistic, requested))
 
 
-def test_without_averages_the_state_is_on_disk_when_round_done_is_said(make: Callable[..., Device]) -> None:
-    """Nobody else has its weights and its momentum."""
+def test_state_without_averaging_is_on_disk_when_round_done_is_sent(make: Callable[..., Device]) -> None:
+    """Only the device has its weights and its momentum."""
     device = make()
     files = StateFiles(device)
     kept: list[str] = []
@@ -136,10 +136,10 @@ def test_without_averages_the_state_is_on_disk_when_round_done_is_said(make: Cal
 
 
 @pytest.mark.parametrize("is_old", [False, True])
-def test_a_process_that_was_killed_before_it_saved_an_average_fetches_it(
+def test_process_killed_before_saving_an_average_fetches_it(
     make: Callable[..., Device], is_old: bool
 ) -> None:
-    """`is_old`: the release before had saved what it had trained, which no commit is."""
+    """`is_old`: an older version of the software had saved the trained weights, which are no commit."""
     device = make(AVERAGED, script=(("train", 2), ("finished", 2)))
     server, average = device.server, an_average(AVERAGED, 1.0)
     if is_old:

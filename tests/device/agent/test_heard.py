@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What follows from what a device has heard."""
+"""What follows from the messages that a device has received."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
 MINE, ANOTHER = "a" * 64, "b" * 64
 OPENED = RoundOpen(run="r", round=2, attempt=7, phase="train", participants=1)
 PART = Participant(cut=1, steps=4, base=1)
-TOLD = Participation(run="r", round=2, attempt=7, phase="train", part=PART, room=8)
-DROPPED = replace(TOLD, part=None)
+PARTICIPATION = Participation(run="r", round=2, attempt=7, phase="train", part=PART, room=8)
+DROPPED = replace(PARTICIPATION, part=None)
 ASSIGNMENT = Assignment(run="r", attempt=7, instance=5, cut=1, committed=2, trained=MINE, digest=ANOTHER)
 ONLINE = ServerStatus(state="online", instance=7, run="r")
 
@@ -34,25 +34,25 @@ def heard() -> Heard:
         (ONLINE, 120.0),
         (replace(ONLINE, state="offline"), 100.0),
         (SPEC, 100.0),
-        (TOLD, 100.0),
+        (PARTICIPATION, 100.0),
         (ASSIGNMENT, 100.0),
     ],
 )
-def test_what_shows_that_the_server_lives(heard: Heard, message: object, last_word: float) -> None:
+def test_sign_of_life_depends_on_the_message_kind(heard: Heard, message: object, last_word: float) -> None:
     heard.add(message, 120.0)  # type: ignore[arg-type]
     assert heard.last_word == last_word
 
 
-def test_the_latest_message_of_each_kind_counts(heard: Heard) -> None:
-    for message in (SPEC, OPENED, TOLD, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
+def test_latest_message_of_each_kind_is_kept(heard: Heard) -> None:
+    for message in (SPEC, OPENED, PARTICIPATION, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
         heard.add(message, 120.0)
     assert heard.spec == SPEC
     assert heard.round == replace(OPENED, phase="evaluate")
     assert (heard.assignment, heard.server, heard.ack) == (ASSIGNMENT, ONLINE, None)
-    assert heard.participation == TOLD
+    assert heard.participation == PARTICIPATION
 
 
-def test_only_a_word_to_this_process_answers_its_profile(heard: Heard) -> None:
+def test_join_is_confirmed_only_by_an_assignment_to_this_process_and_run(heard: Heard) -> None:
     assert not heard.is_answered
     heard.add(SPEC, 0)
     heard.add(replace(ASSIGNMENT, instance=4), 0)
@@ -72,9 +72,11 @@ def test_only_a_word_to_this_process_answers_its_profile(heard: Heard) -> None:
         ("finished", "of before", False, False),
     ],
 )
-def test_when_the_run_is_over(heard: Heard, phase: str, run: str, trained: bool, finished: bool) -> None:
+def test_open_phase_decides_whether_the_run_is_trained_or_finished(
+    heard: Heard, phase: str, run: str, trained: bool, finished: bool
+) -> None:
     heard.add(replace(OPENED, phase=phase, run=run), 0)
-    assert not heard.is_trained  # of which run nothing is known yet
+    assert not heard.is_trained  # the run is not known yet
     heard.add(SPEC, 0)
     assert (heard.is_trained, heard.is_finished) == (trained, finished)
 
@@ -92,7 +94,9 @@ def test_when_the_run_is_over(heard: Heard, phase: str, run: str, trained: bool,
         ),
     ],
 )
-def test_whom_the_server_waits_for(heard: Heard, status: ServerStatus | None, said: str) -> None:
+def test_reason_for_waiting_names_offline_server_or_up_to_five_devices(
+    heard: Heard, status: ServerStatus | None, said: str
+) -> None:
     if status is not None:
         heard.add(status, 0)
     assert heard.whom_it_waits_for() == said
@@ -102,27 +106,27 @@ def test_whom_the_server_waits_for(heard: Heard, status: ServerStatus | None, sa
     ("changes", "takes_part"),
     [
         ({}, True),
-        ({"attempt": 8}, False),  # of which it has been told nothing
+        ({"attempt": 8}, False),  # without a participation
         ({"round": 3}, False),
         ({"phase": "release"}, True),
         ({"phase": "finished"}, True),
         ({"run": "another"}, False),
-        ({"round": 1, "phase": "evaluate"}, False),  # which is done
+        ({"round": 1, "phase": "evaluate"}, False),  # already done
     ],
 )
-def test_the_phase_that_a_device_takes_part_in_next(
+def test_next_phase_is_one_with_participation_or_the_end_of_the_run(
     heard: Heard, changes: dict[str, object], takes_part: bool
 ) -> None:
     done = phase_key(replace(OPENED, round=1, phase="evaluate"))
     assert heard.next_phase("r", done) is None
     opened = replace(OPENED, **changes)
-    heard.add(TOLD, 0)
+    heard.add(PARTICIPATION, 0)
     assert heard.next_phase("r", done) is None
     heard.add(opened, 0)
     assert heard.next_phase("r", done) == (opened if takes_part else None)
 
 
-def test_the_assignment_that_a_phase_continues_from(heard: Heard) -> None:
+def test_phase_continues_from_the_assignment_of_its_base_and_attempt(heard: Heard) -> None:
     right = replace(ASSIGNMENT, committed=1)
     for wrong in (ASSIGNMENT, replace(right, attempt=6)):
         heard.add(wrong, 0)
@@ -131,24 +135,25 @@ def test_the_assignment_that_a_phase_continues_from(heard: Heard) -> None:
     assert heard.assignment_for(OPENED, PART) == right
 
 
-def test_a_phase_that_is_heard_of_before_the_part_in_it_begins_with_that(heard: Heard) -> None:
-    """As what is retained comes after a reconnect, in whatever order."""
+def test_phase_begins_once_its_participation_arrives(heard: Heard) -> None:
+    """After a reconnect, retained messages come in any order."""
     heard.add(OPENED, 0)
     assert heard.next_phase("r", None) is None
-    heard.add(TOLD, 0)
+    heard.add(PARTICIPATION, 0)
     assert heard.next_phase("r", None) == OPENED
-    assert heard.part_in(OPENED) == TOLD
+    assert heard.part_in(OPENED) == PARTICIPATION
 
 
-def test_who_is_dropped_from_a_phase_takes_no_part_in_it(heard: Heard) -> None:
-    for message in (OPENED, TOLD, DROPPED):
+def test_dropped_device_takes_no_part_in_the_phase(heard: Heard) -> None:
+    for message in (OPENED, PARTICIPATION, DROPPED):
         heard.add(message, 0)
     assert heard.next_phase("r", None) is None
     assert heard.is_dropped_from(OPENED)
     assert not heard.is_dropped_from(replace(OPENED, attempt=8))
 
 
-NEXT = replace(TOLD, round=3, part=replace(PART, base=2))  # the next round, from the commit of this one
+# The next round, which continues from the commit of this one.
+NEXT = replace(PARTICIPATION, round=3, part=replace(PART, base=2))
 
 
 @pytest.mark.parametrize(
@@ -156,22 +161,22 @@ NEXT = replace(TOLD, round=3, part=replace(PART, base=2))  # the next round, fro
     [
         (None, Outcome.PENDING),
         (ASSIGNMENT, Outcome.COMMITTED),
-        (replace(ASSIGNMENT, trained=ANOTHER), Outcome.COMMITTED_WITHOUT),  # it starts from what is held
+        (replace(ASSIGNMENT, trained=ANOTHER), Outcome.COMMITTED_WITHOUT),  # it continues from held weights
         (replace(ASSIGNMENT, committed=3), Outcome.COMMITTED_WITHOUT),
         (replace(ASSIGNMENT, committed=1), Outcome.PENDING),
         (replace(ASSIGNMENT, attempt=6), Outcome.PENDING),
         (replace(ASSIGNMENT, run="another"), Outcome.PENDING),
-        (TOLD, Outcome.PENDING),
+        (PARTICIPATION, Outcome.PENDING),
         (DROPPED, Outcome.COMMITTED_WITHOUT),
         (replace(DROPPED, attempt=6), Outcome.PENDING),
-        (NEXT, Outcome.PENDING),  # the assignment is on its way
+        (NEXT, Outcome.PENDING),  # the assignment is still to come
         (replace(NEXT, round=2, phase="evaluate"), Outcome.PENDING),
         (replace(NEXT, part=PART), Outcome.COMMITTED_WITHOUT),
         (replace(NEXT, part=PART, attempt=6), Outcome.PENDING),
-        (replace(NEXT, round=1, phase="evaluate", part=PART), Outcome.PENDING),  # of before
+        (replace(NEXT, round=1, phase="evaluate", part=PART), Outcome.PENDING),  # an earlier phase
     ],
 )
-def test_what_became_of_a_round(
+def test_round_outcome_follows_from_assignment_or_participation(
     heard: Heard, message: Assignment | Participation | None, outcome: Outcome
 ) -> None:
     if message is not None:
@@ -179,7 +184,7 @@ def test_what_became_of_a_round(
     assert heard.outcome(OPENED, MINE) is outcome
 
 
-def test_who_counted_before_it_was_dropped_from_a_later_phase_counts(heard: Heard) -> None:
+def test_round_stays_committed_when_device_is_dropped_from_a_later_phase(heard: Heard) -> None:
     heard.add(ASSIGNMENT, 0)
     heard.add(replace(DROPPED, phase="evaluate"), 0)
     assert heard.outcome(OPENED, MINE) is Outcome.COMMITTED

@@ -45,7 +45,7 @@ def payload(step: int, size: int = 10) -> bytes:
     return b"\x81" + bytes([step]) * (size - 1)
 
 
-def test_the_window_is_full_of_batches(port: FakePort) -> None:
+def test_window_is_full_at_its_batch_limit(port: FakePort) -> None:
     outbox = phase_on(port).outbox
     for step in range(3):
         assert not outbox.full
@@ -57,7 +57,7 @@ def test_the_window_is_full_of_batches(port: FakePort) -> None:
     assert outbox.empty
 
 
-def test_the_window_is_full_of_bytes(port: FakePort) -> None:
+def test_window_is_full_at_its_byte_limit(port: FakePort) -> None:
     outbox = phase_on(port).outbox
     outbox.add(0, payload(0, SPEC.window_bytes))
     assert outbox.full
@@ -65,14 +65,14 @@ def test_the_window_is_full_of_bytes(port: FakePort) -> None:
     assert not outbox.full
 
 
-def test_the_server_may_have_less_room_than_the_window(port: FakePort) -> None:
+def test_room_of_the_server_limits_the_window(port: FakePort) -> None:
     outbox = phase_on(port).outbox
     outbox.acknowledge(replace(ACK, room=1))
     outbox.add(0, payload(0))
     assert outbox.full
 
 
-def test_a_window_that_is_closed_is_full_until_an_acknowledgement_opens_it(port: FakePort) -> None:
+def test_closed_window_is_full_until_an_acknowledgement_opens_it(port: FakePort) -> None:
     outbox = phase_on(port, room=0).outbox
     assert (outbox.full, outbox.empty) == (True, True)
     outbox.acknowledge(replace(ACK, room=1))
@@ -82,7 +82,7 @@ def test_a_window_that_is_closed_is_full_until_an_acknowledgement_opens_it(port:
     assert (outbox.full, outbox.empty) == (True, True)
 
 
-def test_a_batch_goes_in_parts_where_the_broker_takes_no_larger(port: FakePort) -> None:
+def test_batch_larger_than_a_broker_packet_is_sent_in_parts(port: FakePort) -> None:
     port.max_packet = 100
     phase_on(port).outbox.add(0, payload(0, 300))
     assembler = Assembler()
@@ -90,7 +90,7 @@ def test_a_batch_goes_in_parts_where_the_broker_takes_no_larger(port: FakePort) 
     assert (set(unfinished), whole) == ({None}, payload(0, 300))
 
 
-def test_what_the_server_may_have_lost_is_sent_again_in_order(port: FakePort) -> None:
+def test_unacknowledged_batches_are_sent_again_in_order_on_request(port: FakePort) -> None:
     phase = phase_on(port)
     for step in range(3):
         phase.outbox.add(step, payload(step))
@@ -100,7 +100,7 @@ def test_what_the_server_may_have_lost_is_sent_again_in_order(port: FakePort) ->
 
 
 @pytest.mark.parametrize("changes", [{"run": "another"}, {"round": 1}, {"attempt": 6}, {"phase": "evaluate"}])
-def test_an_ack_of_another_phase_changes_nothing(port: FakePort, changes: dict[str, Any]) -> None:
+def test_acknowledgement_of_another_phase_is_ignored(port: FakePort, changes: dict[str, Any]) -> None:
     phase = phase_on(port)
     phase.outbox.add(0, payload(0))
     phase.on_ack(replace(ACK, step=1, resend=True, **changes))
@@ -108,18 +108,18 @@ def test_an_ack_of_another_phase_changes_nothing(port: FakePort, changes: dict[s
     assert len(port.sent) == 1
 
 
-def test_what_the_server_had_before_this_process_is_not_needed(port: FakePort) -> None:
+def test_batches_acknowledged_before_a_restart_are_not_needed(port: FakePort) -> None:
     outbox = phase_on(port, last_ack=replace(ACK, step=2)).outbox
     assert [outbox.needs(step) for step in range(4)] == [False, False, True, True]
 
 
-def test_round_done_is_said_behind_its_weights_and_again(port: FakePort) -> None:
+def test_round_done_follows_its_weights_and_both_are_sent_again_on_request(port: FakePort) -> None:
     phase = phase_on(port)
     phase.on_ack(replace(ACK, resend=True))
     assert port.sent == []  # the round is not trained yet
     phase.finish(DONE, lambda: [b"\x81one", b"\x81two"])
     phase.on_ack(ACK)
-    phase.on_ack(replace(ACK, round=1, resend=True))  # whichever phase it is of: the server asks
+    phase.on_ack(replace(ACK, round=1, resend=True))  # a request counts, whichever phase it names
     once = [(WEIGHTS, b"\x81one"), (WEIGHTS, b"\x81two"), (ROUND_DONE, DONE.encode())]
     assert [(sent.topic, sent.payload) for sent in port.sent] == 2 * once
 
@@ -135,18 +135,18 @@ def test_round_done_is_said_behind_its_weights_and_again(port: FakePort) -> None
         ({"run": "another", "attempt": 8}, True, True),
     ],
 )
-def test_what_supersedes_a_phase(
+def test_round_done_leaves_only_new_attempts_to_supersede_a_phase(
     port: FakePort, changes: dict[str, Any], before_done: bool, after_done: bool
 ) -> None:
     phase, heard = phase_on(port), Heard(5, 0.0)
-    assert not phase.is_superseded(heard)  # nothing was heard
+    assert not phase.is_superseded(heard)  # no phase was received
     heard.add(replace(OPENED, **changes), 0.0)
     assert phase.is_superseded(heard) is before_done
     phase.finish(DONE, list)
     assert phase.is_superseded(heard) is after_done
 
 
-def test_who_is_dropped_leaves_the_phase_unless_it_has_done_its_part(port: FakePort) -> None:
+def test_dropped_device_leaves_the_phase_unless_it_sent_round_done(port: FakePort) -> None:
     phase, heard = phase_on(port), Heard(5, 0.0)
     heard.add(OPENED, 0.0)
     heard.add(replace(DROPPED, round=1), 0.0)
@@ -157,7 +157,7 @@ def test_who_is_dropped_leaves_the_phase_unless_it_has_done_its_part(port: FakeP
     assert not phase.is_superseded(heard)
 
 
-def test_an_evaluation_is_acknowledged_as_one(port: FakePort) -> None:
+def test_evaluation_batches_need_acknowledgements_of_the_evaluation(port: FakePort) -> None:
     phase = phase_on(port, replace(OPENED, phase="evaluate"))
     phase.outbox.add(0, payload(0))
     phase.on_ack(replace(ACK, step=1))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device says of itself, to its fleet and to systemd."""
+"""The status and the profile that a device reports to its fleet, and its status to systemd."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from splitee_device.machine.hardware import Fact
 TOPICS = Topics("fleet")
 STATUS, PROFILE = (TOPICS.device("pi-1", leaf) for leaf in ("status", "profile"))
 INSTANCE = 5
-OWN = DeviceStatus(state="online", instance=INSTANCE)
-WHO = Profile(
+OWN_STATUS = DeviceStatus(state="online", instance=INSTANCE)
+OWN_PROFILE = Profile(
     protocol=1,
     instance=INSTANCE,
     version="1",
@@ -48,7 +48,7 @@ def presence(port: FakePort, clock: FakeClock) -> Presence:
     return presence_on(port, clock)
 
 
-MOVED = Traffic(up=ByPurpose(training=900, protocol=100, headers=70), down=ByPurpose(protocol=50))
+TRAFFIC = Traffic(up=ByPurpose(training=900, protocol=100, headers=70), down=ByPurpose(protocol=50))
 
 
 def presence_on(
@@ -68,7 +68,7 @@ def presence_on(
         lambda: rejected,
         lambda: thermometer,
         lambda: written,
-        lambda: MOVED,
+        lambda: TRAFFIC,
         lambda: 300 << 20,
         lambda: 512 << 20,
     )
@@ -80,7 +80,7 @@ def statuses(port: FakePort) -> list[DeviceStatus]:
 
 
 @pytest.mark.parametrize("degrees", [61.335, None])
-def test_the_status_has_the_temperature_where_there_is_a_sensor(
+def test_status_reports_progress_traffic_memory_and_temperature(
     port: FakePort, clock: FakeClock, degrees: float | None
 ) -> None:
     presence_on(port, clock, degrees, rejected=3).say("training", 2, 4, 9, 0.5, batches=7)
@@ -97,13 +97,13 @@ def test_the_status_has_the_temperature_where_there_is_a_sensor(
         bytes=1000,
         rejected=3,
         temperature=degrees,
-        traffic=MOVED,
+        traffic=TRAFFIC,
         memory=300 << 20,
         memory_limit=512 << 20,
     )
 
 
-def test_what_this_process_takes_of_its_memory_is_said(port: FakePort, clock: FakeClock) -> None:
+def test_status_reports_memory_use_of_this_process(port: FakePort, clock: FakeClock) -> None:
     presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0)
     presence.say("training", 1)
     [status] = statuses(port)
@@ -113,7 +113,7 @@ def test_what_this_process_takes_of_its_memory_is_said(port: FakePort, clock: Fa
 
 
 @pytest.mark.parametrize(("written", "words"), [(12_345_678, "; 12.3 MB written"), (None, "")])
-def test_the_status_has_what_was_written_to_the_disk(
+def test_status_reports_bytes_written_to_disk(
     port: FakePort, clock: FakeClock, systemd: socket.socket, written: int | None, words: str
 ) -> None:
     presence_on(port, clock, written=written).say("training", 2, 4, 9, 0.5)
@@ -121,8 +121,8 @@ def test_the_status_has_what_was_written_to_the_disk(
     assert systemd.recv(1000).decode() == f"STATUS=round 2: training, step 4 of 9, loss 0.5000{words}"
 
 
-def test_what_this_process_writes_is_counted(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
-    """As far as the system says: on a disk in memory it is nothing."""
+def test_status_counts_disk_writes_of_this_process(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+    """As far as the system counts them: it counts none on a file system in memory."""
     presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0, lambda: Fact(None, "a sensor"))
     presence.say("training", 1)
     with (tmp_path / "file").open("wb") as file:
@@ -136,7 +136,7 @@ def test_what_this_process_writes_is_counted(port: FakePort, clock: FakeClock, t
     assert after - before >= 1 << 20
 
 
-def test_the_status_comes_once_a_second_and_at_once_on_a_change(
+def test_status_is_sent_once_a_second_and_at_once_on_a_change(
     port: FakePort, clock: FakeClock, presence: Presence
 ) -> None:
     for step in range(8):
@@ -148,17 +148,17 @@ def test_the_status_comes_once_a_second_and_at_once_on_a_change(
     assert [(status.doing, status.round) for status in statuses(port)][2:] == [("waiting", 1), ("waiting", 2)]
 
 
-def test_of_many_devices_each_says_its_status_more_seldom(
+def test_device_in_a_large_fleet_sends_its_status_less_often(
     port: FakePort, presence: Presence, clock: FakeClock
 ) -> None:
     presence.share(500)
     for step in range(11):
         presence.say("training", 1, step, 11)
         clock.advance(1.0)
-    assert [DeviceStatus.decode(said).step for said in port.payloads(STATUS)] == [0, 5, 10]
+    assert [DeviceStatus.decode(payload).step for payload in port.payloads(STATUS)] == [0, 5, 10]
 
 
-def test_of_many_devices_a_change_waits_for_its_turn(
+def test_device_in_a_large_fleet_delays_a_changed_status(
     port: FakePort, presence: Presence, clock: FakeClock
 ) -> None:
     presence.share(500)
@@ -172,26 +172,26 @@ def test_of_many_devices_a_change_waits_for_its_turn(
     assert [status.doing for status in statuses(port)] == ["training", "waiting"]
 
 
-def test_the_farewell_is_an_offline_status_of_this_process() -> None:
+def test_last_will_is_an_offline_status_of_this_process() -> None:
     topic, payload = offline(TOPICS, "pi-1", INSTANCE)
     assert topic == STATUS
     assert DeviceStatus.decode(payload) == DeviceStatus(state="offline", instance=INSTANCE)
 
 
-def test_the_profile_is_said_again_with_what_has_changed(port: FakePort, presence: Presence) -> None:
+def test_profile_is_published_again_with_its_changes(port: FakePort, presence: Presence) -> None:
     presence.publish_profile()
-    assert port.sent == []  # there is none yet
-    presence.introduce(WHO)
+    assert port.sent == []  # no profile yet
+    presence.introduce(OWN_PROFILE)
     presence.change_profile(next_cut=3)
     presence.publish_profile()
     assert [Profile.decode(payload) for payload in port.payloads(PROFILE)] == [
-        WHO,
-        replace(WHO, next_cut=3),
-        replace(WHO, next_cut=3),
+        OWN_PROFILE,
+        replace(OWN_PROFILE, next_cut=3),
+        replace(OWN_PROFILE, next_cut=3),
     ]
 
 
-def test_systemd_hears_the_status_in_words(systemd: socket.socket, presence: Presence) -> None:
+def test_systemd_receives_the_status_as_text(systemd: socket.socket, presence: Presence) -> None:
     presence.say("training", 2, 4, 9, 0.51234)
     presence.say("waiting", 3)
     assert [systemd.recv(1000) for _ in range(2)] == [
@@ -200,39 +200,39 @@ def test_systemd_hears_the_status_in_words(systemd: socket.socket, presence: Pre
     ]
 
 
-def test_a_twin_that_started_later_is_found_once_the_own_status_was_seen(presence: Presence) -> None:
-    later = replace(OWN, instance=INSTANCE + 1)
-    presence.on_own_status(later)  # retained from before, by a clock that was set back
-    presence.on_own_status(OWN)
+def test_later_process_with_the_same_id_is_detected_after_the_own_status(presence: Presence) -> None:
+    later = replace(OWN_STATUS, instance=INSTANCE + 1)
+    presence.on_own_status(later)  # retained, from before the clock was set back
+    presence.on_own_status(OWN_STATUS)
     presence.on_own_status(replace(later, state="offline"))
     with pytest.raises(IdInUse, match="another process has started with the id 'pi-1'"):
         presence.on_own_status(later)
 
 
-def test_of_a_twin_that_started_earlier_people_hear_once(
+def test_earlier_process_with_the_same_id_is_logged_once(
     port: FakePort, presence: Presence, caplog: pytest.LogCaptureFixture
 ) -> None:
-    presence.on_own_status(OWN)
+    presence.on_own_status(OWN_STATUS)
     for state in ("online", "online", "offline"):
-        presence.on_own_status(replace(OWN, instance=INSTANCE - 1, state=state))
+        presence.on_own_status(replace(OWN_STATUS, instance=INSTANCE - 1, state=state))
     [line] = caplog.messages
     assert "another process that started earlier has the id 'pi-1': it ends now; if it is on a copy" in line
     assert [status.state for status in statuses(port)] == ["online"]
 
 
 @pytest.mark.parametrize("instance", [INSTANCE - 1, INSTANCE, INSTANCE + 1])
-def test_a_will_that_says_this_device_is_gone_is_contradicted(
+def test_offline_status_of_a_running_device_is_corrected(
     port: FakePort, presence: Presence, instance: int
 ) -> None:
-    presence.on_own_status(OWN)
-    presence.on_own_status(replace(OWN, state="offline", instance=instance))
+    presence.on_own_status(OWN_STATUS)
+    presence.on_own_status(replace(OWN_STATUS, state="offline", instance=instance))
     assert [status.state for status in statuses(port)] == ["online"]
 
 
-def test_a_broker_that_refuses_what_is_this_devices_own(port: FakePort, presence: Presence) -> None:
+def test_broker_refusal_raises_unless_the_own_status_was_received(port: FakePort, presence: Presence) -> None:
     presence.check_identity()
     port.refused = 1
     with pytest.raises(BrokerRefused, match="lets this client in, but not as 'pi-1'"):
         presence.check_identity()
-    presence.on_own_status(OWN)
-    presence.check_identity()  # it takes this device; what it refused was something else
+    presence.on_own_status(OWN_STATUS)
+    presence.check_identity()  # the broker accepts this device: it refused something else

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device fetches from its server, a message at a time, past losses and past what is wrong."""
+"""What a device fetches from its server, one message at a time, despite losses and wrong messages."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def session(port: FakePort, clock: FakeClock) -> Session:
     return session
 
 
-def answer(port: FakePort, respond: Callable[[Sync], None]) -> list[Sync]:
-    """Have a server that does `respond`; returns the list of what it is asked for."""
-    asked: list[Sync] = []
+def serve(port: FakePort, respond: Callable[[Sync], None]) -> list[Sync]:
+    """Have a server call `respond` for each request; returns the list of the requests."""
+    requested: list[Sync] = []
 
     def on_sent(sent: Sent) -> None:
         assert sent.topic == TOPICS.device("pi-1", "sync")
-        asked.append(Sync.decode(sent.payload))
-        respond(asked[-1])
+        requested.append(Sync.decode(sent.payload))
+        respond(requested[-1])
 
     port.on_sent = on_sent
-    return asked
+    return requested
 
 
 def deliver(port: FakePort, tensors: dict[str, Tensor], attempt: int = 7) -> None:
@@ -71,29 +71,31 @@ def is_fetched(found: dict[str, Tensor]) -> bool:
 
 
 def rejected(port: FakePort, session: Session) -> int:
-    """As the device's status says it."""
+    """The number that the device's status reports."""
     port.on_sent = lambda _sent: None
     session.presence.say("waiting", 2)
     return DeviceStatus.decode(port.sent[-1].payload).rejected
 
 
-def test_weights_come_a_message_at_a_time(port: FakePort, clock: FakeClock, session: Session) -> None:
-    asked = answer(port, lambda sync: deliver(port, select(NETWORK, sync.weights)))
+def test_weights_are_fetched_one_message_at_a_time(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
+    requested = serve(port, lambda sync: deliver(port, select(NETWORK, sync.weights)))
     started = clock()
     assert is_fetched(session.requests.fetch_weights(LIKE, ASSIGNMENT))
-    assert asked == [Sync(run="r", instance=5, weights=(name,)) for name in ("a", "b", "c")]
+    assert requested == [Sync(run="r", instance=5, weights=(name,)) for name in ("a", "b", "c")]
     assert clock() == started
     assert rejected(port, session) == 0
 
 
-def test_a_wrong_message_in_between_changes_nothing(port: FakePort, session: Session) -> None:
+def test_wrong_messages_do_not_disturb_a_fetch_of_weights(port: FakePort, session: Session) -> None:
     a = encode_tensor("fp32", NETWORK["a"].numpy())
 
     def respond(sync: Sync) -> None:
         wrong = (
             Weights(run="r", round=2, attempt=7, tensors={"b": a, "stranger": a}),
             Weights(run="r", round=2, attempt=7, tensors={"b": replace(a, shape=[2])}),
-            Weights(run="r", round=2, attempt=6, tensors={"b": a}),  # of before the server's restart
+            Weights(run="r", round=2, attempt=6, tensors={"b": a}),  # from before the server's restart
             Weights(run="r", round=1, attempt=7, tensors={"b": a}),
             Weights(run="another", round=2, attempt=7, tensors={"b": a}),
         )
@@ -102,54 +104,54 @@ def test_a_wrong_message_in_between_changes_nothing(port: FakePort, session: Ses
         port.deliver(routes.HELD_WEIGHTS.topic(TOPICS, "pi-1"), b"\xc1")
         deliver(port, select(NETWORK, sync.weights))
 
-    asked = answer(port, respond)
+    requested = serve(port, respond)
     assert is_fetched(session.requests.fetch_weights(LIKE, ASSIGNMENT))
-    assert len(asked) == 3
+    assert len(requested) == 3
     assert rejected(port, session) == 3 * 3
 
 
-def test_what_is_lost_is_asked_for_again_after_15_seconds(
+def test_lost_weights_are_requested_again_after_15_seconds(
     port: FakePort, clock: FakeClock, session: Session
 ) -> None:
-    asked = answer(
-        port, lambda sync: deliver(port, select(NETWORK, sync.weights)) if len(asked) > 1 else None
+    requested = serve(
+        port, lambda sync: deliver(port, select(NETWORK, sync.weights)) if len(requested) > 1 else None
     )
     started = clock()
     assert is_fetched(session.requests.fetch_weights(LIKE, ASSIGNMENT))
-    assert [sync.weights for sync in asked] == [("a",), ("a",), ("b",), ("c",)]
+    assert [sync.weights for sync in requested] == [("a",), ("a",), ("b",), ("c",)]
     assert 15 <= clock() - started <= 16
 
 
-def test_weights_that_are_not_those_announced_are_asked_for_anew_at_once(
+def test_weights_with_another_digest_are_requested_again_at_once(
     port: FakePort, clock: FakeClock, session: Session
 ) -> None:
     def respond(sync: Sync) -> None:
         tensors = select(NETWORK, sync.weights)
-        if len(asked) == 3:
+        if len(requested) == 3:
             tensors = {name: tensor + 1 for name, tensor in tensors.items()}
         deliver(port, tensors)
 
-    asked = answer(port, respond)
+    requested = serve(port, respond)
     started = clock()
     assert is_fetched(session.requests.fetch_weights(LIKE, ASSIGNMENT))
-    assert [sync.weights for sync in asked] == 2 * [("a",), ("b",), ("c",)]
+    assert [sync.weights for sync in requested] == 2 * [("a",), ("b",), ("c",)]
     assert clock() == started
     assert rejected(port, session) == 1
 
 
-def test_a_server_that_starts_anew_meanwhile_goes_on(port: FakePort, session: Session) -> None:
+def test_fetch_of_weights_continues_after_a_server_restart(port: FakePort, session: Session) -> None:
     def respond(sync: Sync) -> None:
-        if len(asked) == 2:
+        if len(requested) == 2:
             restarted = replace(ASSIGNMENT, attempt=8)
             port.deliver(routes.ASSIGNMENT.topic(TOPICS, "pi-1"), restarted.encode())
-        deliver(port, select(NETWORK, sync.weights), attempt=7 if len(asked) == 1 else 8)
+        deliver(port, select(NETWORK, sync.weights), attempt=7 if len(requested) == 1 else 8)
 
-    asked = answer(port, respond)
+    requested = serve(port, respond)
     assert is_fetched(session.requests.fetch_weights(LIKE, ASSIGNMENT))
-    assert len(asked) == 3
+    assert len(requested) == 3
 
 
-def test_weights_that_nobody_asked_for_change_nothing(port: FakePort, session: Session) -> None:
+def test_unrequested_weights_and_soft_labels_are_ignored(port: FakePort, session: Session) -> None:
     deliver(port, NETWORK)
     port.deliver(routes.SOFT_LABELS.topic(TOPICS, "pi-1"), next(pack_rows("r", 7, labels(), 0)))
     session.drain()
@@ -162,7 +164,9 @@ def labels(rows: int = 5000, classes: int = 500) -> SoftLabels:
     return SoftLabels(1, torch.full((rows, classes), 1 / 512).half())
 
 
-def test_soft_labels_come_a_message_at_a_time(port: FakePort, clock: FakeClock, session: Session) -> None:
+def test_fetch_of_soft_labels_survives_wrong_and_lost_messages(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
     whole = labels()
     beyond = SoftLabelRows(
         run="r", round=1, attempt=7, first=0, rows=encode_tensor("fp16", torch.zeros(5001, 500).numpy())
@@ -171,17 +175,17 @@ def test_soft_labels_come_a_message_at_a_time(port: FakePort, clock: FakeClock, 
     def respond(sync: Sync) -> None:
         assert sync.soft_labels is not None
         topic = routes.SOFT_LABELS.topic(TOPICS, "pi-1")
-        if len(asked) == 1:
+        if len(requested) == 1:
             port.deliver(topic, beyond.encode())
-        elif len(asked) > 2:  # the second time the answer is lost
+        elif len(requested) > 2:  # the second reply is lost
             for payload in pack_rows("r", 7, whole, sync.soft_labels):
                 port.deliver(topic, payload)
 
-    asked = answer(port, respond)
+    requested = serve(port, respond)
     started = clock()
     found = session.requests.fetch_soft_labels(SoftLabelsAssembler("r", 7, 1, 5000, 500))
     assert found.round == 1
     assert torch.equal(found.probabilities, whole.probabilities)
-    assert [sync.soft_labels for sync in asked] == [0, 0, 0, 4194]
+    assert [sync.soft_labels for sync in requested] == [0, 0, 0, 4194]
     assert 30 <= clock() - started <= 32
     assert rejected(port, session) == 1

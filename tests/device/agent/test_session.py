@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device waits: what it handles meanwhile, when it asks, and when it gives up."""
+"""How a device waits: what it handles meanwhile, when it sends requests, and when it gives up."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from splitee_device.agent.session import READ, SPREAD, Session
 
 TOPICS = Topics("fleet")
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
-WHO = Profile(
+OWN_PROFILE = Profile(
     protocol=1, instance=5, version="1", cut=2, class_names=("a", "b"), train_samples=4, held_out_samples=2
 )
 ASSIGNMENT = Assignment(run="r", attempt=7, instance=5, cut=2)
@@ -55,16 +55,16 @@ def leaves(port: FakePort) -> list[str]:
     return [sent.topic.rpartition("/")[2] for sent in port.sent]
 
 
-def joined(port: FakePort, session: Session) -> None:
-    """Have the session know its run and be taken in."""
+def join(port: FakePort, session: Session) -> None:
+    """Have the session learn its run and join it."""
     port.deliver(topic(routes.RUN), SPEC.encode(), retained=True)
     session.await_run()
     port.deliver(topic(routes.ASSIGNMENT), ASSIGNMENT.encode())
-    session.join(WHO)
+    session.join(OWN_PROFILE)
     port.sent.clear()
 
 
-def test_the_watchdog_is_fed_while_the_links_thread_lives(
+def test_watchdog_is_fed_while_the_link_thread_is_alive(
     systemd: socket.socket, port: FakePort, session: Session
 ) -> None:
     session.drain()
@@ -75,7 +75,7 @@ def test_the_watchdog_is_fed_while_the_links_thread_lives(
         systemd.recv(1000)
 
 
-def test_a_session_reads_its_own_devices_topics_and_the_fleets(port: FakePort, session: Session) -> None:
+def test_session_reads_topics_of_its_own_device_and_the_fleet(port: FakePort, session: Session) -> None:
     assert sorted(port.subscribed) == sorted(route.topic(TOPICS, "pi-1") for route in READ)
     port.subscribe(routes.ASSIGNMENT.topic(TOPICS))
     port.deliver(routes.ASSIGNMENT.topic(TOPICS, "pi-2"), ASSIGNMENT.encode())
@@ -83,37 +83,43 @@ def test_a_session_reads_its_own_devices_topics_and_the_fleets(port: FakePort, s
     assert session.heard.assignment is None
 
 
-def test_the_run_is_waited_for(port: FakePort, clock: FakeClock, session: Session) -> None:
+def test_session_waits_for_a_run_without_sending_requests(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
     port.later(100.0, topic(routes.RUN), SPEC.encode())
     started = clock()
     assert session.await_run() == SPEC
     assert clock() - started == 100.0
-    assert port.sent == []  # there is nobody to ask yet
+    assert port.sent == []  # no server is known yet
 
 
-def test_a_join_is_asked_for_again_until_it_is_answered(
+def test_join_is_requested_again_until_an_assignment_arrives(
     port: FakePort, clock: FakeClock, session: Session
 ) -> None:
     port.deliver(topic(routes.RUN), SPEC.encode())
     session.await_run()
     port.later(60.0, topic(routes.ASSIGNMENT), ASSIGNMENT.encode())
-    session.join(WHO)
+    session.join(OWN_PROFILE)
     assert leaves(port) == ["profile", "sync", "profile", "sync", "profile"]
     assert {Sync.decode(payload) for payload in port.payloads(topic(routes.SYNC))} == {SYNC}
 
 
-def test_a_run_that_is_over_needs_no_answer(port: FakePort, clock: FakeClock, session: Session) -> None:
+def test_join_of_a_finished_run_returns_without_an_assignment(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
     port.deliver(topic(routes.RUN), SPEC.encode())
     session.await_run()
     finished = RoundOpen(run="r", round=3, attempt=7, phase="finished")
     port.deliver(topic(routes.ROUND), finished.encode())
     started = clock()
-    session.join(WHO)
+    session.join(OWN_PROFILE)
     assert clock() == started
 
 
-def test_while_the_server_answers_it_is_not_asked(port: FakePort, clock: FakeClock, session: Session) -> None:
-    joined(port, session)
+def test_session_sends_no_request_while_acknowledgements_arrive(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
+    join(port, session)
     for seconds in range(10, 100, 10):
         port.later(seconds, topic(routes.ACK), ACK.encode())
     started = clock()
@@ -121,22 +127,22 @@ def test_while_the_server_answers_it_is_not_asked(port: FakePort, clock: FakeClo
     assert port.sent == []
 
 
-def test_that_the_server_lives_is_no_answer(
+def test_requests_are_sent_ever_less_often_while_only_server_status_arrives(
     port: FakePort, clock: FakeClock, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may wait for what was lost on the way: so it is asked after 15 s, then ever more seldom."""
+    """The server may wait for a lost message: the first request comes after 15 s."""
     caplog.set_level(logging.INFO, "splitee_device")
-    joined(port, session)
+    join(port, session)
     waits_for = ServerStatus(state="online", instance=7, waiting_for=("pi-2",))
     for seconds in range(5, 300, 5):
         port.later(seconds, topic(routes.SERVER_STATUS), waits_for.encode())
-    asked: list[float] = []
+    requested: list[float] = []
     started = clock()
-    port.on_sent = lambda _sent: asked.append(clock() - started)
+    port.on_sent = lambda _sent: requested.append(clock() - started)
     session.wait(lambda: clock() - started >= 200, "the next round")
-    first = asked[0]
+    first = requested[0]
     assert SYNC_AFTER <= first <= SYNC_AFTER + SPREAD + 1
-    pauses = [after - before for before, after in pairwise(asked)]
+    pauses = [after - before for before, after in pairwise(requested)]
     assert pauses == pytest.approx([2 * first, 60, 60], abs=1)
     assert leaves(port) == 4 * ["sync"]
     assert caplog.messages == [
@@ -145,31 +151,33 @@ def test_that_the_server_lives_is_no_answer(
     ]
 
 
-def test_an_answer_puts_the_next_request_off(port: FakePort, clock: FakeClock, session: Session) -> None:
-    joined(port, session)
+def test_acknowledgement_postpones_the_next_request(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
+    join(port, session)
     port.later(10.0, topic(routes.ACK), ACK.encode())
     started = clock()
     session.wait(lambda: port.sent != [], "something")
     assert 25 <= clock() - started <= 25 + SPREAD + 1
 
 
-def test_many_devices_do_not_ask_all_at_once(port: FakePort, clock: FakeClock) -> None:
-    asked = []
+def test_requests_of_many_devices_are_spread_over_time(port: FakePort, clock: FakeClock) -> None:
+    requested = []
     for number in range(20):
         session, started = Session(port, TOPICS, f"pi-{number}", 5, clock=clock), clock()
         session.heard.add(SPEC, clock())
-        session.presence.introduce(WHO)
+        session.presence.introduce(OWN_PROFILE)
         port.sent.clear()
         session.wait(lambda: port.sent != [], "something")
-        asked.append(clock() - started)
-    assert SYNC_AFTER <= min(asked) <= SYNC_AFTER + 1
-    assert SYNC_AFTER + SPREAD - 1 <= max(asked) <= SYNC_AFTER + SPREAD + 1
+        requested.append(clock() - started)
+    assert SYNC_AFTER <= min(requested) <= SYNC_AFTER + 1
+    assert SYNC_AFTER + SPREAD - 1 <= max(requested) <= SYNC_AFTER + SPREAD + 1
 
 
-def test_who_has_lost_messages_asks_at_once_and_not_for_each(
+def test_overflows_cause_one_request_at_once_per_interval(
     port: FakePort, clock: FakeClock, session: Session
 ) -> None:
-    joined(port, session)
+    join(port, session)
     for _ in range(3):
         port.happen(Overflow())
     session.drain()
@@ -180,30 +188,30 @@ def test_who_has_lost_messages_asks_at_once_and_not_for_each(
     assert leaves(port) == ["sync", "sync"]
 
 
-def test_a_device_that_waits_for_long_says_so_ever_more_seldom(
+def test_long_wait_is_logged_ever_less_often(
     port: FakePort, clock: FakeClock, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not silent in the first minutes; six lines an hour from the second hour on, for as long as it lasts."""
+    """Four lines in the first ten minutes; six an hour from the second hour on."""
     caplog.set_level(logging.INFO, "splitee_device")
-    joined(port, session)
-    started, said = clock(), []
+    join(port, session)
+    started, logged = clock(), []
     log = logging.getLogger("splitee_device.agent.session")
     handler = logging.Handler()
-    handler.emit = lambda _record: said.append(clock() - started)  # type: ignore[method-assign]
+    handler.emit = lambda _record: logged.append(clock() - started)  # type: ignore[method-assign]
     log.addHandler(handler)
     try:
         session.wait(lambda: clock() - started >= 6 * 3600, "the next round")
     finally:
         log.removeHandler(handler)
-    assert [when for when in said if when < 600] == [30.0, 90.0, 210.0, 450.0]
+    assert [when for when in logged if when < 600] == [30.0, 90.0, 210.0, 450.0]
     for hour in range(1, 6):
-        assert len([when for when in said if hour <= when / 3600 < hour + 1]) == 6
+        assert len([when for when in logged if hour <= when / 3600 < hour + 1]) == 6
 
 
-def test_a_server_that_reports_again_and_again_fills_no_log(
+def test_repeated_error_reports_are_limited_in_the_log(
     port: FakePort, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    joined(port, session)
+    join(port, session)
     for number in range(100):
         report = ErrorReport(code=9, message=f"report {number}", fatal=False, instance=0)
         port.deliver(topic(routes.ERROR), report.encode())
@@ -212,7 +220,7 @@ def test_a_server_that_reports_again_and_again_fills_no_log(
     assert len(caplog.messages) <= 6
 
 
-def test_patience_counts_from_the_servers_last_word(port: FakePort, clock: FakeClock) -> None:
+def test_patience_counts_from_the_last_message_of_the_server(port: FakePort, clock: FakeClock) -> None:
     session = Session(port, TOPICS, "pi-1", 5, patience=20, clock=clock)
     port.later(15.0, topic(routes.ACK), ACK.encode())
     started = clock()
@@ -221,10 +229,10 @@ def test_patience_counts_from_the_servers_last_word(port: FakePort, clock: FakeC
     assert 35 < clock() - started <= 36
 
 
-def test_after_a_reconnect_everything_is_said_again(
+def test_status_profile_and_request_are_sent_again_after_a_reconnect(
     port: FakePort, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    joined(port, session)
+    join(port, session)
     port.happen(Disconnected("no route"))
     port.happen(Connected(fresh=True))
     session.drain()
@@ -232,13 +240,13 @@ def test_after_a_reconnect_everything_is_said_again(
     assert caplog.messages == ["connection lost (no route); reconnecting"]
 
 
-def test_a_reconnect_before_the_run_is_known(port: FakePort, session: Session) -> None:
+def test_reconnect_before_the_run_is_known_sends_only_the_status(port: FakePort, session: Session) -> None:
     port.happen(Connected(fresh=True))
     session.drain()
     assert leaves(port) == ["status"]
 
 
-def test_a_flood_does_not_keep_a_device_from_training(
+def test_drain_handles_a_limited_number_of_messages_at_once(
     port: FakePort, clock: FakeClock, session: Session
 ) -> None:
     for step in range(EVENTS_AT_ONCE + 1):
@@ -247,11 +255,11 @@ def test_a_flood_does_not_keep_a_device_from_training(
     assert session.heard.ack == replace(ACK, step=EVENTS_AT_ONCE - 1)
 
 
-def test_what_the_server_reports_is_logged(
+def test_error_reports_to_this_process_or_to_all_are_logged(
     port: FakePort, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for instance, said in ((0, "to whoever it is"), (5, "to this process"), (4, "to another")):
-        report = ErrorReport(code=9, message=said, instance=instance)
+    for instance, text in ((0, "to whoever it is"), (5, "to this process"), (4, "to another")):
+        report = ErrorReport(code=9, message=text, instance=instance)
         port.deliver(topic(routes.ERROR), report.encode())
     session.drain()
     assert caplog.messages == [
@@ -260,7 +268,7 @@ def test_what_the_server_reports_is_logged(
     ]
 
 
-def test_a_broker_that_denies_what_is_this_devices_own(port: FakePort, session: Session) -> None:
+def test_broker_refusal_of_own_topics_is_raised(port: FakePort, session: Session) -> None:
     port.happen(BrokerRefused("denies reading"))
     with pytest.raises(BrokerRefused, match="denies reading"):
         session.drain()
@@ -269,7 +277,7 @@ def test_a_broker_that_denies_what_is_this_devices_own(port: FakePort, session: 
         session.drain()
 
 
-def test_one_wrong_message_does_not_hide_the_next(
+def test_malformed_message_is_logged_and_the_next_is_read(
     port: FakePort, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
     port.deliver(topic(routes.RUN), b'{"protocol":1}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device behind a slow link: what it says while it sends, and what it does not ask for twice."""
+"""A device behind a slow link: its status while it sends, and requests that it does not repeat."""
 
 from __future__ import annotations
 
@@ -61,19 +61,19 @@ def take_part(session: Session, port: FakePort) -> None:
     session.pump(0)
 
 
-def test_a_batch_that_takes_minutes_does_not_keep_the_status_back(clock: FakeClock, port: FakePort) -> None:
+def test_status_is_sent_between_the_parts_of_a_slow_batch(clock: FakeClock, port: FakePort) -> None:
     session = Session(port, TOPICS, "pi-1", 5, clock=clock)
     session.presence.say("training", 1, 1, 3)
     take_part(session, port)
     with session.phase(SPEC, OPENED) as phase:
         phase.outbox.add(0, bytes(5000))
-    said = statuses(port)
-    assert len(said) == -(-5000 // (400 - PART_OVERHEAD))  # before each part but the first, and at the start
-    assert {status.doing for status in said} == {"training"}
-    assert {status.upload for status in said[2:]} == {170.0}, "it is slow, and says so"
+    found = statuses(port)
+    assert len(found) == -(-5000 // (400 - PART_OVERHEAD))  # at the start, and before each part but the first
+    assert {status.doing for status in found} == {"training"}
+    assert {status.upload for status in found[2:]} == {170.0}, "it is slow, and says so"
 
 
-def test_who_is_to_stop_does_not_send_its_batch_to_the_end(clock: FakeClock, port: FakePort) -> None:
+def test_stopped_device_does_not_send_the_rest_of_its_batch(clock: FakeClock, port: FakePort) -> None:
     session = Session(port, TOPICS, "pi-1", 5, clock=clock, stop=lambda: clock() > 1020)
     take_part(session, port)
     with session.phase(SPEC, OPENED) as phase, pytest.raises(Unwinding):
@@ -81,23 +81,23 @@ def test_who_is_to_stop_does_not_send_its_batch_to_the_end(clock: FakeClock, por
     assert len([sent for sent in port.sent if sent.topic == FEATURES]) < 15
 
 
-def test_what_is_on_its_way_is_not_asked_for_again(clock: FakeClock, port: FakePort) -> None:
-    """It takes two minutes; asked for every 15 seconds, it would come eight times, and never in time."""
+def test_weights_in_transit_are_not_requested_again(clock: FakeClock, port: FakePort) -> None:
+    """The transfer takes two minutes; repeated every 15 seconds, a request would start it eight times."""
     weights = {"a": arange(1000.0)}
     assignment = Assignment(run="run", attempt=1, instance=5, cut=1, digest=weights_digest(weights))
     session = Session(port, TOPICS, "pi-1", 5, clock=clock)
     port.deliver(routes.ASSIGNMENT.topic(TOPICS, "pi-1"), assignment.encode())
-    asked: list[Sync] = []
+    requested: list[Sync] = []
 
     def respond(sent: object) -> None:
         if getattr(sent, "topic", "") != routes.SYNC.topic(TOPICS, "pi-1"):
             return
-        asked.append(Sync.decode(sent.payload))  # type: ignore[attr-defined]
+        requested.append(Sync.decode(sent.payload))  # type: ignore[attr-defined]
         (payload,) = pack_weights("run", 0, 1, weights)
-        for index, part in enumerate(split(payload, 400, len(asked)), start=1):
+        for index, part in enumerate(split(payload, 400, len(requested)), start=1):
             port.later(12.0 * index, routes.HELD_WEIGHTS.topic(TOPICS, "pi-1"), part)
 
     port.on_sent = respond
     fetched = session.requests.fetch_weights(weights, replace(assignment, committed=0))
     assert fetched["a"].equal(weights["a"])
-    assert len(asked) == 1
+    assert len(requested) == 1

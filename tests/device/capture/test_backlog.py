@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that wait: in their order, as many as there is room for, the newest; and how a source ends."""
+"""The backlog of images: its order and limits, and how a source ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee_device.capture.backlog import Backlog, NewImage
 
 
 class Numbers:
-    """A source of images of so many bytes, called by their numbers; `error` is what it ends with."""
+    """A source of images of `size` bytes, named by their numbers; `error` is raised at its end."""
 
     def __init__(self, count: int, error: Exception | None = None, size: int = 1) -> None:
         self.next = 0
@@ -34,7 +34,7 @@ def names(backlog: Backlog, most: int = 100) -> list[int]:
     return [int(image.name) for image in backlog.take(most)]
 
 
-def test_the_oldest_are_dropped_and_counted() -> None:
+def test_oldest_images_are_dropped_and_counted() -> None:
     source = Numbers(100)
     backlog = Backlog(source, 8)
     backlog.open(lambda: None)
@@ -45,7 +45,7 @@ def test_the_oldest_are_dropped_and_counted() -> None:
     until(lambda: backlog.ended)
 
 
-def test_where_none_may_be_dropped_the_source_waits() -> None:
+def test_source_waits_if_no_image_may_be_dropped() -> None:
     source = Numbers(100)
     backlog = Backlog(source, 8, drops=False)
     backlog.open(lambda: None)
@@ -57,7 +57,7 @@ def test_where_none_may_be_dropped_the_source_waits() -> None:
 
 
 @pytest.mark.parametrize("drops", [True, False])
-def test_of_large_images_fewer_wait_and_one_always_does(drops: bool) -> None:
+def test_backlog_holds_fewer_large_images_but_at_least_one(drops: bool) -> None:
     source = Numbers(10, size=100)
     backlog = Backlog(source, 8, drops=drops, room_bytes=350)
     backlog.open(lambda: None)
@@ -72,7 +72,7 @@ def test_of_large_images_fewer_wait_and_one_always_does(drops: bool) -> None:
     assert found[-1] == 1
 
 
-def test_what_waits_when_it_is_closed_is_there_when_it_is_opened_again() -> None:
+def test_waiting_images_survive_closing_and_opening_the_backlog() -> None:
     source = Numbers(100)
     backlog = Backlog(source, 8, drops=False)
     found: list[int] = []
@@ -84,7 +84,7 @@ def test_what_waits_when_it_is_closed_is_there_when_it_is_opened_again() -> None
     assert found == list(range(len(found))) and len(found) >= 15
 
 
-def test_who_waits_is_woken_once_for_images_and_at_the_end() -> None:
+def test_consumer_is_woken_once_for_images_and_once_at_the_end() -> None:
     woken = threading.Semaphore(0)
     backlog = Backlog(Numbers(50), 100)
     backlog.open(woken.release)
@@ -95,7 +95,7 @@ def test_who_waits_is_woken_once_for_images_and_at_the_end() -> None:
     assert not woken.acquire(timeout=0)
 
 
-def test_what_ends_a_source_is_raised_once_the_images_before_are_taken() -> None:
+def test_source_error_is_raised_after_its_images_are_taken() -> None:
     backlog = Backlog(Numbers(3, DataError("it is broken")), 8)
     backlog.open(lambda: None)
     until(lambda: backlog.waiting == 3)

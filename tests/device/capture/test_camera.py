@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The camera through real programs in place of the system's: they deliver, fail, hang, and are ended."""
+"""The camera with real programs in place of the system's: they deliver, fail, hang, and are stopped."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Program = Callable[..., Path]
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
-    """`program(code, name)`: what the system has for its camera, and nothing else; returns its folder."""
+    """`program(code, name)`: installs the only program of the system, for its camera; returns its folder."""
 
     def write(code: str, name: str = "rpicam-vid") -> Path:
         (tmp_path / "image.jpg").write_bytes(IMAGE)
@@ -78,7 +78,7 @@ def opened() -> Iterator[Open]:
         backlog.close()
 
 
-def test_one_program_delivers_and_is_ended_with_the_service(program: Program, opened: Open) -> None:
+def test_camera_program_delivers_images_until_the_backlog_is_closed(program: Program, opened: Open) -> None:
     folder = program("deliver(60)")
     backlog = opened(Camera(Pace(0.2), rate_for(0.2)))
     images: list[bytes | Path] = []
@@ -91,14 +91,14 @@ def test_one_program_delivers_and_is_ended_with_the_service(program: Program, op
     until(lambda: not Path(f"/proc/{number}").exists())
 
 
-def test_who_takes_no_images_gets_the_newest_later(program: Program, opened: Open) -> None:
+def test_camera_images_that_are_not_taken_are_dropped(program: Program, opened: Open) -> None:
     program("deliver(60)")
     backlog = opened(Camera(Pace(0.0)))
     until(lambda: backlog.dropped > 20)
     assert backlog.waiting <= 8
 
 
-def test_a_camera_that_is_unplugged_is_tried_again_with_one_line_a_time(
+def test_failed_camera_program_is_restarted_with_one_log_line(
     program: Program, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = program(
@@ -112,7 +112,7 @@ def test_a_camera_that_is_unplugged_is_tried_again_with_one_line_a_time(
     ]
 
 
-def test_a_program_that_hangs_is_ended_and_named(
+def test_hanging_camera_program_is_stopped_and_logged(
     program: Program, opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = program("deliver(1.2)\ntime.sleep(600)")
@@ -122,7 +122,7 @@ def test_a_program_that_hangs_is_ended_and_named(
     until(lambda: not Path(f"/proc/{started(folder)[0][0]}").exists())
 
 
-def test_a_program_that_nobody_takes_images_of_does_not_hang(
+def test_camera_program_without_a_consumer_does_not_count_as_hanging(
     program: Program, caplog: pytest.LogCaptureFixture
 ) -> None:
     comments = r"4 * (b'\xff\xfe\xff\xff' + bytes(65533))"  # more than a pipe holds
@@ -138,7 +138,7 @@ def test_a_program_that_nobody_takes_images_of_does_not_hang(
     assert len(started(folder)) == 1 and caplog.messages == []
 
 
-def test_an_image_without_an_end_is_passed_over(program: Program, opened: Open) -> None:
+def test_camera_image_without_an_end_is_skipped(program: Program, opened: Open) -> None:
     program(
         "deliver(1.2)\nos.write(1, image[:-2])\n"
         f"for _ in range({12 * LARGEST >> 16}): os.write(1, bytes(1 << 16))\ndeliver(60)"
@@ -149,7 +149,7 @@ def test_an_image_without_an_end_is_passed_over(program: Program, opened: Open) 
     until(lambda: backlog.take(8))
 
 
-def test_without_a_program_it_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_camera_program_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match="no program for the camera: expected one of rpicam-vid"):
         Camera(Pace(0.0))
@@ -157,7 +157,7 @@ def test_without_a_program_it_is_said_at_once(tmp_path: Path, monkeypatch: pytes
         capture_image()
 
 
-def test_a_webcam_is_read_by_ffmpeg(program: Program) -> None:
+def test_webcam_is_read_by_ffmpeg(program: Program) -> None:
     folder = program("deliver(60)", "ffmpeg")
     assert capture_image() == IMAGE
     ((number, *arguments),) = started(folder)
@@ -166,11 +166,13 @@ def test_a_webcam_is_read_by_ffmpeg(program: Program) -> None:
 
 
 @pytest.mark.parametrize(("every", "rate"), [(0, 30), (0.1, 10), (0.01, 30), (10, 5), (3600, 5)])
-def test_a_camera_is_asked_for_about_as_many_images_as_are_wanted(every: float, rate: float) -> None:
+def test_camera_frame_rate_follows_from_the_interval(every: float, rate: float) -> None:
     assert rate_for(every) == rate
 
 
-def test_what_a_program_has_started_ends_with_it_whatever_it_ignores(program: Program, opened: Open) -> None:
+def test_child_of_a_camera_program_is_killed_even_if_it_ignores_sigterm(
+    program: Program, opened: Open
+) -> None:
     folder = program(
         "import signal, subprocess\nignores = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "child = subprocess.Popen(['/bin/sleep', '600'], preexec_fn=ignores)\n"
@@ -184,7 +186,7 @@ def test_what_a_program_has_started_ends_with_it_whatever_it_ignores(program: Pr
     def is_gone() -> bool:
         try:
             return os.waitpid(child, os.WNOHANG) != (0, 0)
-        except ChildProcessError:  # it is no child of ours: whoever has it, it is a zombie at most
+        except ChildProcessError:  # not a child of this process: it is gone, or a zombie
             state = Path(f"/proc/{child}/stat")
             return not state.exists() or state.read_text().split()[2] == "Z"
 

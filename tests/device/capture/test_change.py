@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether an image has changed: noise is no change, a thing that moves is one, before any model runs."""
+"""Whether an image has changed, before any model runs: noise is no change, an object that moves is one."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ GENERATOR = np.random.default_rng(0)
 SHARE = 0.01
 
 
-def scene(thing_at: int | None = None, *, noise: float = 5.0, side: int = 96) -> Pixels:
-    """A slope of grey with sensor noise of so many of 255 values, and a thing of a sixth of its width."""
+def scene(object_at: int | None = None, *, noise: float = 5.0, side: int = 96) -> Pixels:
+    """A grey gradient with sensor noise of `noise` of 255 values, and an object of a sixth of its width."""
     image = np.tile(np.linspace(60, 180, side), (3, side, 1))
-    if thing_at is not None:
-        image[:, side // 3 : side // 2, thing_at : thing_at + side // 6] = 230
+    if object_at is not None:
+        image[:, side // 3 : side // 2, object_at : object_at + side // 6] = 230
     image += GENERATOR.normal(0, noise, image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
-def test_noise_is_no_change() -> None:
+def test_noise_is_not_a_change() -> None:
     change = ChangeFilter(SHARE)
     assert [change.passes(scene(20)) for _ in range(50)] == [True] + [False] * 49
 
 
-def test_a_thing_that_moves_comes_or_goes_is_a_change() -> None:
+def test_object_that_moves_appears_or_disappears_is_a_change() -> None:
     change = ChangeFilter(SHARE)
     places = (None, 20, 60, 60, None, None)
     assert [change.passes(scene(place)) for place in places] == [True, True, True, False, True, False]
 
 
-def test_what_changes_slowly_is_compared_with_what_was_classified() -> None:
+def test_slow_changes_are_compared_with_the_last_passed_image() -> None:
     change = ChangeFilter(SHARE)
     passed = sum(change.passes(np.full((3, 96, 96), level, np.uint8)) for level in range(60))
     assert passed == 60 // 3, "2.55 of 255 values are the share: every third value is above it"
 
 
-def test_the_grid_has_the_means_of_its_cells_whatever_the_shape() -> None:
+def test_grid_holds_the_mean_of_each_cell_for_any_shape() -> None:
     image = scene()
     cells = image.reshape(3, CELLS, 3, CELLS, 3).mean((0, 2, 4))
     np.testing.assert_allclose(grid(image), cells, atol=1e-3)
@@ -48,7 +48,7 @@ def test_the_grid_has_the_means_of_its_cells_whatever_the_shape() -> None:
 
 
 @pytest.mark.parametrize(("share", "passes"), [(0, True), (1, False)])
-def test_nothing_is_equal_and_everything_differs_at_the_ends(share: float, passes: bool) -> None:
+def test_full_change_passes_at_a_share_of_0_but_not_at_a_share_of_1(share: float, passes: bool) -> None:
     change = ChangeFilter(share)
     assert change.passes(np.zeros((1, 8, 8), np.uint8))
     assert change.passes(np.full((1, 8, 8), 255, np.uint8)) is passes

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder that is watched: what is an image there, when it is taken, and what is never opened."""
+"""A watched folder: which files are images, when they are taken, and which are never opened."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from splitee_device.capture.backlog import Backlog
 from splitee_device.capture.folder import LOOK_AT_ALL, SETTLED, Folder
 
 
-def looks(folder: Folder, clock: FakeClock) -> list[list[str]]:
-    """What three looks find, each as long after the last as a file takes to settle."""
+def scan_three_times(folder: Folder, clock: FakeClock) -> list[list[str]]:
+    """The files that three scans find, each as long after the last as a file takes to settle."""
     found = []
     for _ in range(3):
         found.append(folder.new())
@@ -31,25 +31,25 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-def test_what_is_there_at_the_start_is_not_new(tmp_path: Path, clock: FakeClock) -> None:
+def test_only_new_image_files_are_taken(tmp_path: Path, clock: FakeClock) -> None:
     (tmp_path / "old.jpg").write_bytes(b"x")
     folder = Folder(tmp_path, poll=1, clock=clock)
     (tmp_path / "new.jpg").write_bytes(b"x")
     (tmp_path / "words.txt").write_bytes(b"x")
-    assert looks(folder, clock) == [[], ["new.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], ["new.jpg"], []]
 
 
-def test_what_is_there_at_the_start_is_taken_if_that_is_wanted(tmp_path: Path, clock: FakeClock) -> None:
+def test_existing_files_are_taken_if_requested(tmp_path: Path, clock: FakeClock) -> None:
     (tmp_path / "old.jpg").write_bytes(b"x")
     folder = Folder(tmp_path, existing=True, poll=1, clock=clock)
-    assert looks(folder, clock) == [[], ["old.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], ["old.jpg"], []]
 
 
-def test_a_file_that_grows_is_taken_when_it_has_settled(tmp_path: Path, clock: FakeClock) -> None:
+def test_growing_file_is_taken_once_its_size_is_stable(tmp_path: Path, clock: FakeClock) -> None:
     folder = Folder(tmp_path, poll=1, clock=clock)
     file = tmp_path / "grows.jpg"
     file.touch()
-    assert looks(folder, clock) == [[], [], []], "an empty file is none yet"
+    assert scan_three_times(folder, clock) == [[], [], []], "an empty file is none yet"
     for size in (1, 2):
         file.write_bytes(b"x" * size)
         assert folder.new() == []
@@ -62,10 +62,8 @@ def test_a_file_that_grows_is_taken_when_it_has_settled(tmp_path: Path, clock: F
     assert folder.new() == ["grows.jpg"]
 
 
-def test_a_file_that_has_its_size_from_the_start_is_taken_when_nobody_writes_any_more(
-    tmp_path: Path, clock: FakeClock
-) -> None:
-    """As a copy over SMB."""
+def test_preallocated_file_is_taken_once_it_is_no_longer_modified(tmp_path: Path, clock: FakeClock) -> None:
+    """Like a copy over SMB."""
     folder = Folder(tmp_path, poll=1, clock=clock)
     file = tmp_path / "copied.jpg"
     file.write_bytes(b"xxx")
@@ -76,39 +74,39 @@ def test_a_file_that_has_its_size_from_the_start_is_taken_when_nobody_writes_any
     assert folder.new() == ["copied.jpg"]
 
 
-def test_what_grows_between_the_start_and_the_first_look_is_new(tmp_path: Path, clock: FakeClock) -> None:
+def test_existing_file_that_grows_before_the_first_scan_is_taken(tmp_path: Path, clock: FakeClock) -> None:
     for name in ("grows.jpg", "old.jpg"):
         (tmp_path / name).write_bytes(b"ha")
     folder = Folder(tmp_path, clock=clock)
     (tmp_path / "grows.jpg").write_bytes(b"half and half")
-    assert looks(folder, clock) == [[], ["grows.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], ["grows.jpg"], []]
 
 
 @pytest.mark.parametrize("stall", [SETTLED, 5.0])
-def test_a_file_that_grows_after_it_was_taken_is_taken_again(
+def test_file_that_grows_after_it_was_taken_is_taken_again(
     tmp_path: Path, clock: FakeClock, stall: float
 ) -> None:
     folder = Folder(tmp_path, poll=5, clock=clock)
     file = tmp_path / "stalls.jpg"
     file.write_bytes(b"ha")
-    assert looks(folder, clock) == [[], ["stalls.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], ["stalls.jpg"], []]
     clock.advance(stall)
     file.write_bytes(b"half and half")
-    assert looks(folder, clock) == [[], ["stalls.jpg"], []]
-    assert looks(folder, clock) == [[], [], []]
+    assert scan_three_times(folder, clock) == [[], ["stalls.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], [], []]
 
 
-def test_what_is_gone_may_come_again_under_its_name(tmp_path: Path, clock: FakeClock) -> None:
+def test_deleted_file_that_returns_under_its_name_is_taken_again(tmp_path: Path, clock: FakeClock) -> None:
     folder = Folder(tmp_path, poll=1, clock=clock)
     for _ in range(2):
         (tmp_path / "again.jpg").write_bytes(b"x")
-        assert looks(folder, clock) == [[], ["again.jpg"], []]
+        assert scan_three_times(folder, clock) == [[], ["again.jpg"], []]
         (tmp_path / "again.jpg").unlink()
         assert folder.new() == []
 
 
 @pytest.mark.parametrize("poll", [None, 1.0])
-def test_a_folder_that_disappears_is_waited_for_with_one_line(
+def test_missing_folder_is_awaited_and_logged_once(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture, poll: float | None
 ) -> None:
     caplog.set_level("INFO")
@@ -118,17 +116,17 @@ def test_a_folder_that_disappears_is_waited_for_with_one_line(
     folder = Folder(path, poll=poll, clock=clock)
     assert folder.new() == []
     path.rename(away)
-    assert looks(folder, clock) == [[], [], []]
+    assert scan_three_times(folder, clock) == [[], [], []]
     away.rename(path)
     (path / "new.jpg").write_bytes(b"x")
-    assert looks(folder, clock) == [[], ["new.jpg"], []]
+    assert scan_three_times(folder, clock) == [[], ["new.jpg"], []]
     assert [record.getMessage() for record in caplog.records] == [
         f"--watch {path}: No such file or directory; waiting for it to come back",
         f"--watch {path} is back",
     ]
 
 
-def test_what_is_no_regular_file_is_skipped_counted_and_said_once(
+def test_irregular_files_are_skipped_counted_and_logged_once(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = Folder(tmp_path, poll=1, clock=clock)
@@ -136,7 +134,7 @@ def test_what_is_no_regular_file_is_skipped_counted_and_said_once(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "zero.png").symlink_to("/dev/zero")
     (tmp_path / "image.png").write_bytes(b"x")
-    assert looks(folder, clock) == [[], ["image.png"], []]
+    assert scan_three_times(folder, clock) == [[], ["image.png"], []]
     assert {path.name for path in folder.skipped} == {"fifo.jpg", "folder.png", "zero.png"}
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert sorted(warnings) == [
@@ -179,7 +177,7 @@ def taken(backlog: Backlog, count: int) -> list[str]:
     return names
 
 
-def test_the_system_tells_of_what_comes_by_copy_and_by_move(tmp_path: Path, collect: Collect) -> None:
+def test_copied_moved_and_recreated_files_are_taken(tmp_path: Path, collect: Collect) -> None:
     watched = tmp_path / "watched"
     watched.mkdir()
     backlog = collect(Folder(watched))
@@ -193,7 +191,7 @@ def test_the_system_tells_of_what_comes_by_copy_and_by_move(tmp_path: Path, coll
     assert taken(backlog, 1) == ["copied.jpg"]
 
 
-def test_an_image_is_taken_in_each_version_and_its_permissions_are_none(
+def test_image_is_taken_again_on_new_content_but_not_new_permissions(
     tmp_path: Path, collect: Collect
 ) -> None:
     watched, new = tmp_path / "watched", tmp_path / "new.jpg"
@@ -213,14 +211,14 @@ def test_an_image_is_taken_in_each_version_and_its_permissions_are_none(
     assert taken(backlog, 1) == ["last.jpg"]
 
 
-def test_names_that_are_no_text_are_names(tmp_path: Path, collect: Collect) -> None:
+def test_file_names_that_are_not_utf_8_are_accepted(tmp_path: Path, collect: Collect) -> None:
     backlog = collect(Folder(tmp_path))
     for name in (b"caf\xe9.jpg", b"later.jpg", b"\xff.jpg"):
         Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"x")
         assert taken(backlog, 1) == [os.fsdecode(name)]
 
 
-def test_a_drive_that_comes_back_is_listened_to_again(tmp_path: Path, collect: Collect) -> None:
+def test_folder_that_is_replaced_is_watched_again(tmp_path: Path, collect: Collect) -> None:
     path, away = tmp_path / "drive", tmp_path / "away"
     path.mkdir()
     (path / "old.jpg").write_bytes(b"x")
@@ -235,7 +233,7 @@ def test_a_drive_that_comes_back_is_listened_to_again(tmp_path: Path, collect: C
     assert taken(backlog, 1) == ["third.jpg"]
 
 
-def test_an_idle_folder_of_many_files_is_not_looked_through(
+def test_idle_folder_is_listed_only_at_long_intervals(
     tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(2000):
@@ -255,7 +253,7 @@ def test_an_idle_folder_of_many_files_is_not_looked_through(
     assert len(listings) == 1, "events may have been lost"
 
 
-def test_thousands_of_files_at_once_are_all_taken_and_few_wait(tmp_path: Path, collect: Collect) -> None:
+def test_thousands_of_new_files_are_all_taken_in_a_bounded_backlog(tmp_path: Path, collect: Collect) -> None:
     backlog = collect(Folder(tmp_path))
     names = [f"{number:04}.jpg" for number in range(3000)]
     for name in names:
@@ -276,7 +274,7 @@ def test_thousands_of_files_at_once_are_all_taken_and_few_wait(tmp_path: Path, c
     assert backlog.dropped == 0
 
 
-def test_what_was_ready_when_a_run_ended_is_taken_in_the_next(tmp_path: Path) -> None:
+def test_files_ready_when_the_backlog_closes_are_taken_at_the_next_open(tmp_path: Path) -> None:
     folder = Folder(tmp_path, existing=True)
     for number in range(30):
         (tmp_path / f"{number:02}.jpg").write_bytes(b"x")

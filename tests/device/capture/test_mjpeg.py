@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Motion JPEG cut into its images, however it comes; what does not follow the standard is passed over."""
+"""A Motion JPEG stream is split into its images, in pieces of any size; invalid data is skipped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GENERATOR = np.random.default_rng(0)
 
 
 def jpeg(size: tuple[int, int] = (40, 30), thumbnail: bytes = b"", **how: object) -> bytes:
-    """Of noise, whose scan has many bytes 0xff."""
+    """A JPEG file of noise, whose scan has many bytes 0xff."""
     exif = b"Exif\0\0" + thumbnail if thumbnail else b""
     file = io.BytesIO()
     pixels = GENERATOR.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -36,7 +36,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("piece", [1, 7, 4096, 1 << 20])
-def test_images_come_out_as_they_went_in(piece: int) -> None:
+def test_stream_in_pieces_of_any_size_is_split_into_its_images(piece: int) -> None:
     stream = b"".join(IMAGES.values())
     splitter = Splitter()
     found = [
@@ -52,13 +52,13 @@ def test_images_come_out_as_they_went_in(piece: int) -> None:
     "between",
     [b"words", b"\xff\xd8\xff" * 5, b"\xff", b"\r\n--frame\r\nContent-Type: image/jpeg\r\n\r\n", SMALL[:700]],
 )
-def test_what_is_between_images_is_passed_over(between: bytes) -> None:
+def test_bytes_between_images_are_skipped(between: bytes) -> None:
     found = Splitter().feed(SMALL + between + IMAGES["large"] + SMALL)
     assert found[0] == found[-1] == SMALL
     assert IMAGES["large"] in found
 
 
-def test_an_image_that_is_too_large_is_passed_over_and_not_kept() -> None:
+def test_oversized_image_is_skipped_and_not_kept_in_memory() -> None:
     splitter = Splitter(largest=10_000)
     endless = SMALL[:-2] + b"x" * 100_000
     for start in range(0, len(endless), 5000):
@@ -70,7 +70,7 @@ def test_an_image_that_is_too_large_is_passed_over_and_not_kept() -> None:
 
 @given(st.lists(st.one_of(st.binary(max_size=300), st.sampled_from([SMALL, b"\xff\xd8\xff\xda\0\2"]))))
 @settings(max_examples=200, deadline=None)
-def test_whatever_comes_what_is_held_is_bounded_and_an_image_is_found_again(pieces: list[bytes]) -> None:
+def test_splitter_bounds_its_buffer_and_recovers_after_any_input(pieces: list[bytes]) -> None:
     splitter = Splitter(largest=5000)
     for piece in pieces:
         splitter.feed(piece)

@@ -14,7 +14,7 @@ RATE = 30.0  # images a second
 
 
 def taken(pace: Pace, clock: FakeClock, seconds: float) -> int:
-    """Of the images of so many seconds."""
+    """How many images of `seconds` are taken."""
     count = 0
     for _ in range(round(RATE * seconds)):
         count += pace.takes()
@@ -23,12 +23,12 @@ def taken(pace: Pace, clock: FakeClock, seconds: float) -> int:
 
 
 @pytest.mark.parametrize(("every", "count"), [(0, 300), (0.01, 300), (0.1, 100), (0.2, 50), (5, 2), (60, 1)])
-def test_one_is_taken_in_so_many_seconds(every: float, count: int) -> None:
+def test_one_image_is_taken_per_interval(every: float, count: int) -> None:
     clock = FakeClock()
     assert taken(Pace(every, clock=clock), clock, 10) == pytest.approx(count, abs=1)
 
 
-def test_none_is_taken_before_a_trigger_and_as_many_as_its_window_has() -> None:
+def test_images_are_taken_only_for_a_trigger_and_its_window() -> None:
     clock = FakeClock()
     pace = Pace(1.0, window=5.0, clock=clock)
     assert taken(pace, clock, 100) == 0
@@ -39,7 +39,7 @@ def test_none_is_taken_before_a_trigger_and_as_many_as_its_window_has() -> None:
     assert taken(pace, clock, 10) == 1, "a trigger has an image"
 
 
-def test_a_trigger_within_the_window_makes_it_last_longer() -> None:
+def test_trigger_within_the_window_extends_it() -> None:
     clock = FakeClock()
     pace = Pace(1.0, window=5.0, clock=clock)
     pace.trigger()
@@ -52,7 +52,7 @@ def message(payload: bytes = b"ON", *, topic: str = "garden/motion", retained: b
     return Message(topic, payload, retained=retained)
 
 
-def test_a_window_of_nothing_has_one_image_whatever_the_message_says() -> None:
+def test_window_of_zero_takes_one_image_per_trigger_of_any_payload() -> None:
     clock = FakeClock()
     pace = Pace(0.0, window=0.0, clock=clock)
     trigger = Trigger("garden/motion", None, pace, clock=clock)
@@ -65,7 +65,7 @@ def test_a_window_of_nothing_has_one_image_whatever_the_message_says() -> None:
     assert trigger.count == 3
 
 
-def test_only_the_payload_that_was_named_counts() -> None:
+def test_only_the_configured_payload_triggers() -> None:
     clock = FakeClock()
     pace = Pace(0.0, window=0.0, clock=clock)
     trigger = Trigger("garden/motion", "ON", pace, clock=clock)
@@ -76,7 +76,7 @@ def test_only_the_payload_that_was_named_counts() -> None:
     assert taken(pace, clock, 3) == 1
 
 
-def test_a_flood_of_triggers_counts_as_one_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_triggers_counts_as_one_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     pace = Pace(0.0, window=0.0, clock=clock)
     trigger = Trigger("garden/motion", None, pace, clock=clock)

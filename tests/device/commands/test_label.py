@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee label`: what it says without the page, and what it refuses."""
+"""`splitee label`: what it prints without the page, and what it refuses."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_enough_is_a_table_and_a_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_enough_flag_prints_a_table_and_a_forecast(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as leave:
         main(["label", "--data", str(place / "data"), "--model", str(place / "model"), "--enough"])
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert leave.value.code == ExitCode.OK
-    assert "16 labelled images" in said
-    assert "labels: accuracy" in said
-    assert "the next 50 labels would add" in " ".join(said.split())
-    assert not (place / "data" / WORKSPACE).exists()  # nothing is labelled: nothing is written
+    assert "16 labelled images" in printed
+    assert "labels: accuracy" in printed
+    assert "the next 50 labels would add" in " ".join(printed.split())
+    assert not (place / "data" / WORKSPACE).exists()  # without labelling, no file is written
 
 
-def test_enough_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_enough_flag_prints_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["label", "--data", str(place / "data"), "--enough", "--json", "-q"])
     found = json.loads(capsys.readouterr().out)
@@ -46,7 +46,7 @@ def test_enough_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["curve"][-1]["accuracy"].keys() == {"mean", "low", "high"}
 
 
-def test_what_is_wrong_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused_in_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, new = ["--data", str(place / "data")], ["--unlabelled", str(place / "new")]
     for arguments, code, words in (
         (data, ExitCode.CONFIG, "give --unlabelled DIR, --unsure DIR, or both"),
@@ -58,14 +58,14 @@ def test_what_is_wrong_is_one_line(place: Path, capsys: pytest.CaptureFixture[st
         ([*data, *new, "--model", str(place / "absent")], ExitCode.MODEL, "no model at"),
         (["--data", str(place / "absent"), "--enough"], ExitCode.DATA, "cannot be read"),
     ):
-        found, said = call(capsys, "label", *arguments)
-        assert (found, words in said) == (code, True), said
+        found, printed = call(capsys, "label", *arguments)
+        assert (found, words in printed) == (code, True), printed
 
 
-def test_a_port_that_is_taken_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use_is_reported(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, said = call(
+        code, printed = call(
             capsys,
             "label",
             "--data",
@@ -75,4 +75,4 @@ def test_a_port_that_is_taken_is_said(place: Path, capsys: pytest.CaptureFixture
             "--listen",
             listen,
         )
-    assert (code, "the port is in use" in said) == (ExitCode.CONFIG, True)
+    assert (code, "the port is in use" in printed) == (ExitCode.CONFIG, True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee predict`: real processes, one by exec to see that it never imports torch; images of every kind."""
+"""`splitee predict` in real processes, one by exec to see that it never imports torch; many image formats."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from splitee_export.states import DeviceState, read_state
 
 pytestmark = pytest.mark.slow
 
-# Runs the command, then tells which modules it has loaded.
+# Runs the command, then prints the modules that it has loaded.
 TELL_MODULES = """
 import sys
 from splitee.cli.main import main
@@ -60,19 +60,19 @@ def predict(*arguments: object, **environment: str) -> subprocess.CompletedProce
     return warm.run("predict", *arguments, environment={**os.environ, **environment}, timeout=LONG)
 
 
-def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+def predictions(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def save(picture: np.ndarray, path: Path) -> Path:
-    Image.fromarray(picture.transpose(1, 2, 0)).save(path)
+def save(image: np.ndarray, path: Path) -> Path:
+    Image.fromarray(image.transpose(1, 2, 0)).save(path)
     return path
 
 
-def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
-    picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
-    command = ("predict", "--model", trained.model("pi-2"), picture)
+def test_predict_does_not_import_torch(trained: Trained, tmp_path: Path) -> None:
+    image = save(trained.data.held_out.images[0], tmp_path / "one.png")
+    command = ("predict", "--model", trained.model("pi-2"), image)
     broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", "0.2")
     done = subprocess.run(
         [sys.executable, "-c", TELL_MODULES, *command, *broker],
@@ -88,61 +88,59 @@ def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
     assert not foreign & loaded
 
 
-def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path: Path) -> None:
-    state, pictures = _state(trained), trained.data.held_out
+def test_predictions_equal_those_of_the_training_network(trained: Trained, tmp_path: Path) -> None:
+    state, held_out = _state(trained), trained.data.held_out
     for index in range(8):
-        save(pictures.images[index], tmp_path / f"{index}.png")
-    told = answers(predict("--model", trained.model("pi-2"), tmp_path, "--json", "--threshold", 1))
-    inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
+        save(held_out.images[index], tmp_path / f"{index}.png")
+    found = predictions(predict("--model", trained.model("pi-2"), tmp_path, "--json", "--threshold", 1))
+    inputs, _ = batch(held_out, np.arange(8), state.spec.mean, state.spec.std)
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
     entropy = normalized_entropy(logits)
-    assert [Path(str(answer["image"])).stem for answer in told] == list("01234567")
-    for index, answer in enumerate(told):
-        assert answer["label"] == trained.data.class_names[probabilities[index].argmax()]
-        assert answer["probability"] == pytest.approx(probabilities[index].max(), abs=1e-5)
-        assert answer["entropy"] == pytest.approx(entropy[index], abs=1e-5)
-        assert answer["source"] == "exit"
-        assert 0 < float(str(answer["milliseconds"])) < 10_000
+    assert [Path(str(prediction["image"])).stem for prediction in found] == list("01234567")
+    for index, prediction in enumerate(found):
+        assert prediction["label"] == trained.data.class_names[probabilities[index].argmax()]
+        assert prediction["probability"] == pytest.approx(probabilities[index].max(), abs=1e-5)
+        assert prediction["entropy"] == pytest.approx(entropy[index], abs=1e-5)
+        assert prediction["source"] == "exit"
+        assert 0 < float(str(prediction["milliseconds"])) < 10_000
 
 
-def test_pictures_of_other_sizes_and_kinds_are_fitted_as_in_training(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_images_of_other_sizes_and_formats_get_the_same_label(trained: Trained, tmp_path: Path) -> None:
     grey = Image.fromarray(trained.data.held_out.images[0][0])
     grey.save(tmp_path / "a-grey.png")
     grey.convert("RGBA").save(tmp_path / "b-alpha.png")
     grey.convert("P").save(tmp_path / "c-palette.gif")
     grey.resize((320, 320), Image.Resampling.NEAREST).save(tmp_path / "d-large.bmp")
-    told = answers(predict("--model", trained.model("pi-2"), tmp_path, "--json"))
-    assert len(told) == 4
-    assert len({answer["label"] for answer in told}) == 1
-    assert [answer["entropy"] for answer in told[1:3]] == pytest.approx([told[0]["entropy"]] * 2, abs=1e-4)
+    found = predictions(predict("--model", trained.model("pi-2"), tmp_path, "--json"))
+    assert len(found) == 4
+    assert len({prediction["label"] for prediction in found}) == 1
+    assert [prediction["entropy"] for prediction in found[1:3]] == pytest.approx(
+        [found[0]["entropy"]] * 2, abs=1e-4
+    )
 
 
-def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_unreadable_image_is_skipped_in_a_folder_and_refused_alone(trained: Trained, tmp_path: Path) -> None:
     save(trained.data.held_out.images[0], tmp_path / "good.png")
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
     done = predict("--model", trained.model("pi-2"), tmp_path, "--json")
-    assert len(answers(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
+    assert len(predictions(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
     alone = predict("--model", trained.model("pi-2"), bad)
     assert alone.returncode == ExitCode.DATA and "expected an image" in alone.stderr
 
 
-def test_a_folder_of_classes_is_summed_up_and_the_model_in_service_is_found(
+def test_class_folders_are_summarised_and_the_current_model_is_found(
     trained: Trained, tmp_path: Path
 ) -> None:
-    state, pictures, names = tmp_path / "state", trained.data.held_out, trained.data.class_names
+    state, held_out, names = tmp_path / "state", trained.data.held_out, trained.data.class_names
     (state / "models").mkdir(parents=True)
     (state / "models" / "current").symlink_to(trained.model("pi-2"))
-    plain = [index for index, label in enumerate(pictures.labels) if "/" not in names[label]]
+    plain = [index for index, label in enumerate(held_out.labels) if "/" not in names[label]]
     for index in plain[:6]:
-        folder = tmp_path / "images" / names[pictures.labels[index]]
+        folder = tmp_path / "images" / names[held_out.labels[index]]
         folder.mkdir(parents=True, exist_ok=True)
-        save(pictures.images[index], folder / f"{index}.png")
+        save(held_out.images[index], folder / f"{index}.png")
     done = predict("--model", state, tmp_path / "images")
     assert done.returncode == 0, done.stderr
     labels = {
@@ -153,10 +151,10 @@ def test_a_folder_of_classes_is_summed_up_and_the_model_in_service_is_found(
     assert "6 images: " in done.stderr
     assert f"right, where the folder is a class: {right} of 6" in done.stderr
     quiet = predict("--model", state / "models", tmp_path / "images", "--json")
-    assert len(answers(quiet)) == 6 and "6 images" not in quiet.stderr
+    assert len(predictions(quiet)) == 6 and "6 images" not in quiet.stderr
 
 
-def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
+def test_missing_images_and_invalid_threshold_are_reported(trained: Trained, tmp_path: Path) -> None:
     model = ("--model", trained.model("pi-2"))
     for arguments, code, words in (
         (model, ExitCode.CONFIG, "nothing to classify"),
@@ -215,29 +213,29 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_model_that_is_not_what_its_manifest_says_is_refused(model: Path, damage: str) -> None:
+def test_damaged_or_mismatched_model_is_refused(model: Path, damage: str) -> None:
     work, words = DAMAGES[damage]
     work(model)
     done = predict("--model", model, model)
-    assert done.returncode == ExitCode.DATA  # the folder holds no images: nothing was loaded yet
+    assert done.returncode == ExitCode.DATA  # the folder holds no images, so no model was loaded
     save(np.zeros((3, 8, 8), np.uint8), model / "picture.png")
     done = predict("--model", model, model)
     assert done.returncode == ExitCode.MODEL, done.stderr
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_path: Path) -> None:
-    picture = save(trained.data.held_out.images[3], tmp_path / "picture.jpg")
+def test_camera_flag_captures_an_image_with_the_system_program(trained: Trained, tmp_path: Path) -> None:
+    image = save(trained.data.held_out.images[3], tmp_path / "picture.jpg")
     programs = tmp_path / "bin"
     programs.mkdir()
     camera = programs / "rpicam-vid"
-    camera.write_text(f"#!/bin/sh\nwhile /bin/cat {picture}; do /bin/sleep 0.05; done\n")
+    camera.write_text(f"#!/bin/sh\nwhile /bin/cat {image}; do /bin/sleep 0.05; done\n")
     camera.chmod(0o755)
     model = ("--model", trained.model("pi-2"), "--json")
-    (told,) = answers(predict(*model, "--camera", PATH=str(programs)))
-    (same,) = answers(predict(*model, picture))
-    assert (told["image"], told["picture"], told["label"]) == ("camera", "camera", same["label"])
-    assert told["entropy"] == pytest.approx(same["entropy"])
+    (found,) = predictions(predict(*model, "--camera", PATH=str(programs)))
+    (same,) = predictions(predict(*model, image))
+    assert (found["image"], found["picture"], found["label"]) == ("camera", "camera", same["label"])
+    assert found["entropy"] == pytest.approx(same["entropy"])
     camera.write_text("#!/bin/sh\necho 'no cameras available' >&2\nexit 255\n")
     done = predict(*model, "--camera", PATH=str(programs))
     assert done.returncode == ExitCode.DATA and "no cameras available" in done.stderr
@@ -246,16 +244,16 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
     assert done.returncode == ExitCode.DATA and "no program for the camera" in done.stderr
 
 
-def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_path: Path) -> None:
-    picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
+def test_early_exit_predicts_if_the_broker_is_unreachable(trained: Trained, tmp_path: Path) -> None:
+    image = save(trained.data.held_out.images[0], tmp_path / "one.png")
     broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", 0.3)
-    done = predict("--model", trained.model("pi-2"), picture, "--json", "--threshold", 0, *broker)
-    (told,) = answers(done)
-    assert told["source"] == "local-fallback"
+    done = predict("--model", trained.model("pi-2"), image, "--json", "--threshold", 0, *broker)
+    (found,) = predictions(done)
+    assert found["source"] == "local-fallback"
     assert "no broker at" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() -> None:
+def test_normalised_entropy_is_that_of_softmax_and_uncertainty_is_bounded() -> None:
     generator = np.random.default_rng(0)
     logits = generator.standard_normal((100, 10)).astype("f4") * 20
     softmaxs = torch.distributions.Categorical(logits=torch.from_numpy(logits)).entropy() / np.log(10)
@@ -265,11 +263,11 @@ def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() 
         np.testing.assert_allclose(uncertainty(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:
-    model, pictures = ClientModel(trained.model("pi-2")), trained.data.held_out.images
-    together, one = model(pictures[:20]), [model(pictures[i : i + 1]) for i in range(20)]
+def test_model_predicts_the_same_one_by_one_as_in_a_batch(trained: Trained) -> None:
+    model, images = ClientModel(trained.model("pi-2")), trained.data.held_out.images
+    together, one = model(images[:20]), [model(images[i : i + 1]) for i in range(20)]
     for position in range(2):
-        apart = np.concatenate([answer[position] for answer in one])
+        apart = np.concatenate([prediction[position] for prediction in one])
         np.testing.assert_allclose(together[position], apart, atol=1e-5)
 
 
@@ -280,7 +278,7 @@ def probabilities(capsys: pytest.CaptureFixture[str], *arguments: object) -> lis
     return [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
 
 
-def test_the_region_of_the_training_is_cut_out_unless_another_is_given(
+def test_training_region_is_cropped_unless_another_is_given(
     trained: Trained, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pixels = np.random.default_rng(2).integers(0, 256, (60, 90, 3), np.uint8)
@@ -289,7 +287,7 @@ def test_the_region_of_the_training_is_cut_out_unless_another_is_given(
         Image.fromarray(kept).save(path)
     expected = probabilities(capsys, "--model", model, part, other)
     older = json.loads((model / MANIFEST).read_bytes())
-    assert older.pop("fit") == "crop"  # which an older manifest does not say
+    assert older.pop("fit") == "crop"  # an older manifest lacks it
     (model / MANIFEST).write_text(json.dumps(older))
     (tmp_path / "store" / "releases").mkdir(parents=True)
     released = Path(shutil.copytree(model, tmp_path / "store" / "releases" / "one"))
@@ -301,7 +299,7 @@ def test_the_region_of_the_training_is_cut_out_unless_another_is_given(
     assert probabilities(capsys, "--model", model, whole, "--region", "0,0,20,20") == expected[1:]
 
 
-def test_a_damaged_region_and_one_that_no_image_holds_are_one_line(
+def test_damaged_malformed_or_oversized_region_is_refused_in_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "small.png")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee profile` as a person runs it: measured in real processes, on a network that trains in a moment."""
+"""`splitee profile` from the command line: measured in real processes, on a tiny network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "choose-a-cut.md"
 SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "60")
-LOOK = 200.0  # seconds: more than the few that a look takes on a busy machine
+LOOK = 200.0  # seconds: more than the few that a measurement takes on a busy machine
 TINY = ("--network", "tiny_networks:tiny", "--input", "3x32x32", *SETTINGS)
 
 pytestmark = pytest.mark.slow(5)
@@ -32,18 +32,18 @@ pytestmark = pytest.mark.slow(5)
 
 @pytest.fixture
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.2 s of steps a look are enough where the figures themselves do not matter."""
+    """0.2 s of steps a measurement are enough if the figures do not matter."""
     monkeypatch.setattr(probe, "SECONDS", 0.2)
 
 
 @pytest.fixture
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time passes by measurements alone, LOOK seconds each, however busy this machine is."""
+    """Only measurements advance the time, by LOOK seconds each, however busy this machine is."""
     measure, passed = probe.Probe.measure, itertools.count(0, LOOK)
     now = [next(passed)]
 
-    def measured(self: probe.Probe, asked: MeasureCut) -> CutCosts | Failed:
-        found = measure(self, asked)
+    def measured(self: probe.Probe, request: MeasureCut) -> CutCosts | Failed:
+        found = measure(self, request)
         now.append(next(passed))
         return found
 
@@ -66,7 +66,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
 
 
 @pytest.mark.usefixtures("short_looks")
-def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
+def test_every_cut_is_measured_although_the_network_module_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Path(tmp_path, "talkative.py").write_text("from tiny_networks import tiny\nprint('hello', flush=True)")
@@ -85,7 +85,7 @@ def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
         assert 0 < row["inference_memory"] <= row["memory"]
         assert row["upload"] is None
         assert row["round"] == pytest.approx(20 * (row["step"] + row["encoding"]))
-    # fp16 features of a batch of 8 pictures: 4 x 8 x 8, 8 x 3 x 3 and 16 values; labels and names besides.
+    # fp16 features of a batch of 8 images: 4 x 8 x 8, 8 x 3 x 3 and 16 values; labels and names besides.
     sizes = [
         row["payload"] - 8 * values * 2 for row, values in zip(found["cuts"], (256, 72, 16), strict=True)
     ]
@@ -97,27 +97,27 @@ def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
 
 @pytest.mark.usefixtures("short_looks")
 @pytest.mark.mosquitto
-def test_the_table_marks_the_recommended_cut_and_says_why(
+def test_table_marks_the_recommended_cut_and_gives_its_reason(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     mosquitto_broker: RunningBroker,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    picture = tmp_path / "profile.png"
+    plot = tmp_path / "profile.png"
     where = ("--broker", str(mosquitto_broker.address), "--fleet", "profiles")
-    code, out, _ = run(capsys, *TINY, *where, "--prefer", "deepest", "--plot", str(picture))
+    code, out, _ = run(capsys, *TINY, *where, "--prefer", "deepest", "--plot", str(plot))
     assert code == ExitCode.OK
     (marked,) = [line for line in out.splitlines() if line.startswith(">")]
     assert marked.split()[1:3] == ["3", "hidden.3"]
     assert "recommended: cut 3 (hidden.3): the deepest that fits, and the last there is" in out
     assert "Mbit/s up" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow(9)
 @pytest.mark.usefixtures("short_looks", "slow_clock")
-def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some(
+def test_documented_command_interpolates_cuts_beyond_its_budget(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -139,13 +139,13 @@ def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some
     assert all(step > 0 for step in steps)
 
 
-def test_a_budget_too_short_for_anything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_budget_too_short_for_one_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *TINY, "--budget", "1")
     assert code == ExitCode.CONFIG
     assert "--budget 1 seconds are too short for one measurement" in err
 
 
-def test_without_torch_the_device_is_described_and_what_to_install_is_said(
+def test_profile_without_torch_describes_the_device_and_names_the_extra(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -157,7 +157,7 @@ def test_without_torch_the_device_is_described_and_what_to_install_is_said(
     assert found["device"]["memory_available"]["value"] > 0
 
 
-def test_a_reserve_that_leaves_nothing_fits_no_cut(
+def test_reserve_of_all_memory_leaves_no_cut_that_fits(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs = profiles.measured(range(1, 5), available=1 << 30)
@@ -175,7 +175,7 @@ def test_a_reserve_that_leaves_nothing_fits_no_cut(
         (("--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1"), ExitCode.UNREACHABLE, "no broker at"),
     ],
 )
-def test_a_mistake_gives_one_line(
+def test_invalid_share_or_unreachable_broker_is_reported(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: ExitCode, line: str
 ) -> None:
     given, _, err = run(capsys, *arguments)
@@ -185,7 +185,7 @@ def test_a_mistake_gives_one_line(
 
 
 @pytest.mark.slow(3)
-def test_a_network_that_there_is_not_is_told_before_anything_is_shown(
+def test_unknown_network_is_refused_before_any_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code, out, err = run(capsys, "--network", "nosuch:thing")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee trust`: an owner sees what releases are held to, and can forget it."""
+"""`splitee trust` shows what releases are checked against, and can forget it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from splitee_device.commands.trust import trust
 from splitee_device.inference.model_store import ModelStore
 
 
-def said(*arguments: object) -> str:
+def output(*arguments: object) -> str:
     done = CliRunner().invoke(trust, list(map(str, arguments)), standalone_mode=False)
     if done.exception is not None:
         raise done.exception
     return done.output
 
 
-def test_what_is_pinned_is_shown_and_forgotten(tmp_path: Path) -> None:
+def test_pinned_network_and_signature_are_shown_and_forgotten(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     store.install(graphs.bundle(), "pi-1")
     store.trust.note_signature(1_700_000_000_000)
     exact = store.trust.read().graphs[3].fp32
-    assert said("--models", tmp_path).splitlines() == [
+    assert output("--models", tmp_path).splitlines() == [
         "network: resnet18, 2 classes, images 3x8x8",
         f"cut 3: fp32 {exact[:12]}",
         "newest signature: 2023-11-14 22:13:20 UTC",
     ]
-    assert "forgotten" in said("--models", tmp_path, "--forget")
-    assert said("--models", tmp_path) == "nothing is pinned: the next release sets it\n"
+    assert "forgotten" in output("--models", tmp_path, "--forget")
+    assert output("--models", tmp_path) == "nothing is pinned: the next release sets it\n"
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_models_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there are no models here"):
-        said("--models", tmp_path / "nowhere")
+        output("--models", tmp_path / "nowhere")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee upgrade`: each mistake is one line, and changes nothing."""
+"""`splitee upgrade`: each refusal is one line, and changes nothing."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Device:
     return Device(tmp_path, capsys)
 
 
-def test_another_machine(device: Device) -> None:
+def test_software_for_another_machine_is_refused(device: Device) -> None:
     file = device.file("9.0", f"cp3{sys.version_info.minor}-none-linux_{OTHER}")
     device.refuses(ExitCode.SOFTWARE, f"splitee 9.0 is for {OTHER} and Python cp3", file)
 
 
-def test_another_python(device: Device) -> None:
+def test_software_for_another_python_version_is_refused(device: Device) -> None:
     file = device.file("9.0", f"cp37-cp37m-linux_{platform.machine()}")
     device.refuses(ExitCode.SOFTWARE, "and Python cp37, this device is", file)
 
 
-def test_a_broken_signature(device: Device) -> None:
+def test_software_with_a_wrong_signature_is_refused(device: Device) -> None:
     file = device.file("9.0")
     file.write_bytes(file.read_bytes().replace(b'"9.0"', b'"9.1"', 1))
     device.refuses(ExitCode.SOFTWARE, "signature is not this fleet's", file)
@@ -70,7 +70,7 @@ def test_a_broken_signature(device: Device) -> None:
     )
 
 
-def test_a_file_that_is_cut_off_or_something_else(device: Device) -> None:
+def test_truncated_wrong_or_missing_file_is_refused(device: Device) -> None:
     file = device.file("9.0")
     file.write_bytes(file.read_bytes()[:-1])
     device.refuses(ExitCode.SOFTWARE, "is cut off", file)
@@ -78,25 +78,25 @@ def test_a_file_that_is_cut_off_or_something_else(device: Device) -> None:
     device.refuses(ExitCode.SOFTWARE, "No such file", device.path / "nothing.wheels")
 
 
-def test_what_is_not_newer(device: Device) -> None:
+def test_software_that_is_not_newer_is_refused(device: Device) -> None:
     device.refuses(ExitCode.SOFTWARE, f"is not newer than {__version__}", device.file(__version__))
     device.refuses(ExitCode.SOFTWARE, f"splitee 0.0.9 is not newer than {__version__}", device.file("0.0.9"))
 
 
 @pytest.mark.slow
-def test_packages_that_are_missing_and_wheels_that_do_not_suit(device: Device) -> None:
+def test_wheel_for_an_unsupported_platform_is_refused(device: Device) -> None:
     tag = f"cp3{sys.version_info.minor}-none-musllinux_1_2_{platform.machine()}"
     device.refuses(ExitCode.SOFTWARE, "is not a supported wheel on this platform", device.file("9.0", tag))
 
 
 @pytest.mark.slow(2)
-def test_what_needs_a_package_that_nobody_has(device: Device) -> None:
+def test_software_with_a_missing_dependency_is_refused(device: Device) -> None:
     own = small_wheel(device.path, "hetero_splitee", "9.0", needs="no-such-package")
     file = software_file(device.path / "needs.wheels", device.signing, own)
     device.refuses(ExitCode.SOFTWARE, "9.0 requires no-such-package, which is not installed", file)
 
 
-def test_while_another_one_installs_or_is_tried(device: Device) -> None:
+def test_upgrade_is_refused_during_another_installation_or_trial(device: Device) -> None:
     with (device.software.path / LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         device.refuses(ExitCode.STATE, "another process installs software now", device.file("9.0"))
@@ -104,11 +104,11 @@ def test_while_another_one_installs_or_is_tried(device: Device) -> None:
     device.refuses(ExitCode.STATE, "9.0-aaaaaaaaaaaa is being tried", device.file("9.0"))
 
 
-def test_nothing_to_go_back_to(device: Device) -> None:
+def test_roll_back_without_earlier_software_is_refused(device: Device) -> None:
     device.refuses(ExitCode.SOFTWARE, "keeps no software from before", "--roll-back")
 
 
-def test_going_back_to_the_base(device: Device) -> None:
+def test_roll_back_makes_the_base_the_next_trial(device: Device) -> None:
     name = "9.0-aaaaaaaaaaaa"
     python = device.software.python(name)
     python.parent.mkdir(parents=True)
@@ -118,7 +118,7 @@ def test_going_back_to_the_base(device: Device) -> None:
     assert device.software.target(TRIAL) == BASE
 
 
-def test_what_is_in_service_is_listed_and_why_a_trial_failed(device: Device) -> None:
+def test_list_flag_shows_the_version_in_service_and_failed_trials(device: Device) -> None:
     device.software.give_up("9.0-aaaaaaaaaaaa", "it ended")
     with pytest.raises(SystemExit):
         from splitee.cli.main import main
@@ -130,7 +130,7 @@ def test_what_is_in_service_is_listed_and_why_a_trial_failed(device: Device) -> 
     ]
 
 
-def test_wrong_flags(device: Device) -> None:
+def test_invalid_flags_are_refused(device: Device) -> None:
     file = device.file("9.0")
     for arguments in ((), (file, "--list"), ("--list", "--roll-back")):
         device.refuses(ExitCode.CONFIG, "give one of FILE, --roll-back and --list", *arguments)
@@ -141,10 +141,10 @@ def test_wrong_flags(device: Device) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_root_installs_as_the_account_that_the_service_runs_by(
+def test_root_upgrades_as_the_owner_of_the_software_folder(
     public_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a process of its own: there is no way back."""
+    """In a child process, because root's rights are given up for good."""
     device = Device(public_path, capsys)
     os.chown(device.software.path, 65534, 65534)
     file = device.file("9.0")
@@ -161,8 +161,8 @@ def test_root_installs_as_the_account_that_the_service_runs_by(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 @pytest.mark.parametrize("flag", ["--list", "--roll-back"])
-def test_root_never_runs_what_lies_in_that_accounts_folder(public_path: Path, flag: str) -> None:
-    """Whoever has broken into the service could put anything there."""
+def test_root_runs_installed_software_only_as_the_folder_owner(public_path: Path, flag: str) -> None:
+    """An intruder in the service could place any program there."""
     software = Software(public_path / "software")
     upgraded = "9.1-aaaaaaaaaaaa"
     for name in (BASE, upgraded):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every image of a source is accounted for: counted in its class, or ignored and said why."""
+"""Every image of a source is accounted for: counted in its class, or ignored for a logged reason."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def refusal(root: Path | str, **settings: object) -> str:
     return str(caught.value)
 
 
-def test_subfolders_of_a_class_count(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_in_subfolders_of_a_class_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path, {"a": 10, "b/2024/may": 10, "b/2025": 10})
     data, log = opened(tmp_path, caplog)
     assert data.class_names == ("a", "b")
@@ -44,7 +46,7 @@ def test_subfolders_of_a_class_count(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert data.train.name(17).startswith(f"{tmp_path}/b/202")
 
 
-def test_what_is_ignored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_files_are_logged_with_their_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10, "b/@eaDir/x": 3, "#recycle": 2, "b/.trash": 1})
     for number in range(12):
         (tmp_path / "a" / f"{number}.heic").write_bytes(b"")
@@ -69,7 +71,7 @@ def test_what_is_ignored_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         assert expected in line
 
 
-def test_a_class_without_images_is_none_unless_the_fleet_has_it(
+def test_empty_class_is_ignored_unless_the_fleet_has_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_folder(tmp_path, {"a": 10, "b": 0, "c": 10})
@@ -86,7 +88,9 @@ def test_a_class_without_images_is_none_unless_the_fleet_has_it(
     assert data.class_names == ("a", "c")
 
 
-def test_imbalance_beyond_twenty_to_one_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_class_imbalance_beyond_twenty_to_one_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path, {"a": 47, "b": 3})
     assert "42 images of a, 2 of b" in opened(tmp_path, caplog)[1]
     caplog.clear()
@@ -95,7 +99,7 @@ def test_imbalance_beyond_twenty_to_one_is_said(tmp_path: Path, caplog: pytest.L
     assert "a class with so few" not in opened(tmp_path, caplog)[1]
 
 
-def test_of_many_classes_the_rarest_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_of_many_classes_shows_the_rarest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     labels = np.repeat(np.arange(40), np.arange(40) % 20 + 3).tolist()
     write_parquet(tmp_path / "x.parquet", [png(0)] * len(labels), labels)
     _, log = opened(tmp_path / "x.parquet", caplog)
@@ -104,7 +108,7 @@ def test_of_many_classes_the_rarest_are_shown(tmp_path: Path, caplog: pytest.Log
     assert "INFO 10 others: 16..20 to train on, 2 held out" in log
 
 
-def test_a_terminal_gets_a_table(
+def test_class_counts_are_a_table_on_a_terminal(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = io.StringIO()
@@ -125,7 +129,7 @@ def test_a_terminal_gets_a_table(
 # --- a test folder
 
 
-def test_a_test_folder_is_held_out_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_images_of_a_test_folder_are_held_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path / "train", {"a": 10, "b": 10, "c": 10})
     write_folder(tmp_path / "test", {"b": 4, "c": 3, "c/@eaDir": 2})
     data, log = opened(tmp_path / "train", caplog, test=str(tmp_path / "test"))
@@ -137,7 +141,7 @@ def test_a_test_folder_is_held_out_whole(tmp_path: Path, caplog: pytest.LogCaptu
     assert "ignored: 2 in @eaDir of --test" in log
 
 
-def test_a_test_folder_with_another_class_is_refused(tmp_path: Path) -> None:
+def test_unknown_class_in_a_test_folder_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 10, "b": 10})
     write_folder(tmp_path / "test", {"a": 4, "x": 3})
     assert "has images of 'x'" in refusal(tmp_path / "train", test=str(tmp_path / "test"))
@@ -146,31 +150,31 @@ def test_a_test_folder_with_another_class_is_refused(tmp_path: Path) -> None:
 # --- hints
 
 
-def test_classes_within_train_and_test(tmp_path: Path) -> None:
+def test_folder_with_train_and_test_subfolders_is_refused_with_a_hint(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train/a": 3, "train/b": 3, "test/a": 2, "test/b": 2})
     expected = f"its classes are in {tmp_path}/train: give --data {tmp_path}/train --test {tmp_path}/test"
     assert expected in refusal(tmp_path)
 
 
-def test_classes_that_are_called_train_are_classes(tmp_path: Path) -> None:
+def test_class_folders_named_train_and_test_are_classes(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 10, "test": 10})
     assert open_data(str(tmp_path), input_shape=SHAPE).class_names == ("test", "train")
 
 
-def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
+def test_archive_is_refused_with_a_hint_to_unpack_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "waste.zip", "w") as archive:
         archive.writestr("a/0.png", png(0))
     assert "is an archive: unpack it" in refusal(tmp_path / "waste.zip")
 
 
-def test_a_single_image_is_no_data_set(tmp_path: Path) -> None:
+def test_single_image_is_refused_as_a_data_set(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png(0))
     assert "is a single image, which is no data set; expected a folder with a folder" in refusal(
         tmp_path / "one.png"
     )
 
 
-def test_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded_to_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_folder(tmp_path / "data", {"a": 5, "b": 5})
     data = open_data("~/data", input_shape=SHAPE, test="~/data")

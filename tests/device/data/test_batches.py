@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures that lie where the network is give the batches that others give."""
+"""Images that are resident on the network's device give the same batches as other images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitee_device.data.batches import ResidentImages, batches_at
 from splitee_device.data.image_sets import ImageSet
 
 
-def test_resident_pictures_are_normalised_like_others() -> None:
+def test_resident_images_give_the_same_batches_as_other_images() -> None:
     run = RunSpec(
         protocol=PROTOCOL,
         run="r",
@@ -23,11 +23,11 @@ def test_resident_pictures_are_normalised_like_others() -> None:
         std=(0.2,),
     )
     generator = np.random.default_rng(1)
-    pictures = ImageSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
+    images = ImageSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
     indices = np.array([7, 0, 7, 3])
     place = torch.device("cpu")
-    (found,) = ResidentImages(place, pictures, run)([indices])
-    (expected,) = batches_at(place, pictures, run)([indices])
+    (found,) = ResidentImages(place, images, run)([indices])
+    (expected,) = batches_at(place, images, run)([indices])
     torch.testing.assert_close(found.images, expected.images)
     assert found.images.dtype == torch.float32
     assert torch.equal(found.labels, expected.labels)

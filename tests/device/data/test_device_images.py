@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that come into a folder and go from it while a device takes part."""
+"""Images that are added to a folder and removed from it while a device takes part."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def division_of(images: DeviceImages) -> Division:
 
 
 def add(root: Path, name: str, count: int, first: int = 100) -> set[str]:
-    """Their digests."""
+    """Adds images; returns their digests."""
     paths = [root / name / f"{number}.png" for number in range(first, first + count)]
     for number, path in enumerate(paths, start=first):
         path.write_bytes(png(number))
@@ -47,7 +47,9 @@ def files(root: Path, digests: Iterable[str]) -> list[Path]:
     return [path for path in sorted(root.glob("*/*")) if content_digest(path) in set(digests)]
 
 
-def test_what_an_image_is_for_it_stays_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_keep_their_use_when_images_are_added_or_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO)
     write_folder(tmp_path, {"a": 20, "b": 10})
     images = images_of(tmp_path)
@@ -73,24 +75,24 @@ def test_what_an_image_is_for_it_stays_for(tmp_path: Path, caplog: pytest.LogCap
     assert not images.look_again()
 
 
-def test_it_is_so_after_a_restart_unless_another_share_is_asked_for(tmp_path: Path) -> None:
-    pictures, state = tmp_path / "pictures", tmp_path / "state"
+def test_division_survives_a_restart_unless_the_share_changes(tmp_path: Path) -> None:
+    root, state = tmp_path / "pictures", tmp_path / "state"
     state.mkdir()
-    write_folder(pictures, {"a": 20, "b": 20})
-    first = opening(pictures, read_division(state, SHARE)).division
+    write_folder(root, {"a": 20, "b": 20})
+    first = opening(root, read_division(state, SHARE)).division
     assert first is not None
     keep_division(state, first)
-    add(pictures, "a", 40)
-    again = opening(pictures, read_division(state, SHARE)).division
+    add(root, "a", 40)
+    again = opening(root, read_division(state, SHARE)).division
     assert again is not None
     assert first.held_out < again.held_out and first.training < again.training
     assert read_division(state, 0.5) == Division(0.5, seed=0)
-    other = opening(pictures, read_division(state, 0.5), share=0.5)
+    other = opening(root, read_division(state, 0.5), share=0.5)
     assert len(other.held_out) == 40
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"share": "x", "held_out": [], "training": []}'])
-def test_a_damaged_division_is_made_anew(
+def test_damaged_division_is_replaced_by_an_empty_one(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / FILE).write_text(content)
@@ -98,7 +100,7 @@ def test_a_damaged_division_is_made_anew(
     assert f"{FILE}: " in caplog.text
 
 
-def test_a_class_whose_held_out_images_are_gone_is_judged_by_others(tmp_path: Path) -> None:
+def test_removed_held_out_images_are_replaced_by_others(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     images = images_of(tmp_path)
     for path in files(tmp_path, division_of(images).held_out):
@@ -108,8 +110,8 @@ def test_a_class_whose_held_out_images_are_gone_is_judged_by_others(tmp_path: Pa
     assert not division_of(images).held_out & division_of(images).training
 
 
-def test_what_is_moved_or_comes_back_is_for_the_same(tmp_path: Path) -> None:
-    """A label is corrected, an image is put away and back under another name, a copy is made."""
+def test_moved_copied_or_returning_images_keep_their_use(tmp_path: Path) -> None:
+    """A label is corrected, an image is removed and returns under another name, a copy is made."""
     root, away = tmp_path / "images", tmp_path / "away.png"
     write_folder(root, {"a": 20, "b": 20})
     images = images_of(root)
@@ -127,7 +129,7 @@ def test_what_is_moved_or_comes_back_is_for_the_same(tmp_path: Path) -> None:
     assert (len(images.data.held_out), len(images.data.train)) == (8 + 1, 32 + 1)
 
 
-def test_what_an_earlier_release_kept_by_paths_holds(tmp_path: Path) -> None:
+def test_division_by_path_of_an_older_version_is_followed(tmp_path: Path) -> None:
     root, state = tmp_path / "images", tmp_path / "state"
     state.mkdir()
     write_folder(root, {"a": 10, "b": 10})
@@ -140,8 +142,8 @@ def test_what_an_earlier_release_kept_by_paths_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
-def test_another_runs_seed_divides_as_the_first_ones(tmp_path: Path, kind: str) -> None:
-    """Its weights may be those that the first run ended with."""
+def test_division_does_not_change_with_the_seed_of_a_later_run(tmp_path: Path, kind: str) -> None:
+    """The later run may continue from the weights of the first."""
     source, state = tmp_path / "images", tmp_path / "state"
     state.mkdir()
     if kind == "folder":
@@ -159,7 +161,7 @@ def test_another_runs_seed_divides_as_the_first_ones(tmp_path: Path, kind: str) 
     assert shown[0] == shown[1] == shown[2]
 
 
-def test_a_class_of_which_only_held_out_images_are_left_trains_on_none_of_them(tmp_path: Path) -> None:
+def test_class_with_only_held_out_images_left_has_no_training_images(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     images = images_of(tmp_path)
     before = division_of(images)
@@ -171,21 +173,21 @@ def test_a_class_of_which_only_held_out_images_are_left_trains_on_none_of_them(t
     assert set(images.data.train.labels.tolist()) == {1}
 
 
-def test_reading_what_images_are_ticks(tmp_path: Path) -> None:
-    """A device does not fall silent over a large folder."""
+def test_tick_is_called_while_images_are_read_and_decoded(tmp_path: Path) -> None:
+    """A device does not fall silent while it reads a large folder."""
     write_folder(tmp_path, {"a": 80, "b": 80})
     ticks: list[None] = []
     open_data(str(tmp_path), input_shape=SHAPE, tick=lambda: ticks.append(None))
     assert len(ticks) == 3 + 3 + 1  # reading 160 for their digests; decoding 144 and 16
 
 
-def test_what_is_no_file_is_known_by_its_path_and_nothing_waits_for_it(tmp_path: Path) -> None:
+def test_irregular_file_is_identified_by_its_path_without_blocking(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     os.mkfifo(tmp_path / "a" / "pipe.png")
     assert "a/pipe.png" in division_of(images_of(tmp_path)).here
 
 
-def test_images_that_cannot_be_taken_up_change_nothing(
+def test_changed_classes_or_a_missing_folder_leave_the_images_in_use(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
@@ -203,7 +205,7 @@ def test_images_that_cannot_be_taken_up_change_nothing(
     assert images.data is data
 
 
-def test_a_fixed_test_folder_stays_apart(tmp_path: Path) -> None:
+def test_images_added_to_a_test_folder_are_held_out(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 10, "b": 10})
     write_folder(tmp_path / "test", {"a": 2, "b": 2})
 

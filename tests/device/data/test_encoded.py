@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that stay encoded give what those in memory give, whatever decodes them and becomes of them."""
+"""Images that stay encoded: they give the same batches as images in memory, and replace lost ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def encoded(
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_are_those_from_memory(source: str, workers: int) -> None:
+def test_encoded_images_give_the_same_batches_as_images_in_memory(source: str, workers: int) -> None:
     memory, disk = open_data(source, input_shape=SHAPE), encoded(source, workers)
     generator = np.random.default_rng(1)
     for there, here in ((memory.train, disk.train), (memory.held_out, disk.held_out)):
@@ -58,28 +58,30 @@ def test_batches_are_those_from_memory(source: str, workers: int) -> None:
             assert np.array_equal(pixels, there.take(numbers))
 
 
-def test_what_fits_is_decoded_at_once(source: str) -> None:
+def test_images_that_fit_in_memory_are_decoded_at_once(source: str) -> None:
     every = len(open_data(source, input_shape=GREY).train) + len(open_data(source, input_shape=GREY).held_out)
     assert isinstance(encoded(source, shape=GREY, most=every * 36).train, ImageSet)
     assert isinstance(encoded(source, shape=GREY, most=every * 36 - 1).train, EncodedImages)
 
 
-def test_one_batch_is_decoded_ahead_and_no_more(tmp_path: Path) -> None:
+def test_exactly_one_batch_is_decoded_ahead(tmp_path: Path) -> None:
     write_folder(tmp_path, COUNTS)
-    asked = []
+    requested = []
 
     def order() -> Iterator[np.ndarray]:
         for number in range(10):
-            asked.append(number)
+            requested.append(number)
             yield np.array([number])
 
     batches = encoded(str(tmp_path), shape=GREY).train.batches(order())
     assert len(list(islice(batches, 4))) == 4
-    assert asked == [0, 1, 2, 3, 4]
+    assert requested == [0, 1, 2, 3, 4]
     batches.close()  # type: ignore[attr-defined]
 
 
-def test_unreadable_images_are_left_out_at_the_start(source: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unreadable_images_are_skipped_as_for_images_in_memory(
+    source: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if source.endswith(".parquet"):
         write_parquet(
             Path(source), [png(n) if n not in (3, 9) else b"broken" for n in range(32)], [0, 1] * 16
@@ -100,7 +102,7 @@ def test_unreadable_images_are_left_out_at_the_start(source: str, caplog: pytest
         assert np.array_equal(here.labels, there.labels)
 
 
-def test_an_image_that_is_gone_is_replaced_by_the_one_before_it(
+def test_missing_image_is_replaced_by_the_preceding_one_in_its_batch(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_folder(tmp_path, {"a": 20, "b": 20})
@@ -114,12 +116,12 @@ def test_an_image_that_is_gone_is_replaced_by_the_one_before_it(
     assert found.tolist() == again.tolist() == [30, 30, 30, 30, 4]
     greys = [int(Path(data.train.name(int(number))).stem) for number in found]
     assert pixels[:, 0, 0, 0].tolist() == greys
-    first, second = caplog.messages  # the third says nothing, the fourth would
+    first, second = caplog.messages  # the third loss is not logged, a fourth would be
     assert "cannot be read any more, which makes 1 of 36 images" in first
     assert "which makes 2 of 36 images" in second
 
 
-def test_a_batch_of_which_nothing_is_left_is_made_of_the_next_image(tmp_path: Path) -> None:
+def test_batch_of_missing_images_is_filled_with_the_next_image(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 20, "b": 20})
     train = encoded(str(tmp_path), shape=GREY).train
     for gone in (34, 35, 0):
@@ -129,7 +131,7 @@ def test_a_batch_of_which_nothing_is_left_is_made_of_the_next_image(tmp_path: Pa
     assert pixels[:, 0, 0, 0].tolist() == [int(Path(train.name(1)).stem)] * 3
 
 
-def test_a_disk_that_is_gone_is_an_error(tmp_path: Path) -> None:
+def test_error_is_raised_if_all_images_are_gone(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 20, "b": 20})
     data = encoded(str(tmp_path), shape=GREY)
     for path in tmp_path.glob("*/*"):
@@ -138,7 +140,7 @@ def test_a_disk_that_is_gone_is_an_error(tmp_path: Path) -> None:
         next(iter(data.train.batches([np.array([3, 4])])))
 
 
-def test_no_room_for_a_parquet_files_images(tmp_path: Path) -> None:
+def test_parquet_images_without_a_storage_folder_raise_an_error(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", [png(n) for n in range(20)], [0, 1] * 10)
     with pytest.raises(DataError, match=r"no room to keep the encoded images in .*gone"):
         open_data(
@@ -146,7 +148,7 @@ def test_no_room_for_a_parquet_files_images(tmp_path: Path) -> None:
         )
 
 
-def test_long_reading_ticks(tmp_path: Path) -> None:
+def test_tick_is_called_while_images_are_read(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 20, "b": 60})
     for most in (0, 1 << 20):
         ticks: list[int] = []
@@ -154,6 +156,6 @@ def test_long_reading_ticks(tmp_path: Path) -> None:
         assert len(ticks) >= 2
 
 
-def test_images_take_a_quarter_of_what_may_be_used() -> None:
+def test_decoded_images_may_use_a_quarter_of_the_allowed_memory() -> None:
     assert most_for_images(64 << 20) == 16 << 20
     assert most_for_images(None) > most_for_images(1 << 20)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device says what becomes of its images when it opens them, and warns where it enlarges them."""
+"""A device logs how it fits its images when it opens them, and warns if it enlarges them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPREAD = {"a": (128, 96), "b": (128, 96), "c": (64, 48)}
 
 
 @pytest.fixture
-def said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     for name, size in SPREAD.items():
         (tmp_path / name).mkdir()
         for number in range(4):
@@ -27,8 +27,8 @@ def said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureF
     return caplog
 
 
-def lines(said: pytest.LogCaptureFixture, level: int) -> list[str]:
-    return [record.getMessage() for record in said.records if record.levelno == level]
+def lines(logged: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in logged.records if record.levelno == level]
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def lines(said: pytest.LogCaptureFixture, level: int) -> list[str]:
         ("crop", (1, 96, 128), None, "are taken as they are, at 128 x 96"),
     ],
 )
-def test_the_commonest_size_and_what_is_made_of_it(
-    said: pytest.LogCaptureFixture,
+def test_commonest_image_size_and_its_fitting_are_logged(
+    logged: pytest.LogCaptureFixture,
     tmp_path: Path,
     fit: Fit,
     shape: tuple[int, int, int],
@@ -56,8 +56,8 @@ def test_the_commonest_size_and_what_is_made_of_it(
 ) -> None:
     open_data(str(tmp_path), input_shape=shape, fit=fit, region=region)
     expected = f"{tmp_path}: images of 128 x 96 (6 of 9 checked, others 64 x 48) {words}"
-    assert expected in lines(said, logging.INFO)
-    assert not [line for line in lines(said, logging.WARNING) if "enlarged" in line]
+    assert expected in lines(logged, logging.INFO)
+    assert not [line for line in lines(logged, logging.WARNING) if "enlarged" in line]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_the_commonest_size_and_what_is_made_of_it(
         ),
     ],
 )
-def test_enlarged_images_are_a_warning_with_the_smaller_input(
-    said: pytest.LogCaptureFixture,
+def test_enlarged_images_are_logged_as_a_warning_with_a_smaller_input(
+    logged: pytest.LogCaptureFixture,
     tmp_path: Path,
     fit: Fit,
     shape: tuple[int, int, int],
@@ -92,11 +92,11 @@ def test_enlarged_images_are_a_warning_with_the_smaller_input(
     words: str,
 ) -> None:
     open_data(str(tmp_path), input_shape=shape, fit=fit, region=region)
-    assert f"{tmp_path}: {words}" in lines(said, logging.WARNING)
+    assert f"{tmp_path}: {words}" in lines(logged, logging.WARNING)
 
 
-def test_two_hundred_images_are_looked_at(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+def test_image_sizes_are_sampled_from_200_images(tmp_path: Path, logged: pytest.LogCaptureFixture) -> None:
     open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=1000)
     assert "builtin:fashion-mnist: images of 28 x 28 (200 of 200 checked) are scaled to 32 x 32" in lines(
-        said, logging.INFO
+        logged, logging.INFO
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's pictures: what is read from each source, how it is divided, and what is said of bad input."""
+"""A device's images: how each source is read and divided, and errors for bad input."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def write_idx(path: Path, values: np.ndarray, opener: Callable[..., io.BufferedI
         file.write(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
-def numbers(pictures: ImageSet) -> list[int]:
-    return [int(grey) for grey in pictures.images[:, 0, 0, 0]]
+def numbers(image_set: ImageSet) -> list[int]:
+    return [int(grey) for grey in image_set.images[:, 0, 0, 0]]
 
 
 @pytest.fixture(params=["folder", "parquet"])
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """100 numbered pictures of three unequal classes: a 0..49, b 50..79, c 80..99."""
+    """100 numbered images of three unequal classes: a 0..49, b 50..79, c 80..99."""
     if request.param == "folder":
         write_folder(tmp_path / "data", {"a": 50, "b": 30, "c": 20})
         return str(tmp_path / "data")
@@ -67,13 +67,13 @@ def shards(spec: str, count: int) -> list[DeviceData]:
 # --- what is read
 
 
-def test_every_picture_comes_with_its_label(source: str) -> None:
+def test_every_image_has_its_label(source: str) -> None:
     data = open_data(source, input_shape=SHAPE)
     assert data.class_names == ("a", "b", "c")
     assert data.skipped == ()
-    for pictures in (data.train, data.held_out):
-        expected = np.digitize(numbers(pictures), [50, 80])
-        assert pictures.labels.tolist() == expected.tolist()
+    for image_set in (data.train, data.held_out):
+        expected = np.digitize(numbers(image_set), [50, 80])
+        assert image_set.labels.tolist() == expected.tolist()
     assert sorted(numbers(data.train) + numbers(data.held_out)) == list(range(100))
 
 
@@ -88,7 +88,7 @@ def test_held_out_share_is_taken_from_each_class(source: str) -> None:
 def test_training_and_inference_see_the_same_pixels(
     tmp_path: Path, trained: Trained, fit: Fit, region: Region | None
 ) -> None:
-    """Of JPEGs, large enough to be decoded at a part of their size, on their side or not."""
+    """Of JPEG files that are large enough to be decoded at a fraction of their size, rotated or not."""
     generator = np.random.default_rng(3)
     exif = Image.Exif()
     for name, exif[0x0112] in (("a", 1), ("b", 8)):
@@ -114,7 +114,7 @@ def test_batch_is_normalised_as_for_inference(source: str) -> None:
     assert labels.dtype == torch.int64
 
 
-def test_files_beside_the_classes_are_not_pictures(tmp_path: Path) -> None:
+def test_other_files_and_hidden_folders_are_ignored(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 4, "b": 4})
     (tmp_path / "notes.txt").write_text("not a class")
     (tmp_path / ".cache").mkdir()
@@ -124,9 +124,7 @@ def test_files_beside_the_classes_are_not_pictures(tmp_path: Path) -> None:
     assert len(data.train) + len(data.held_out) == 8
 
 
-def test_what_is_no_regular_file_is_skipped_and_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_irregular_files_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path, {"a": 4, "b": 4})
     os.mkfifo(tmp_path / "a" / "fifo.jpg")
     (tmp_path / "b" / "zero.png").symlink_to("/dev/zero")
@@ -136,7 +134,7 @@ def test_what_is_no_regular_file_is_skipped_and_named(
     assert "skipped 2 unreadable of 10 images" in caplog.text
 
 
-def test_parquet_without_class_names_numbers_them(tmp_path: Path) -> None:
+def test_classes_of_parquet_without_class_names_are_numbered(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", [png(n) for n in range(9)], [0, 1, 2] * 3)
     assert open_data(str(tmp_path / "x.parquet"), input_shape=SHAPE).class_names == ("0", "1", "2")
 
@@ -145,7 +143,7 @@ def test_parquet_without_class_names_numbers_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 7])
-def test_shards_are_balanced_and_share_nothing(source: str, count: int) -> None:
+def test_shards_are_balanced_and_disjoint(source: str, count: int) -> None:
     whole = open_data(source, input_shape=SHAPE, seed=5)
     parts = shards(source, count)
     assert sorted(n for part in parts for n in numbers(part.train)) == sorted(numbers(whole.train))
@@ -158,7 +156,7 @@ def test_shards_are_balanced_and_share_nothing(source: str, count: int) -> None:
         assert numbers(part.held_out) == numbers(whole.held_out)
 
 
-def test_seed_decides_the_division(source: str) -> None:
+def test_seed_determines_the_division(source: str) -> None:
     first, again, other = (
         open_data(source, input_shape=SHAPE, shard=Shard(1, 3), seed=seed) for seed in (1, 1, 2)
     )
@@ -167,14 +165,14 @@ def test_seed_decides_the_division(source: str) -> None:
     assert numbers(first.held_out) != numbers(other.held_out)
 
 
-def test_limit_keeps_the_shares_of_the_classes(source: str) -> None:
+def test_limit_keeps_the_class_proportions(source: str) -> None:
     data = open_data(source, input_shape=SHAPE, limit=20, holdout=0.4)
     assert np.bincount(data.train.labels).tolist() == [10, 6, 4]
     assert np.bincount(data.held_out.labels).tolist() == [10, 6, 4]
 
 
-def test_only_the_shard_is_decoded(source: str, tmp_path: Path) -> None:
-    """Every other picture is broken: each shard meets its own broken ones and no other shard's."""
+def test_only_images_of_the_shard_are_decoded(source: str, tmp_path: Path) -> None:
+    """Every other image is broken: each shard skips its own broken images and no other shard's."""
     if source.endswith(".parquet"):
         labels = pq.read_table(source).column("label").to_numpy().tolist()
         write_parquet(Path(source), [png(n) if n % 2 else b"broken" for n in range(100)], labels)
@@ -201,7 +199,7 @@ def test_shard_is_parsed() -> None:
 # --- what ships with the project
 
 
-def test_builtin_is_balanced_and_small() -> None:
+def test_builtin_data_set_is_balanced_and_small() -> None:
     data = open_data("builtin:fashion-mnist", input_shape=(1, 28, 28))
     assert np.bincount(data.train.labels).tolist() == [600] * 10
     assert np.bincount(data.held_out.labels).tolist() == [100] * 10
@@ -219,7 +217,7 @@ def test_builtin_shards_share_the_test_split() -> None:
     assert len({image.tobytes() for part in parts for image in part.train.images}) == 6000
 
 
-def test_script_makes_the_same_balanced_file_twice(tmp_path: Path) -> None:
+def test_script_makes_a_balanced_and_reproducible_file(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for prefix, count in (("train", 60), ("t10k", 40)):
         labels = generator.permutation(np.arange(count, dtype=np.uint8) % 10)
@@ -245,7 +243,7 @@ def test_script_makes_the_same_balanced_file_twice(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fashion_root(tmp_path: Path) -> Path:
-    """FashionMNIST as torchvision stores it, with 40 training and 20 test pictures."""
+    """FashionMNIST as torchvision stores it, with 40 training and 20 test images."""
     raw = tmp_path / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for prefix, count, first in (("train", 40, 0), ("t10k", 20, 100)):
@@ -255,7 +253,7 @@ def fashion_root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_torchvision_set_with_a_train_flag(fashion_root: Path) -> None:
+def test_torchvision_set_with_a_train_flag_is_read(fashion_root: Path) -> None:
     data = open_data(f"torchvision:FashionMNIST:{fashion_root}", input_shape=SHAPE, shard=Shard(1, 2))
     assert data.class_names[9] == "Ankle boot"
     assert np.bincount(data.train.labels).tolist() == [2] * 10
@@ -263,7 +261,7 @@ def test_torchvision_set_with_a_train_flag(fashion_root: Path) -> None:
     assert data.held_out.labels.tolist() == list(range(10)) * 2
 
 
-def test_torchvision_set_with_named_splits(tmp_path: Path) -> None:
+def test_torchvision_set_with_named_splits_is_read(tmp_path: Path) -> None:
     for split, counts in (("train", {"AD": 4, "AE": 4}), ("test", {"AD": 2, "AE": 1})):
         write_folder(tmp_path / "country211" / split, counts)
     data = open_data(f"torchvision:Country211:{tmp_path}", input_shape=SHAPE)
@@ -272,14 +270,14 @@ def test_torchvision_set_with_named_splits(tmp_path: Path) -> None:
     assert data.held_out.labels.tolist() == [0, 0, 1]
 
 
-def test_torchvision_set_without_a_test_split(tmp_path: Path) -> None:
+def test_torchvision_set_without_a_test_split_is_divided(tmp_path: Path) -> None:
     write_folder(tmp_path / "eurosat" / "2750", {"Forest": 10, "River": 10})
     data = open_data(f"torchvision:EuroSAT:{tmp_path}", input_shape=SHAPE)
     assert np.bincount(data.train.labels).tolist() == [9, 9]
     assert np.bincount(data.held_out.labels).tolist() == [1, 1]
 
 
-def test_torchvision_picture_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
+def test_unreadable_torchvision_image_is_skipped(tmp_path: Path) -> None:
     for split in ("train", "test"):
         write_folder(tmp_path / "country211" / split, {"AD": 4, "AE": 4})
     (tmp_path / "country211" / "train" / "AE" / "005.png").write_bytes(b"broken")
@@ -313,27 +311,27 @@ def refusal(spec: str | Path, **settings: Any) -> str:
         ("{}", "holds no class folders"),
     ],
 )
-def test_source_that_is_not_there(spec: str, expected: str, tmp_path: Path) -> None:
+def test_missing_or_unusable_source_is_refused(spec: str, expected: str, tmp_path: Path) -> None:
     assert expected in refusal(spec.format(tmp_path))
 
 
-def test_folder_without_pictures(tmp_path: Path) -> None:
+def test_folder_without_images_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 0, "b": 0})
     assert "its 2 class folders hold no images" in refusal(tmp_path)
 
 
-def test_one_class_only_is_named(tmp_path: Path) -> None:
+def test_folder_with_a_single_class_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"cats": 3, "dogs": 0})
     assert "all 3 images are of one class, 'cats'" in refusal(tmp_path)
 
 
-def test_unreadable_pictures_are_skipped_and_counted_in_one_line(
+def test_unreadable_images_are_skipped_and_logged_in_one_line(
     source: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     if source.endswith(".parquet"):
-        pictures: list[bytes | None] = [png(n) for n in range(100)]
-        pictures[3], pictures[50], pictures[99] = b"broken", None, b""
-        write_parquet(Path(source), pictures, [0, 1] * 50)
+        images: list[bytes | None] = [png(n) for n in range(100)]
+        images[3], images[50], images[99] = b"broken", None, b""
+        write_parquet(Path(source), images, [0, 1] * 50)
         broken = [f"{source} row {row}" for row in (3, 50, 99)]
     else:
         broken = [f"{source}/a/000.png", f"{source}/a/001.png", f"{source}/c/099.png"]
@@ -348,45 +346,45 @@ def test_unreadable_pictures_are_skipped_and_counted_in_one_line(
     assert all(name in line for name in broken)
 
 
-def test_unreadable_pictures_only_are_an_error(tmp_path: Path) -> None:
+def test_source_with_only_unreadable_images_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 3, "b": 3})
     for path in tmp_path.glob("*/*.png"):
         path.write_bytes(b"broken")
     assert "none of its 6 images can be read" in refusal(tmp_path)
 
 
-def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+def test_single_image_per_class_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 1, "b": 1})
     assert "to train on and one to hold out, got 2 and 0" in refusal(tmp_path)
 
 
-def test_one_picture_to_train_on_is_too_few(source: str) -> None:
+def test_single_training_image_is_refused(source: str) -> None:
     assert "expected two images or more to train on" in refusal(source, limit=1)
 
 
-def test_fewer_pictures_than_shards(source: str) -> None:
+def test_fewer_images_than_shards_are_refused(source: str) -> None:
     assert "90 training images cannot be shared by 91 shards" in refusal(source, shard=Shard(1, 91))
 
 
 @pytest.mark.parametrize("settings", [{"holdout": 0.0}, {"holdout": 1.0}, {"limit": 0}])
-def test_settings_out_of_range(source: str, settings: dict[str, Any]) -> None:
+def test_settings_out_of_range_are_refused(source: str, settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         open_data(source, input_shape=SHAPE, **settings)
 
 
 @pytest.mark.parametrize("label", [-1, 2, 2**62])
-def test_parquet_label_out_of_range(tmp_path: Path, label: int) -> None:
+def test_parquet_label_out_of_range_is_refused(tmp_path: Path, label: int) -> None:
     write_parquet(tmp_path / "x.parquet", [png(n) for n in range(3)], [0, 1, label], ["a", "b"])
     assert f"image 2 has label {label}; expected 0..1" in refusal(tmp_path / "x.parquet")
 
 
-def test_parquet_label_beyond_all_bounds_allocates_nothing(tmp_path: Path) -> None:
+def test_huge_parquet_label_without_class_names_is_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, 2**62])
     assert f"has label {2**62}" in refusal(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("names", ["a", [1, 2], {"a": 1}])
-def test_parquet_with_malformed_class_names(tmp_path: Path, names: object) -> None:
+def test_parquet_with_malformed_class_names_is_refused(tmp_path: Path, names: object) -> None:
     write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, 1], names)
     assert "not a JSON list of strings" in refusal(tmp_path / "x.parquet")
 
@@ -401,19 +399,19 @@ def test_parquet_with_malformed_class_names(tmp_path: Path, names: object) -> No
         pa.table({"image": [{"bytes": b"", "path": "x"}]}),
     ],
 )
-def test_parquet_with_other_columns(tmp_path: Path, table: pa.Table) -> None:
+def test_parquet_with_other_columns_is_refused(tmp_path: Path, table: pa.Table) -> None:
     pq.write_table(table, tmp_path / "x.parquet")
     assert "expected columns image: struct<bytes, path>" in refusal(tmp_path / "x.parquet")
 
 
-def test_parquet_with_missing_labels(tmp_path: Path) -> None:
+def test_parquet_with_missing_labels_is_refused(tmp_path: Path) -> None:
     table = pa.table({"image": [{"bytes": png(0), "path": ""}] * 2, "label": [1, None]})
     pq.write_table(table, tmp_path / "x.parquet")
     assert "1 rows have no label" in refusal(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("keep", [0, 10, -10])
-def test_file_that_is_not_parquet(tmp_path: Path, keep: int) -> None:
+def test_file_that_is_not_parquet_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "x.parquet"
     write_parquet(path, [png(0), png(1)], [0, 1])
     path.write_bytes(path.read_bytes()[:keep])

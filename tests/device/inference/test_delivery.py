@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model on its way to a device, over a fake port: lost parts, withdrawn offers, what is malformed."""
+"""Delivery of a model to a device over a fake port: lost parts, withdrawn offers, malformed messages."""
 
 from __future__ import annotations
 
@@ -52,39 +52,39 @@ def part(delivery: Delivery, offset: int, data: bytes) -> None:
     delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), message.encode()))
 
 
-def offsets_asked_for(port: FakePort) -> list[int]:
+def requested_offsets(port: FakePort) -> list[int]:
     topic = routes.MODEL_WANT.topic(TOPICS, "pi-1")
     return [ReleaseWant.decode(payload).offset for payload in port.payloads(topic)]
 
 
-def test_a_part_that_does_not_come_is_asked_for_again(
-    port: FakePort, clock: FakeClock, delivery: Delivery
-) -> None:
+def test_missing_part_is_requested_again(port: FakePort, clock: FakeClock, delivery: Delivery) -> None:
     offer(delivery)
     part(delivery, 0, BUNDLE[:50])
     clock.advance(ASK_AGAIN - 1)
     delivery.tick()
-    assert offsets_asked_for(port) == [0, 50]
+    assert requested_offsets(port) == [0, 50]
     clock.advance(1)
     delivery.tick()
     delivery.tick()
-    assert offsets_asked_for(port) == [0, 50, 50]
+    assert requested_offsets(port) == [0, 50, 50]
 
 
-def test_what_is_delivered_and_is_no_model_is_refused(port: FakePort, delivery: Delivery) -> None:
+def test_delivered_file_that_is_no_model_fails_and_is_not_fetched_again(
+    port: FakePort, delivery: Delivery
+) -> None:
     offer(delivery)
     part(delivery, 0, BUNDLE)
-    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
-    assert [(one.state, one.have, one.size) for one in said] == [
+    reports = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert [(one.state, one.have, one.size) for one in reports] == [
         ("downloading", 0, len(BUNDLE)),
         ("trying", 0, 0),
         ("failed", 0, 0),
     ]
     offer(delivery)
-    assert offsets_asked_for(port) == [0]  # it is not fetched again
+    assert requested_offsets(port) == [0]  # the release is not fetched again
 
 
-def test_the_last_report_is_said_again(port: FakePort, delivery: Delivery) -> None:
+def test_last_report_is_sent_again_unchanged(port: FakePort, delivery: Delivery) -> None:
     delivery.say_again()
     assert port.sent == []
     offer(delivery)
@@ -97,7 +97,9 @@ def test_the_last_report_is_said_again(port: FakePort, delivery: Delivery) -> No
     assert report.time > 0
 
 
-def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort, delivery: Delivery) -> None:
+def test_malformed_offers_and_parts_are_rejected_and_a_withdrawal_is_not(
+    port: FakePort, delivery: Delivery
+) -> None:
     offer(delivery, b"")
     assert delivery.rejected == 0
     offer(delivery, b"{")
@@ -106,39 +108,39 @@ def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort,
     delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), b""))
     delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, "pi-2"), b"{"))
     assert delivery.rejected == 3
-    assert offsets_asked_for(port) == [0]
+    assert requested_offsets(port) == [0]
 
 
-def test_a_download_is_told_of_once_a_second_and_ends_when_the_offer_is_taken_back(
+def test_download_is_reported_each_second_until_the_offer_is_withdrawn(
     port: FakePort, clock: FakeClock, delivery: Delivery, tmp_path: Path
 ) -> None:
     offer(delivery)
     for offset in range(0, 100, 20):
         part(delivery, offset, BUNDLE[offset : offset + 20])
         clock.advance(0.3)
-    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
-    assert [(one.state, one.have) for one in said] == [("downloading", 0), ("downloading", 100)]
+    reports = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert [(one.state, one.have) for one in reports] == [("downloading", 0), ("downloading", 100)]
     offer(delivery, b"")
     part(delivery, 100, BUNDLE[100:])
     clock.advance(ASK_AGAIN)
     delivery.tick()
-    assert offsets_asked_for(port) == [0, 20, 40, 60, 80, 100]
+    assert requested_offsets(port) == [0, 20, 40, 60, 80, 100]
     assert (tmp_path / f"{RELEASE}.incoming").stat().st_size == 100, "it may be offered again"
 
 
-def test_a_disk_without_room_fails_the_release_and_nothing_else(
+def test_release_that_does_not_fit_the_disk_fails_before_it_is_fetched(
     port: FakePort, delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     huge = ModelOffer(release=RELEASE, size=1 << 28, run="r1")
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
     offer(delivery, huge.encode())
-    said = ModelReport.decode(port.payloads(REPORTS)[-1])
-    assert (said.state, said.reason) == ("failed", "it takes 268.4 MB, and the disk has only 1.0 KB left")
-    assert offsets_asked_for(port) == []
+    report = ModelReport.decode(port.payloads(REPORTS)[-1])
+    assert (report.state, report.reason) == ("failed", "it takes 268.4 MB, and the disk has only 1.0 KB left")
+    assert requested_offsets(port) == []
 
 
-def test_a_model_that_the_card_has_spoilt_is_fetched_again(
+def test_damaged_model_is_fetched_again_and_put_into_service(
     port: FakePort, delivery: Delivery, tmp_path: Path
 ) -> None:
     bundle = graphs.bundle()
@@ -156,7 +158,7 @@ def test_a_model_that_the_card_has_spoilt_is_fetched_again(
     delivery.fetch_again("it is damaged")
     delivery.handle(whole)
     assert store.release == release and store.load()
-    assert offsets_asked_for(port) == [0, 0]
-    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert requested_offsets(port) == [0, 0]
+    reports = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
     taken = ["trying", "in service"]
-    assert [one.state for one in said] == ["downloading", *taken, "failed", *taken]
+    assert [one.state for one in reports] == ["downloading", *taken, "failed", *taken]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models whose maker means harm: no file, no image and no more of the machine than a trial may take."""
+"""Hostile models get no file, no image, and no more of the machine than a trial may take."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 def hands_out_pixels(secret: Path) -> ModelProto:
-    """Its features are the image itself and the bytes of a file."""
+    """A model whose features are the image itself and the bytes of a file."""
     tensor = TensorProto(name="file", data_type=TensorProto.UINT8, dims=[len(SECRET)])
     tensor.data_location = TensorProto.EXTERNAL
     places = {"location": str(secret).lstrip("/"), "offset": "0", "length": str(len(SECRET))}
@@ -73,10 +73,10 @@ def hands_out_only_pixels() -> ModelProto:
     return graphs.graph(nodes, [graphs.weights("v", graphs.PIXELS, 2)], features=graphs.PIXELS)
 
 
-def test_a_release_that_reads_a_file_and_hands_out_images_is_refused(
+def test_release_that_reads_a_file_or_uses_pixels_as_features_is_refused(
     store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the device's images are; and the exit, not the trunk, goes on to answer."""
+    """The honest model stays in service, and the trunk gets its features only."""
     monkeypatch.chdir("/")  # as a service's
     secret = tmp_path / "client.key"
     secret.write_bytes(SECRET)
@@ -103,7 +103,7 @@ def test_a_release_that_reads_a_file_and_hands_out_images_is_refused(
 
 
 def eats_memory() -> ModelProto:
-    """32 GiB of zeros."""
+    """A model that makes 32 GiB of zeros."""
     return behind(
         helper.make_node("ConstantOfShape", ["large"], ["zeros"]),
         helper.make_node("ReduceMean", ["zeros"], ["zero"], keepdims=0),
@@ -125,7 +125,7 @@ def never_ends() -> ModelProto:
 
 
 def behind(*nodes: object, **constants: object) -> ModelProto:
-    """The exit's logits come once `zero` is there; what it is made of depends on the image."""
+    """A sound model whose logits wait for `zero`, which `nodes` compute from `constants`."""
     sound = graphs.sound_nodes()
     sound[3].output[0] = "early"
     added = helper.make_node("Add", ["early", "zero"], ["logits"])
@@ -134,7 +134,7 @@ def behind(*nodes: object, **constants: object) -> ModelProto:
 
 
 @pytest.mark.parametrize(("make", "seconds"), [(eats_memory, 30), (never_ends, 4)])
-def test_what_takes_too_much_is_refused_and_the_device_lives(
+def test_model_that_takes_too_much_memory_or_time_is_refused(
     tmp_path: Path, make: Callable[[], ModelProto], seconds: int
 ) -> None:
     data = make().SerializeToString()
@@ -146,27 +146,27 @@ def test_what_takes_too_much_is_refused_and_the_device_lives(
     assert time.monotonic() - started < seconds + 5
 
 
-def test_what_asks_the_service_to_stop_ends_no_trial(tmp_path: Path) -> None:
-    """systemd sends it to every process of a unit, and a terminal does on Ctrl-C."""
+def test_trial_survives_the_signals_that_stop_the_service(tmp_path: Path) -> None:
+    """systemd sends them to every process of a unit, and a terminal does on Ctrl-C."""
     data = graphs.graph().SerializeToString()
     (tmp_path / "client.onnx").write_bytes(data)
     (tmp_path / "manifest.json").write_bytes(graphs.encoded(graphs.manifest(data)))
-    asked: list[int] = []
+    workers: list[int] = []
 
-    def ask() -> None:
-        until(lambda: asked.extend(trials()) or asked)
+    def send_signals() -> None:
+        until(lambda: workers.extend(trials()) or workers)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            os.kill(asked[0], number)
+            os.kill(workers[0], number)
 
-    asks = threading.Thread(target=ask)
-    asks.start()
+    sender = threading.Thread(target=send_signals)
+    sender.start()
     assert try_model(tmp_path, "client.onnx", tmp_path / SAMPLES).refused == ""
-    asks.join()
-    assert asked
+    sender.join()
+    assert workers
 
 
 def trials() -> list[int]:
-    """The processes in which this one tries models."""
+    """The processes in which this process tries models."""
     children = [
         int(word) for file in Path("/proc/self/task").glob("*/children") for word in file.read_text().split()
     ]
@@ -187,14 +187,14 @@ print(*found, os.getuid())
 """
 
 
-def test_a_confined_process_opens_nothing_and_is_not_root() -> None:
+def test_confined_process_is_refused_files_sockets_memory_and_root() -> None:
     done = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, check=True)
     *failed, user = done.stdout.split()
     assert failed == ["OSError", "OSError", "MemoryError"]
     assert int(user) == (65534 if os.geteuid() == 0 else os.geteuid())
 
 
-def test_what_is_tried_once_is_not_tried_again(store: ModelStore) -> None:
+def test_roll_back_does_not_try_the_earlier_model_again(store: ModelStore) -> None:
     store.install(graphs.bundle(), "pi-1")
     trial = store.current / TRIAL
     first = trial.stat().st_mtime_ns
@@ -211,7 +211,9 @@ OTHER_RELEASES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("kind", OTHER_RELEASES)
-def test_over_the_air_only_weights_change(store: ModelStore, kind: str) -> None:
+def test_release_may_change_weights_but_not_network_cut_classes_or_input(
+    store: ModelStore, kind: str
+) -> None:
     first = store.install(graphs.bundle(), "pi-1")
     other = graphs.graph(tensors=graphs.sound_tensors(seed=5))
     with pytest.raises(ModelError, match="splitee trust --forget"):
@@ -220,14 +222,14 @@ def test_over_the_air_only_weights_change(store: ModelStore, kind: str) -> None:
     assert store.install(graphs.bundle(other), "pi-1") == store.release != first
 
 
-def test_what_is_forgotten_is_set_anew_by_the_next_release(store: ModelStore) -> None:
+def test_forgotten_trust_is_set_by_the_next_release(store: ModelStore) -> None:
     store.install(graphs.bundle(), "pi-1")
     store.trust.forget()
     store.install(graphs.bundle(cut=1, network="resnet50"), "pi-1")
     assert (store.trust.read().network, list(store.trust.read().graphs)) == ("resnet50", [1])
 
 
-def test_a_model_that_serves_since_an_older_release_is_what_is_pinned(store: ModelStore) -> None:
+def test_model_in_service_is_trusted_when_the_trust_file_is_missing(store: ModelStore) -> None:
     store.install(graphs.bundle(), "pi-1")
     (store.path / "trust.json").unlink()
     (store.current / TRIAL).unlink()
@@ -235,13 +237,13 @@ def test_a_model_that_serves_since_an_older_release_is_what_is_pinned(store: Mod
         store.install(graphs.bundle(cut=1), "pi-1")
 
 
-def test_nothing_is_taken_while_what_is_trusted_cannot_be_read(store: ModelStore) -> None:
+def test_release_is_refused_while_the_trust_file_cannot_be_read(store: ModelStore) -> None:
     (store.path / "trust.json").write_bytes(b'{"network":')
     with pytest.raises(ModelError, match=r"trust\.json cannot be read .* no release is taken"):
         store.install(graphs.bundle(), "pi-1")
 
 
-def test_a_device_that_trained_takes_its_own_cuts_of_its_own_network(tmp_path: Path) -> None:
+def test_trained_device_takes_only_its_own_cuts_of_its_own_network(tmp_path: Path) -> None:
     store = ModelStore(tmp_path / "models", Expected("resnet18", graphs.SHAPE, frozenset({2, 3})))
     for refused in (graphs.bundle(cut=1), graphs.bundle(network="resnet50")):
         with pytest.raises(ModelError):
@@ -251,7 +253,7 @@ def test_a_device_that_trained_takes_its_own_cuts_of_its_own_network(tmp_path: P
     assert sorted(store.trust.read().graphs) == [2, 3]
 
 
-def test_other_classes_come_only_to_a_device_whose_folders_have_them(tmp_path: Path) -> None:
+def test_release_with_other_classes_needs_a_device_whose_folders_have_them(tmp_path: Path) -> None:
     two, three = (
         ModelStore(tmp_path / "models", Expected("resnet18", graphs.SHAPE, frozenset({3}), names))
         for names in (("a", "b"), ("a", "b", "c"))
@@ -268,8 +270,8 @@ def test_other_classes_come_only_to_a_device_whose_folders_have_them(tmp_path: P
 
 
 @pytest.mark.parametrize("name", [TRIAL, "manifest.json", "trust.json"])
-def test_a_graph_cannot_take_the_place_of_what_is_known_of_it(store: ModelStore, name: str) -> None:
-    """A trial's outcome lies beside the graph; a release brings none of its own."""
+def test_graph_named_like_a_file_of_the_store_is_refused(store: ModelStore, name: str) -> None:
+    """The store keeps a trial's outcome beside the graph; a release must not bring its own."""
     structure = Structure(layers="0" * 64, exact="0" * 64, is_int8=False)
     claim = msgspec.json.encode({"images": "", "tried": Tried(structure=structure)})
     honest = unpack(graphs.bundle(), Bundle)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device says of the state that its predictions agree on, and what of it is left after a restart."""
+"""Reports of the state that a device's predictions agree on, and what a restart keeps of it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def port(clock: FakeClock) -> FakePort:
 
 
 class Device:
-    """Its predictions come a second apart."""
+    """A device whose predictions come a second apart."""
 
     def __init__(
         self,
@@ -76,15 +76,15 @@ class Device:
             self.states.tick()
 
 
-def said(port: FakePort) -> list[PredictedState]:
+def published(port: FakePort) -> list[PredictedState]:
     assert all(sent.retain and sent.payload for sent in port.sent)
     return [PredictedState.decode(payload) for payload in port.payloads(TOPIC)]
 
 
-def test_a_recorded_sequence_with_noise_changes_the_state_as_often_as_the_truth(
+def test_state_follows_the_truth_of_a_noisy_recording_within_three_images(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
-    """300 images, of each of which a network has told label, probability and entropy."""
+    """300 images with the label, probability and entropy that a network predicted."""
     rows = json.loads(RECORDED.read_text())
     assert len(rows) == 300
     wrong = sum(true != label for true, label, _, _ in rows)
@@ -94,61 +94,63 @@ def test_a_recorded_sequence_with_noise_changes_the_state_as_often_as_the_truth(
     for _, label, probability, entropy in rows:
         device.sees([label], probability, entropy)
     truth = [(index, row[0]) for index, row in enumerate(rows) if not index or row[0] != rows[index - 1][0]]
-    states = dict.fromkeys((round(state.since - begun), state.label) for state in said(port))
+    states = dict.fromkeys((round(state.since - begun), state.label) for state in published(port))
     assert [label for _, label in states] == [label for _, label in truth]
     late = [index - start for (index, _), (start, _) in zip(states, truth, strict=True)]
     assert all(0 <= images <= 3 for images in late), late
 
 
-def test_it_is_said_when_it_changes_and_not_with_each_image(
+def test_state_is_published_when_it_changes_and_not_with_each_image(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock)
     device.sees("aa")
-    assert said(port) == []
+    assert published(port) == []
     device.sees("aaababbbb")
-    first, second = said(port)
+    first, second = published(port)
     assert (first.label, first.confidence, first.unsure) == ("a", 0.9, False)
     assert (second.label, second.since - first.since) == ("b", 7.0)
 
 
-def test_while_it_holds_it_is_said_now_and_then_with_the_latest_confidence(
+def test_unchanged_state_is_refreshed_with_the_latest_confidence(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock)
     device.sees("a" * 10)
     device.sees("a" * round(2.5 * REFRESH), probability=0.7)
-    confidences = [state.confidence for state in said(port)]
+    confidences = [state.confidence for state in published(port)]
     assert confidences == [0.9, 0.7, 0.7]
-    assert len({state.since for state in said(port)}) == 1
+    assert len({state.since for state in published(port)}) == 1
     clock.advance(10 * REFRESH)
     device.states.tick()
     device.states.tick()
-    assert len(said(port)) == 4, "images that have come since, and none after them"
+    assert len(published(port)) == 4, "images that have come since, and none after them"
 
 
-def test_it_is_said_again_after_a_reconnection(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+def test_state_is_published_again_on_request_if_there_is_one(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
     device = Device(port, tmp_path, clock)
     device.states.say_again()
-    assert said(port) == [], "there is none yet"
+    assert published(port) == [], "there is none yet"
     device.sees("aaa")
     device.states.say_again()
-    first, again = said(port)
+    first, again = published(port)
     assert (first.label, first.since) == (again.label, again.since)
 
 
-def test_it_holds_over_a_restart(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+def test_state_survives_a_restart(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
     Device(port, tmp_path, clock).sees("aaa")
     after = Device(port, tmp_path, clock)  # the first one was killed
     after.states.say_again()
     after.sees("ba")
-    first, again = said(port)
+    first, again = published(port)
     assert (first.label, first.since, first.confidence) == (again.label, again.since, again.confidence)
     after.sees("bbb")
-    assert said(port)[-1].label == "b"
+    assert published(port)[-1].label == "b"
 
 
-def test_what_changes_often_is_written_seldom_and_the_last_word_is_kept(
+def test_state_file_is_written_seldom_and_ends_with_the_last_state(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock, "1")
@@ -156,11 +158,11 @@ def test_what_changes_often_is_written_seldom_and_the_last_word_is_kept(
     for _ in range(20):
         device.sees("ab")
         written.add((tmp_path / FILE).stat().st_ino)
-    assert len(said(port)) == 40
+    assert len(published(port)) == 40
     assert len(written) <= 40 / SAVE_EVERY + 1
     clock.advance(SAVE_EVERY)
     device.states.tick()
-    assert PredictedState.decode((tmp_path / FILE).read_bytes()).since == said(port)[-1].since
+    assert PredictedState.decode((tmp_path / FILE).read_bytes()).since == published(port)[-1].since
     device.sees("a")
     device.sees("c")
     device.states.close()
@@ -168,23 +170,23 @@ def test_what_changes_often_is_written_seldom_and_the_last_word_is_kept(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"label":"a"}', b"\xff" * (1 << 17)])
-def test_a_file_that_is_damaged_is_a_line_in_the_log(
+def test_damaged_state_file_is_logged_and_the_state_begins_anew(
     port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:
     (tmp_path / FILE).write_bytes(content)
     device = Device(port, tmp_path, clock)
     assert "the state begins anew" in caplog.text
     device.sees("aaa")
-    kept, [state] = PredictedState.decode((tmp_path / FILE).read_bytes()), said(port)
+    kept, [state] = PredictedState.decode((tmp_path / FILE).read_bytes()), published(port)
     assert (kept.label, kept.since) == (state.label, state.since)
 
 
-def test_what_cannot_be_written_is_said_all_the_same(
+def test_state_that_cannot_be_saved_is_published_and_saved_later(
     port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     device = Device(port, tmp_path / "gone", clock)
     device.sees("aaa")
-    assert [state.label for state in said(port)] == ["a"]
+    assert [state.label for state in published(port)] == ["a"]
     assert "not kept over a restart" in caplog.text
     (tmp_path / "gone").mkdir()  # the disk has room again
     clock.advance(SAVE_EVERY)
@@ -192,42 +194,42 @@ def test_what_cannot_be_written_is_said_all_the_same(
     assert (tmp_path / "gone" / FILE).exists()
 
 
-def test_images_above_the_uncertainty_count_for_unsure_unless_the_trunk_has_seen_them(
+def test_uncertain_images_count_for_unsure_unless_the_trunk_predicts_them(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock, "3/5", unsure_above=0.5)
     device.sees("aaa")
     device.sees("aaa", entropy=0.9, source="trunk")
-    assert [state.label for state in said(port)] == ["a"]
+    assert [state.label for state in published(port)] == ["a"]
     device.sees("aaa", entropy=0.9, source="local-fallback")
-    state = said(port)[-1]
+    state = published(port)[-1]
     assert (state.label, state.unsure, state.confidence) == ("unsure", True, 0.0)
     device.states.close()
     after = Device(port, tmp_path, clock, "3/5", unsure_above=0.5)
     after.states.say_again()
-    assert said(port)[-1].unsure
+    assert published(port)[-1].unsure
     after.sees("aaa")
-    assert said(port)[-1].label == "a"
+    assert published(port)[-1].label == "a"
 
 
-def test_images_that_the_model_makes_nothing_of_count_for_unsure(
+def test_predictions_with_nan_probability_count_for_unsure(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock, WEIGHTED)
     device.sees("aaa")
     device.sees("aaa", probability=math.nan, entropy=math.nan)
     device.sees("bbb")
-    assert [state.label for state in said(port)] == ["a", "unsure", "b"]
+    assert [state.label for state in published(port)] == ["a", "unsure", "b"]
 
 
-def test_a_class_may_be_called_unsure(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+def test_class_named_unsure_is_not_the_unsure_state(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
     states = Device(port, tmp_path, clock).states
     for _ in range(3):
         states.take(PredictionReport("a.png", "unsure", 0.9, 0.1, "exit", 1.0, clock.now))
-    assert [(state.label, state.unsure) for state in said(port)] == [("unsure", False)]
+    assert [(state.label, state.unsure) for state in published(port)] == [("unsure", False)]
 
 
-def test_the_log_has_a_line_for_each_change(
+def test_each_state_change_is_logged_in_one_line(
     port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -235,7 +237,7 @@ def test_the_log_has_a_line_for_each_change(
     assert [record.getMessage() for record in caplog.records] == ["state: a", "state: b"]
 
 
-def test_the_latest_image_is_kept_whole_and_once_in_a_while(tmp_path: Path, clock: FakeClock) -> None:
+def test_latest_image_file_is_replaced_at_most_once_per_interval(tmp_path: Path, clock: FakeClock) -> None:
     file, source = tmp_path / "latest.jpg", tmp_path / "incoming.jpg"
     source.write_bytes(b"third")
     latest = LatestImage(file, clock=clock)
@@ -249,7 +251,7 @@ def test_the_latest_image_is_kept_whole_and_once_in_a_while(tmp_path: Path, cloc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["incoming.jpg", "latest.jpg"]
 
 
-def test_the_latest_image_is_not_written_through_a_link_and_failures_are_passed_over(
+def test_latest_image_replaces_links_and_unreadable_images_are_logged(
     tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = tmp_path / "other"
@@ -270,7 +272,7 @@ def test_the_latest_image_is_not_written_through_a_link_and_failures_are_passed_
     assert (tmp_path / "latest.jpg").read_bytes() == b"first"
 
 
-def test_flags_that_cannot_be_are_refused_in_a_line(
+def test_invalid_state_and_latest_image_flags_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     watched = tmp_path / "watched"
@@ -283,8 +285,8 @@ def test_flags_that_cannot_be_are_refused_in_a_line(
         ("--keep-latest", tmp_path / "gone" / "latest.jpg"): "a file in a folder that exists",
     }
     for flags, line in refused.items():
-        code, told = call(capsys, *map(str, (*device, *flags)))
-        assert code == ExitCode.CONFIG and line in told
+        code, printed = call(capsys, *map(str, (*device, *flags)))
+        assert code == ExitCode.CONFIG and line in printed
     train = ("device", "--id", "pi-1", "--state", tmp_path / "state", "--data", "builtin:fashion-mnist")
-    code, told = call(capsys, *map(str, (*train, "--agree", "3")))
-    assert code == ExitCode.CONFIG and "--agree does nothing without --watch, --camera or --stdin" in told
+    code, printed = call(capsys, *map(str, (*train, "--agree", "3")))
+    assert code == ExitCode.CONFIG and "--agree does nothing without --watch, --camera or --stdin" in printed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inference service over a fake port: what it does about messages that were lost."""
+"""The inference service over a fake port recovers lost messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OFFER, WANT = (route.topic(TOPICS, "pi-1") for route in (routes.MODEL_OFFER, rou
 
 
 class RetainingPort(FakePort):
-    """Whoever subscribes is told what is retained there."""
+    """A port that delivers the retained messages to each subscription."""
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
@@ -35,7 +35,7 @@ class RetainingPort(FakePort):
                 self.deliver(topic, self.retained[topic], retained=True)
 
 
-def test_after_a_flood_the_broker_is_asked_for_offers_that_may_be_lost(tmp_path: Path) -> None:
+def test_service_subscribes_again_after_an_overflow_and_gets_the_lost_offer(tmp_path: Path) -> None:
     clock = FakeClock()
     port = RetainingPort(clock)
     service = InferenceService(

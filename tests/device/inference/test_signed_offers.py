@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Offers on a device that has pinned its fleet's key: what is not signed for it is not even fetched."""
+"""A device that has pinned its fleet's key fetches only releases that are signed for it."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ class Receiver:
         )
 
     def hear(self, offer: ModelOffer, data: bytes | None = None) -> ModelReport:
-        """An offer, then its bytes where they are asked for; what the device says of it."""
+        """Delivers an offer, then its bytes if given; returns the device's last report."""
         self.delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, DEVICE), offer.encode(), retained=True))
         if data is not None:
-            assert self.has_asked
+            assert self.has_requested
             part = ReleasePart(release=offer.release, offset=0, data=data)
             self.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
         return ModelReport.decode(self.port.payloads(routes.MODEL_REPORT.topic(TOPICS, DEVICE))[-1])
 
     @property
-    def has_asked(self) -> bool:
+    def has_requested(self) -> bool:
         return bool(self.port.payloads(routes.MODEL_WANT.topic(TOPICS, DEVICE)))
 
 
@@ -88,21 +88,25 @@ FORGED: dict[str, Forge] = {
 
 
 @pytest.mark.parametrize("kind", FORGED)
-def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver: Receiver, kind: str) -> None:
+def test_release_that_is_not_signed_for_this_device_is_not_fetched(
+    keys: Path, receiver: Receiver, kind: str
+) -> None:
     ours, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
     report = receiver.hear(FORGED[kind](ours, other, offer_of(graphs.bundle())))
     assert report.state == "failed"
     assert ("is not signed" if kind == "not signed" else "signature is not this fleet's") in report.reason
-    assert not receiver.has_asked
+    assert not receiver.has_requested
 
 
-def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, receiver: Receiver) -> None:
+def test_release_is_taken_once_signed_and_a_replayed_older_offer_fails(
+    keys: Path, receiver: Receiver
+) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     first, second = (graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed))) for seed in (0, 5))
     assert receiver.hear(offer_of(first)).state == "failed"
     signed = signer.sign(offer_of(first), "barn", DEVICE)
     assert receiver.hear(signed, first).state == "in service"
-    assert receiver.hear(signed).state == "in service"  # said again, as a retained offer is
+    assert receiver.hear(signed).state == "in service"  # repeated, as a retained offer is
     newer = replace(signed, signed_at=signed.signed_at)
     while newer.signed_at == signed.signed_at:
         newer = signer.sign(offer_of(second), "barn", DEVICE)
@@ -110,19 +114,19 @@ def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, r
     replayed = receiver.hear(signed)
     assert (replayed.state, receiver.store.release) == ("failed", newer.release)
     assert "signed before the newest that this device took" in replayed.reason
-    receiver.store.roll_back()  # its owner may
+    receiver.store.roll_back()  # the owner may roll back
     assert receiver.store.release == signed.release
     assert receiver.hear(newer).state == "rolled back"  # and the retained offer does not undo that
 
 
-def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver: Receiver) -> None:
+def test_model_of_another_run_than_the_signed_one_is_refused(keys: Path, receiver: Receiver) -> None:
     data = graphs.bundle(run="run-b")
     signed = ReleaseSigner(keys / SIGNING_KEY).sign(offer_of(data), "barn", DEVICE)
     report = receiver.hear(signed, data)
     assert report.state == "failed" and "it is of run run-b, the signature of run run-a" in report.reason
 
 
-def test_without_a_pinned_key_signatures_do_not_count(keys: Path, tmp_path: Path) -> None:
+def test_signatures_are_ignored_without_a_pinned_key(keys: Path, tmp_path: Path) -> None:
     receiver = Receiver(tmp_path / "models", keys / RELEASE_KEY)
     receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, ModelInstaller(receiver.store, DEVICE))
     data = graphs.bundle()
@@ -146,21 +150,19 @@ def back_from(signer: ReleaseSigner, offer: ModelOffer) -> ModelOffer:
     return signer.sign(replace(offer, action="roll back"), "barn", DEVICE, at=offer.signed_at + 1)
 
 
-def test_a_signed_roll_back_returns_to_the_model_before_and_is_final(keys: Path, receiver: Receiver) -> None:
+def test_signed_roll_back_restores_the_earlier_model_and_is_final(keys: Path, receiver: Receiver) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     first, second = taken(signer, receiver, 0, 5)
     assert receiver.hear(back_from(signer, second)).state == "rolled back"
     assert receiver.store.release == first.release
-    assert (
-        receiver.hear(back_from(signer, second)).state == "rolled back"
-    )  # as a retained offer is said again
+    assert receiver.hear(back_from(signer, second)).state == "rolled back"  # as a retained offer is repeated
     assert receiver.store.release == first.release
-    again = receiver.hear(second)  # an older offer, played again
+    again = receiver.hear(second)  # an older offer, replayed
     assert (again.state, "signed before the newest" in again.reason) == ("failed", True)
 
 
 @pytest.mark.parametrize("kind", ["not signed", "another key", "the offer itself", "of an older release"])
-def test_a_roll_back_cannot_be_forged(keys: Path, receiver: Receiver, kind: str) -> None:
+def test_forged_roll_back_is_refused(keys: Path, receiver: Receiver, kind: str) -> None:
     signer, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
     first, second = taken(signer, receiver, 0, 5)
     forged = {
@@ -169,26 +171,28 @@ def test_a_roll_back_cannot_be_forged(keys: Path, receiver: Receiver, kind: str)
         "the offer itself": replace(second, action="roll back"),  # its signature is of another action
         "of an older release": replace(back_from(signer, first), release=second.release),
     }[kind]
-    said = receiver.hear(forged)
-    assert (said.state, receiver.store.release) == ("in service", second.release)
-    assert "not rolled back" in said.reason
+    report = receiver.hear(forged)
+    assert (report.state, receiver.store.release) == ("in service", second.release)
+    assert "not rolled back" in report.reason
 
 
-def test_without_a_model_before_a_roll_back_leaves_what_serves(keys: Path, receiver: Receiver) -> None:
+def test_roll_back_without_an_earlier_model_keeps_the_model_in_service(
+    keys: Path, receiver: Receiver
+) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     [only] = taken(signer, receiver, 0)
-    said = receiver.hear(back_from(signer, only))
-    assert (said.state, "keeps no model from before" in said.reason) == ("in service", True)
+    report = receiver.hear(back_from(signer, only))
+    assert (report.state, "keeps no model from before" in report.reason) == ("in service", True)
     assert receiver.store.release == only.release
 
 
-def test_what_is_taken_back_while_it_is_fetched_is_not_put_into_service(
+def test_release_rolled_back_during_its_download_is_not_put_into_service(
     keys: Path, receiver: Receiver
 ) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     offer = signer.sign(offer_of(graphs.bundle()), "barn", DEVICE)
     receiver.hear(offer)
-    assert receiver.has_asked
+    assert receiver.has_requested
     assert receiver.hear(back_from(signer, offer)).state == "rolled back"
     part = ReleasePart(release=offer.release, offset=0, data=graphs.bundle())
     receiver.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
@@ -196,7 +200,7 @@ def test_what_is_taken_back_while_it_is_fetched_is_not_put_into_service(
     assert not list(receiver.store.path.glob("*.incoming"))
 
 
-def test_software_and_models_are_signed_apart(keys: Path) -> None:
+def test_signature_of_software_is_refused_for_a_model(keys: Path) -> None:
     signer, key = ReleaseSigner(keys / SIGNING_KEY), ReleaseKey.read(keys / RELEASE_KEY)
     software = signer.sign(SoftwareOffer(release="a" * 64, size=1, version="run-a"), "barn", DEVICE)
     key.check(software, "barn", DEVICE)
@@ -215,7 +219,7 @@ def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> tuple[bytes, byt
 
 
 @pytest.mark.parametrize("kind", ["elliptic", "certificate", "empty", "none", "halves exchanged"])
-def test_a_key_that_is_not_ed25519_is_a_mistake_that_is_named(keys: Path, tmp_path: Path, kind: str) -> None:
+def test_key_that_is_not_ed25519_is_refused_with_the_reason(keys: Path, tmp_path: Path, kind: str) -> None:
     private, public = tmp_path / "private", tmp_path / "public"
     halves = {
         "elliptic": pem(ec.generate_private_key(ec.SECP256R1())),
@@ -234,7 +238,7 @@ def test_a_key_that_is_not_ed25519_is_a_mistake_that_is_named(keys: Path, tmp_pa
         ReleaseKey.read(public)
 
 
-def test_the_commands_say_so_in_a_line(
+def test_commands_refuse_a_wrong_key_and_name_the_flag(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, keys: Path
 ) -> None:
     wrong = str(keys / RELEASE_KEY)

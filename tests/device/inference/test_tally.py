@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many predictions come to, and what class a folder says that its images are of."""
+"""Totals of many predictions, and the class that a folder gives its images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def prediction(label: str, source: Source = "exit") -> Prediction:
     return Prediction(label, 0.9, 0.1, source, 1.0)
 
 
-def test_classes_the_share_that_was_offloaded_and_the_accuracy_are_counted() -> None:
+def test_tally_counts_classes_offloaded_share_and_accuracy() -> None:
     tally = Tally()
     tally.add(prediction("cat"), "cat")
     tally.add(prediction("cat", "trunk"), "dog")
@@ -28,7 +28,7 @@ def test_classes_the_share_that_was_offloaded_and_the_accuracy_are_counted() -> 
     ]
 
 
-def test_what_is_not_known_is_not_said() -> None:
+def test_tally_omits_offload_and_accuracy_lines_without_data() -> None:
     tally = Tally()
     tally.add(prediction("cat"))
     assert list(tally.lines()) == ["1 images: cat 1"]
@@ -42,8 +42,10 @@ def test_what_is_not_known_is_not_said() -> None:
         ("test/cat/night/1.jpg", "test", "cat"),
         ("cat/dog/1.jpg", "cat", "dog"),
         ("test/1.jpg", "test", None),
-        ("cat/1.jpg", "cat/1.jpg", None),  # one that was named by itself
+        ("cat/1.jpg", "cat/1.jpg", None),  # a file that was named by itself
     ],
 )
-def test_the_innermost_folder_that_is_a_class_counts(file: str, root: str, expected: str | None) -> None:
+def test_innermost_folder_named_like_a_class_gives_the_class(
+    file: str, root: str, expected: str | None
+) -> None:
     assert class_of(Path(file), Path(root), ("cat", "dog")) == expected

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A store of uncertain images: bounded, not filled by one lamp, and in nobody's way when it fails."""
+"""The store of uncertain images is bounded, keeps a view once, and does no harm when it fails."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def offer(store: UnsureImages, path: Path, entropy: float, pixels: Pixels | None
 
 
 def kept(folder: Path) -> list[str]:
-    """The own names of the images, the oldest first."""
+    """The images' own names, the oldest first."""
     names = sorted(path.name for path in folder.glob("*.png")) if folder.exists() else []
     return [name.partition("-")[2] for name in names]
 
 
-def test_the_most_uncertain_image_of_a_while_is_kept_with_its_guess(
+def test_most_uncertain_image_of_each_interval_is_kept_with_its_prediction(
     tmp_path: Path, clock: FakeClock, images: list[Path]
 ) -> None:
     store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)
@@ -71,7 +71,7 @@ def test_the_most_uncertain_image_of_a_while_is_kept_with_its_guess(
     assert kept_guess(images[0]) is None
 
 
-def test_one_lamp_does_not_fill_it(tmp_path: Path, clock: FakeClock, images: list[Path]) -> None:
+def test_same_view_in_other_light_is_kept_once(tmp_path: Path, clock: FakeClock, images: list[Path]) -> None:
     """The same view, brighter, darker, and with noise."""
     store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)
     random = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def test_one_lamp_does_not_fill_it(tmp_path: Path, clock: FakeClock, images: lis
     assert kept(tmp_path / "unsure") == ["0000.png"]
 
 
-def test_the_oldest_go_first_beyond_count_and_bytes(
+def test_oldest_images_are_deleted_beyond_the_bounds_of_count_and_bytes(
     tmp_path: Path, clock: FakeClock, images: list[Path]
 ) -> None:
     size = max(path.stat().st_size for path in images)
@@ -103,23 +103,23 @@ def test_the_oldest_go_first_beyond_count_and_bytes(
         assert len(list(folder.glob(".*.json"))) == len(names)
 
 
-def test_what_its_owner_keeps_in_the_folder_stays_and_does_not_count(
+def test_owners_files_in_the_folder_stay_and_do_not_count(
     tmp_path: Path, clock: FakeClock, images: list[Path]
 ) -> None:
     folder = tmp_path / "unsure"
-    mine = [*write_images(folder, 5), folder / ".notes.json"]
-    mine[-1].write_text("{}")
+    owned = [*write_images(folder, 5), folder / ".notes.json"]
+    owned[-1].write_text("{}")
     store = UnsureImages(folder, Bounds(count=2, every=EVERY), clock=clock)
     for path in images[10:14]:
         offer(store, path, 0.9)
         clock.advance(EVERY)
         store.tick()
     assert kept(folder)[-2:] == ["0012.png", "0013.png"]
-    assert len([path for path in folder.glob("*.png") if path not in mine]) == 2
-    assert all(path.exists() for path in mine)
+    assert len([path for path in folder.glob("*.png") if path not in owned]) == 2
+    assert all(path.exists() for path in owned)
 
 
-def test_an_image_that_is_no_regular_file_any_more_is_not_waited_for(
+def test_image_that_became_a_fifo_is_skipped_without_waiting(
     tmp_path: Path, clock: FakeClock, images: list[Path]
 ) -> None:
     store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)
@@ -130,7 +130,7 @@ def test_an_image_that_is_no_regular_file_any_more_is_not_waited_for(
     assert kept(tmp_path / "unsure") == []
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(
+def test_unwritable_folder_is_logged_in_one_line(
     tmp_path: Path, clock: FakeClock, images: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "unsure").write_bytes(b"no folder")
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
         "\N{SNOWMAN}" + "\u732b" * 80,
     ],
 )
-def test_names_stay_within_the_folder(
+def test_hostile_image_names_stay_within_the_folder_and_are_printable(
     tmp_path: Path, clock: FakeClock, images: list[Path], name: str
 ) -> None:
     store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)
@@ -171,7 +171,7 @@ def test_names_stay_within_the_folder(
         (["--watch", "{}", "--keep-unsure", "{}"], "are the same folder"),
     ],
 )
-def test_settings_that_do_not_fit_together(
+def test_conflicting_keep_unsure_flags_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
     given = [argument.format(tmp_path) for argument in arguments]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's identity on its disk: the one before stays whole until the new one is."""
+"""A device's identity on disk: the old one stays whole until the new one is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """No file of this process can be larger, in bytes."""
+    """No file of this process can be larger than `size` bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -40,7 +40,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_what_cannot_be_written_leaves_the_identity_that_was_there(tmp_path: Path) -> None:
+def test_old_identity_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
     files.write(identity("old"), {})
     before = contents(tmp_path)
@@ -51,11 +51,11 @@ def test_what_cannot_be_written_leaves_the_identity_that_was_there(tmp_path: Pat
 
 
 class Killed(BaseException):
-    """Nothing is done any more."""
+    """The process ends here."""
 
 
 def killed_before(rename: int, files: IdentityFiles) -> bool:
-    """Whether a new identity was ended before its rename of this number; else it is written."""
+    """Writes a new identity, unless it is killed before the rename of this number; whether it was killed."""
     number = count()
 
     def counting(real: Callable[..., None]) -> Callable[..., None]:
@@ -76,7 +76,7 @@ def killed_before(rename: int, files: IdentityFiles) -> bool:
     return False
 
 
-def test_a_power_cut_leaves_one_identity_or_the_other(tmp_path: Path) -> None:
+def test_power_cut_leaves_the_old_or_the_new_identity_whole(tmp_path: Path) -> None:
     for rename in count():
         directory = tmp_path / str(rename)
         IdentityFiles(directory).write(identity("old"), {})
@@ -93,21 +93,21 @@ def test_a_power_cut_leaves_one_identity_or_the_other(tmp_path: Path) -> None:
     assert rename == 8
 
 
-def test_a_fleet_without_a_release_key(tmp_path: Path) -> None:
+def test_identity_without_a_release_key_has_no_key_files(tmp_path: Path) -> None:
     IdentityFiles(tmp_path).write(identity("new", release_key=b""), {})
     assert "release" not in (tmp_path / "device.toml").read_text()
     assert not (tmp_path / "release.pub").exists() and not (tmp_path / "software.pub").exists()
 
 
 @pytest.mark.parametrize("text", ['data = """\na\n', "[table\n", "\xff"])
-def test_settings_that_cannot_be_read(tmp_path: Path, text: str) -> None:
+def test_settings_that_cannot_be_parsed_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "device.toml").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match="expected a device's settings"):
         IdentityFiles(tmp_path)
 
 
-def test_settings_that_lines_do_not_tell_apart(tmp_path: Path) -> None:
-    """Two keys of one name would be none; they are left as they are."""
+def test_settings_with_a_quoted_key_are_refused_and_left_unchanged(tmp_path: Path) -> None:
+    """A second key of the same name would make the file invalid."""
     before = '"id" = "pi-1"\n'
     (tmp_path / "device.toml").write_text(before)
     files = IdentityFiles(tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves that overwrite nothing, also between file systems, and are gone on with after a kill."""
+"""Moves overwrite no file, also between file systems, and are finished after a kill."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory, which is another file system than that of the tests' folders."""
+    """A folder in memory, which is on another file system than the tests' folders."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm"))
     assert folder.stat().st_dev != tmp_path.stat().st_dev
     yield folder
     shutil.rmtree(folder)
 
 
-def test_a_file_moves_and_takes_no_other_files_place(source: Path, tmp_path: Path) -> None:
+def test_move_does_not_overwrite_a_file_and_takes_a_free_name(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "image.png"
     target.write_bytes(b"another")
     with pytest.raises(FileExistsError):
@@ -43,7 +43,7 @@ def test_a_file_moves_and_takes_no_other_files_place(source: Path, tmp_path: Pat
     assert not source.exists()
 
 
-def test_between_file_systems_it_is_copied_with_its_time(source: Path, elsewhere: Path) -> None:
+def test_move_between_file_systems_keeps_content_and_time(source: Path, elsewhere: Path) -> None:
     target, time = elsewhere / "image.png", source.stat().st_mtime_ns
     move_file(source, target)
     assert (target.read_bytes(), source.exists()) == (DATA, False)
@@ -51,13 +51,13 @@ def test_between_file_systems_it_is_copied_with_its_time(source: Path, elsewhere
     assert [path.name for path in elsewhere.iterdir()] == ["image.png"]
 
 
-def test_what_is_gone_leaves_no_empty_file_behind(tmp_path: Path) -> None:
+def test_move_of_a_missing_file_leaves_no_empty_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         move_file(tmp_path / "absent.png", tmp_path / "image.png")
     assert list(tmp_path.iterdir()) == []
 
 
-def named(source: Path, target: Path) -> None:
+def reserved(source: Path, target: Path) -> None:
     target.touch()
 
 
@@ -69,8 +69,8 @@ def copied(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
-@pytest.mark.parametrize("killed_after", [lambda *_: None, named, renamed, copied])
-def test_a_move_is_finished_wherever_it_was_killed(
+@pytest.mark.parametrize("killed_after", [lambda *_: None, reserved, renamed, copied])
+def test_killed_move_is_finished_from_any_point(
     source: Path, tmp_path: Path, killed_after: Callable[[Path, Path], None]
 ) -> None:
     target = tmp_path / "image.png"
@@ -80,7 +80,7 @@ def test_a_move_is_finished_wherever_it_was_killed(
         assert (target.read_bytes(), source.exists()) == (DATA, False)
 
 
-def test_a_new_image_of_the_old_name_stays_when_a_move_is_finished(source: Path, tmp_path: Path) -> None:
+def test_new_file_under_the_old_name_stays_when_a_move_is_finished(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "image.png"
     move_file(source, target)
     source.write_bytes(b"a new one")
@@ -88,7 +88,7 @@ def test_a_new_image_of_the_old_name_stays_when_a_move_is_finished(source: Path,
     assert (source.read_bytes(), target.read_bytes()) == (b"a new one", DATA)
 
 
-def test_links_and_folders_are_not_read(tmp_path: Path, source: Path) -> None:
+def test_links_and_folders_are_not_opened(tmp_path: Path, source: Path) -> None:
     (tmp_path / "link.png").symlink_to(source)
     for path in (tmp_path / "link.png", tmp_path):
         with pytest.raises(OSError, match=r"symbolic links|no regular file|directory"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Features by the contents of files: computed once, kept over restarts, none where there is no image."""
+"""Features by the contents of files: computed once, kept over restarts, none for other files than images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee_device.labelling.kept_features import KeptFeatures
 
 
 class Counting(Extractor):
-    """Counts the images that it computes features of."""
+    """An extractor that counts the images of which it computes features."""
 
     computed = 0
 
@@ -26,7 +26,7 @@ class Counting(Extractor):
         return super().__call__(images)
 
 
-def test_features_are_computed_once_for_the_same_bytes_also_after_a_restart(tmp_path: Path) -> None:
+def test_features_are_computed_once_for_the_same_bytes_across_restarts(tmp_path: Path) -> None:
     paths = write_images(tmp_path / "images", 20)
     extractor = Counting()
     kept = KeptFeatures(tmp_path, extractor)
@@ -44,7 +44,7 @@ def test_features_are_computed_once_for_the_same_bytes_also_after_a_restart(tmp_
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"no archive"])
-def test_a_damaged_file_of_features_is_passed_over(tmp_path: Path, damaged: bytes) -> None:
+def test_features_are_computed_again_if_their_file_is_damaged(tmp_path: Path, damaged: bytes) -> None:
     paths = write_images(tmp_path / "images", 3)
     kept = KeptFeatures(tmp_path, Extractor())
     list(kept.of(paths))
@@ -56,7 +56,7 @@ def test_a_damaged_file_of_features_is_passed_over(tmp_path: Path, damaged: byte
     assert extractor.computed == 3
 
 
-def test_what_is_no_image_has_no_features(tmp_path: Path) -> None:
+def test_files_that_are_no_images_have_no_features(tmp_path: Path) -> None:
     [image] = write_images(tmp_path, 1)
     broken = tmp_path / "broken.png"
     broken.write_bytes(image.read_bytes()[:40])
@@ -67,7 +67,7 @@ def test_what_is_no_image_has_no_features(tmp_path: Path) -> None:
     assert [row is not None for row in rows] == [True, False, False, False, False]
 
 
-def test_a_model_has_features_of_its_own(tmp_path: Path) -> None:
+def test_extractor_of_a_model_has_its_own_identity_and_feature_shapes(tmp_path: Path) -> None:
     extractor = open_extractor(write_model(tmp_path / "model"), None, 1)
     assert extractor.class_names == ("a", "b")
     assert extractor.identity != Extractor().identity
@@ -76,7 +76,7 @@ def test_a_model_has_features_of_its_own(tmp_path: Path) -> None:
     assert (row[0].shape, row[1].shape) == ((4,), (2,))
 
 
-def test_pooled_features_are_what_an_exit_sees() -> None:
+def test_pooled_features_match_the_means_of_an_exit_head() -> None:
     """As torch computes them for maps, and for token sequences whose channels are last."""
     import torch
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels that move images: undone after a restart, finished after a kill, nothing lost on a full disk."""
+"""Labels move images: undone after a restart, finished after a kill, no image lost on a full disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_images_move_into_their_class_and_are_counted(place: Path) -> None:
+def test_labelled_images_move_into_their_class_and_are_counted(place: Path) -> None:
     with closing(opened(place)) as labeller:
         outcome = labeller.label(first(labeller, 2), "a")
         assert (len(outcome.moved), outcome.failed) == (2, "")
@@ -49,7 +49,7 @@ def test_images_move_into_their_class_and_are_counted(place: Path) -> None:
         assert (labeller.classes["a"], len(labeller.images())) == (2, 8)
 
 
-def test_none_of_these_is_a_hidden_folder_that_training_passes_over(place: Path) -> None:
+def test_label_none_of_these_moves_images_to_a_folder_outside_the_classes(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 3), None)
         assert labeller.none == 3
@@ -59,7 +59,7 @@ def test_none_of_these_is_a_hidden_folder_that_training_passes_over(place: Path)
         assert labeller.classes == {"a": 0, "b": 0}
 
 
-def test_a_name_that_exists_gets_a_number(place: Path) -> None:
+def test_moved_image_gets_a_number_if_its_name_is_taken(place: Path) -> None:
     for number in range(2):
         write_images(place / "new" / f"{number}", 1, start=100 + number, name="same.png")
         (place / "data" / "a" / "same.png").write_bytes(b"was here")
@@ -71,7 +71,7 @@ def test_a_name_that_exists_gets_a_number(place: Path) -> None:
     assert contents(place).keys() == before.keys()
 
 
-def test_undo_goes_back_step_by_step_also_after_a_restart(place: Path) -> None:
+def test_undo_reverses_labels_step_by_step_also_after_a_restart(place: Path) -> None:
     before = contents(place)
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 3), "a")
@@ -89,7 +89,7 @@ def test_undo_goes_back_step_by_step_also_after_a_restart(place: Path) -> None:
     assert contents(place) == before
 
 
-def test_what_is_labelled_already_is_told_so_also_after_a_restart(place: Path) -> None:
+def test_second_label_is_refused_with_the_first_also_after_a_restart(place: Path) -> None:
     with closing(opened(place)) as labeller:
         [image] = first(labeller, 1)
         labeller.label([image], "a")
@@ -99,7 +99,7 @@ def test_what_is_labelled_already_is_told_so_also_after_a_restart(place: Path) -
         assert names(place / "data" / "b") == []
 
 
-def test_an_image_that_was_deleted_or_replaced_is_said_and_not_moved(place: Path) -> None:
+def test_deleted_or_replaced_image_is_reported_and_not_moved(place: Path) -> None:
     with closing(opened(place)) as labeller:
         deleted, replaced, sound = first(labeller, 3)
         (place / "new" / "0000.png").unlink()
@@ -119,7 +119,7 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_one_line_and_nothing_moves(place: Path) -> None:
+def test_label_and_undo_fail_on_a_full_disk_and_move_no_image(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 1), "a")
         journal = (place / "data" / WORKSPACE / FILE).read_bytes()
@@ -134,7 +134,7 @@ def test_a_full_disk_is_one_line_and_nothing_moves(place: Path) -> None:
         assert len(labeller.label(first(labeller, 4), "b").moved) == 4
 
 
-def test_folders_that_cannot_be_written_are_shown_and_nothing_moves(public_path: Path) -> None:
+def test_labels_and_new_classes_fail_if_the_data_folder_is_unwritable(public_path: Path) -> None:
     (public_path / "data" / "a").mkdir(parents=True)
     write_images(public_path / "new", 3)
     open_to_all(public_path)
@@ -149,7 +149,7 @@ def test_folders_that_cannot_be_written_are_shown_and_nothing_moves(public_path:
     assert contents(public_path) == before
 
 
-def test_images_that_cannot_be_taken_from_their_folder_stay_there(public_path: Path) -> None:
+def test_images_in_an_unwritable_folder_are_not_labelled_and_stay_there(public_path: Path) -> None:
     (public_path / "data" / "a").mkdir(parents=True)
     write_images(public_path / "new", 3)
     before = contents(public_path)
@@ -163,7 +163,7 @@ def test_images_that_cannot_be_taken_from_their_folder_stay_there(public_path: P
     assert contents(public_path) == before
 
 
-def test_a_step_that_a_kill_has_left_half_done_is_finished(place: Path) -> None:
+def test_label_step_interrupted_by_a_kill_is_finished_at_the_next_start(place: Path) -> None:
     before = contents(place)
     with closing(opened(place)) as labeller:
         images = labeller.images()[:4]
@@ -179,7 +179,7 @@ def test_a_step_that_a_kill_has_left_half_done_is_finished(place: Path) -> None:
     assert contents(place) == before
 
 
-def test_a_torn_line_was_not_begun_and_a_damaged_one_is_passed_over(place: Path) -> None:
+def test_torn_and_damaged_journal_lines_are_ignored(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 1), "a")
     journal = place / "data" / WORKSPACE / FILE
@@ -192,13 +192,13 @@ def test_a_torn_line_was_not_begun_and_a_damaged_one_is_passed_over(place: Path)
         assert labeller.undoable == 2
 
 
-def test_one_process_labels_at_a_time(place: Path) -> None:
+def test_second_labeller_of_a_folder_is_refused_while_the_first_is_open(place: Path) -> None:
     with closing(opened(place)), pytest.raises(StateError, match="another process"):
         opened(place)
     opened(place).close()
 
 
-def test_an_undo_that_stops_half_way_can_be_gone_on_with(place: Path) -> None:
+def test_failed_undo_can_be_repeated(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 3), "a")
         away = place / "away"
@@ -230,7 +230,7 @@ def test_an_undo_that_stops_half_way_can_be_gone_on_with(place: Path) -> None:
         ("€" * 100, "255 bytes"),
     ],
 )
-def test_a_name_that_no_class_can_have(place: Path, name: str, said: str) -> None:
+def test_invalid_class_name_is_refused(place: Path, name: str, said: str) -> None:
     with closing(opened(place)) as labeller, pytest.raises(DataError, match=said):
         labeller.add_class(name)
     assert names(place / "data") == [WORKSPACE, "a", "b"]
@@ -239,7 +239,7 @@ def test_a_name_that_no_class_can_have(place: Path, name: str, said: str) -> Non
 @pytest.mark.parametrize(
     "name", ["none", "<script>alert(1)</script>".replace("/", "|"), "Größe 10, 爱", "-rf", "=1+1"]
 )
-def test_a_new_class_takes_labels(place: Path, name: str) -> None:
+def test_new_class_takes_labels_and_an_unknown_class_is_refused(place: Path, name: str) -> None:
     with closing(opened(place)) as labeller:
         labeller.add_class(name)
         assert len(labeller.label(first(labeller, 1), name).moved) == 1
@@ -248,7 +248,7 @@ def test_a_new_class_takes_labels(place: Path, name: str) -> None:
             labeller.label(first(labeller, 1), "../new")
 
 
-def test_names_that_are_no_utf_8_are_labelled_and_undone(place: Path) -> None:
+def test_images_with_names_not_in_utf_8_are_labelled_and_undone(place: Path) -> None:
     odd = Path(str(place / "new" / "caf\udce9.png"))
     (place / "new" / "0000.png").rename(odd)
     with closing(opened(place)) as labeller:
@@ -259,7 +259,7 @@ def test_names_that_are_no_utf_8_are_labelled_and_undone(place: Path) -> None:
     assert odd.exists()
 
 
-def test_links_and_what_is_no_image_are_not_shown(place: Path, tmp_path: Path) -> None:
+def test_links_hidden_files_and_text_files_are_not_shown(place: Path, tmp_path: Path) -> None:
     (place / "new" / "link.png").symlink_to(place / "new" / "0000.png")
     (place / "new" / "notes.txt").write_text("x")
     (place / "new" / ".hidden.png").write_bytes(b"x")
@@ -268,12 +268,12 @@ def test_links_and_what_is_no_image_are_not_shown(place: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("folder", ["data", "data/a", "."])
-def test_folders_within_each_other_are_refused(place: Path, folder: str) -> None:
+def test_nested_data_and_unlabelled_folders_are_refused(place: Path, folder: str) -> None:
     with pytest.raises(DataError, match="within each other"):
         Labeller(place / "data", [place / folder])
 
 
-def test_a_journal_is_one_line_a_step(place: Path) -> None:
+def test_journal_has_one_line_for_each_label_and_undo(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 5), "a")
         labeller.undo()

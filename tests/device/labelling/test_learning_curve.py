@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether labels are enough, where it is known: classes that are easy, hard, or hardly labelled."""
+"""Whether labels are enough, for known cases: classes that are easy, hard, or hardly labelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Features = npt.NDArray[np.float64]
 
 
 def images(*counts: int, apart: float, seed: int = 0, size: int = 20) -> tuple[Features, Labels]:
-    """Normal features around a mean of each class's own."""
+    """Normally distributed features around a mean for each class."""
     random = np.random.default_rng(seed)
     means = apart * random.normal(size=(len(counts), size)) / np.sqrt(size)
     labels = np.repeat(np.arange(len(counts)), counts)
@@ -24,7 +24,7 @@ def names(count: int) -> tuple[str, ...]:
     return tuple("abcdefgh"[:count])
 
 
-def test_an_easy_task_is_enough_and_a_hard_one_with_few_labels_is_not() -> None:
+def test_verdict_is_enough_for_an_easy_task_and_not_for_few_hard_labels() -> None:
     easy = how_much_is_enough(*images(150, 150, 150, apart=12), names(3))
     assert easy.verdict.startswith("Enough")
     assert easy.curve[-1].accuracy.mean > 0.99
@@ -33,8 +33,8 @@ def test_an_easy_task_is_enough_and_a_hard_one_with_few_labels_is_not() -> None:
     assert hard.gain is not None and hard.gain.mean > 0.02
 
 
-def test_the_gain_that_is_predicted_is_about_what_labels_bring() -> None:
-    """Over 20 sets of images, against the accuracy on many others."""
+def test_predicted_gain_has_the_magnitude_of_the_measured_gain() -> None:
+    """Over 20 sets of images; the gain is measured on many other images."""
     predicted, brought = [], []
     for seed in range(20):
         features, labels = images(400, 400, 400, apart=4, seed=seed)
@@ -51,7 +51,7 @@ def test_the_gain_that_is_predicted_is_about_what_labels_bring() -> None:
     assert 0.3 < np.mean(predicted) / np.mean(brought) < 3
 
 
-def test_the_class_with_few_and_hard_images_is_what_to_label_next() -> None:
+def test_class_with_few_and_hard_images_is_advised_next() -> None:
     random = np.random.default_rng(1)
     means = np.zeros((3, 20))
     means[0, 0], means[1, 1], means[2, 1] = 6, 6, 3  # c is near b, and has few images
@@ -62,14 +62,14 @@ def test_the_class_with_few_and_hard_images_is_what_to_label_next() -> None:
     assert found.advice.startswith("Label c next: 50 more of it would add about")
 
 
-def test_a_class_with_too_few_images_to_tell_is_first() -> None:
+def test_class_with_too_few_images_to_measure_is_advised_next() -> None:
     found = how_much_is_enough(*images(30, 30, LEAST - 1, apart=5), names(3))
     assert found.label_next == "c"
     assert found.classes[2].recall is None
     assert found.classes[0].recall is not None
 
 
-def test_too_few_labels_are_said() -> None:
+def test_too_few_labels_are_reported_without_a_curve() -> None:
     found = how_much_is_enough(*images(30, 2, apart=5), names(2))
     assert (found.curve, found.gain) == ((), None)
     assert found.verdict.startswith("Too few to tell")
@@ -77,22 +77,22 @@ def test_too_few_labels_are_said() -> None:
     assert none.advice == "Make a class first."
 
 
-def test_the_same_images_give_the_same_result() -> None:
+def test_same_images_give_the_same_result() -> None:
     def measure() -> Enough:
         return how_much_is_enough(*images(20, 20, apart=3), names(2))
 
     assert measure() == measure()
 
 
-def test_features_without_variance_are_no_trouble() -> None:
+def test_features_without_variance_give_finite_values_and_a_curve() -> None:
     features, labels = images(10, 10, apart=3)
     features[:, 3] = 7
     assert np.isfinite(reduce(features)).all()
     assert how_much_is_enough(np.ones((20, 4)), labels, names(2)).curve
 
 
-def test_the_fit_is_where_the_gradient_ends() -> None:
-    """Of the loss that the docstring names, taken numerically."""
+def test_fit_minimises_the_documented_loss() -> None:
+    """Each random step away from the fit increases the loss that its docstring gives."""
     features, labels = images(20, 30, apart=2, size=3)
     values = reduce(features)
     found = fit(values, labels, 2)

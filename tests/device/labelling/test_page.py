@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page's data and actions, as HTTP requests: what is refused, and what everybody is told."""
+"""The page's data and actions as HTTP requests: replies, refusals, and events for all browsers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def ask(self, path: str, body: object = None, **headers: str) -> tuple[int, bytes, HTTPMessage]:
+    def request(self, path: str, body: object = None, **headers: str) -> tuple[int, bytes, HTTPMessage]:
         """POST where there is a body."""
         connection = HTTPConnection(urlsplit(self.url).netloc, timeout=60)
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -44,7 +44,7 @@ class Client:
         return response.status, response.read(), response.headers
 
     def json(self, path: str, body: object = None) -> Any:
-        return json.loads(self.ask(path, body)[1])
+        return json.loads(self.request(path, body)[1])
 
     def images(self, order: str = "both", count: int = 100) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.json(f"/images?order={order}&count={count}")["images"]
@@ -92,7 +92,7 @@ def page_of(place: Path, *, model: bool = True) -> Iterator[Client]:
             yield client
 
 
-def test_uncertain_images_come_first_with_the_models_guesses(place: Path) -> None:
+def test_uncertain_images_come_first_with_the_models_predictions(place: Path) -> None:
     with page_of(place) as client:
         images = client.images("uncertain")
         entropies = [image["entropy"] for image in images]
@@ -106,7 +106,7 @@ def test_uncertain_images_come_first_with_the_models_guesses(place: Path) -> Non
         assert len(client.images(count=3)) == 3
 
 
-def test_without_a_model_there_are_no_guesses(place: Path) -> None:
+def test_images_have_no_predictions_without_a_model(place: Path) -> None:
     with page_of(place, model=False) as client:
         images = client.images()
         assert len(images) == 10
@@ -114,22 +114,22 @@ def test_without_a_model_there_are_no_guesses(place: Path) -> None:
         assert client.state()["model"] == ""
 
 
-def test_what_one_browser_does_the_others_are_told(place: Path) -> None:
+def test_label_and_undo_of_one_browser_are_sent_to_the_others(place: Path) -> None:
     with page_of(place) as client, client.events() as events:
         assert next(events)[0] == "state"
         [one, two, *_] = [image["id"] for image in client.images()]
         client.json("/label", {"images": [one, two], "label": "a", "browser": "x"})
-        name, told = next(event for event in events if event[0] != "folders")
-        assert (name, sorted(told["images"]), told["label"]) == ("labelled", sorted([one, two]), "a")
-        assert told["state"]["classes"][0] == {"name": "a", "shown": "a", "images": 2}
+        name, data = next(event for event in events if event[0] != "folders")
+        assert (name, sorted(data["images"]), data["label"]) == ("labelled", sorted([one, two]), "a")
+        assert data["state"]["classes"][0] == {"name": "a", "shown": "a", "images": 2}
         again = client.json("/label", {"images": [one], "label": "b", "browser": "y"})
         assert (again["images"], again["already"]) == ([], {one: "a"})
         client.json("/undo", {"browser": "x"})
-        name, told = next(event for event in events if event[0] != "folders")
-        assert (name, len(told["restored"])) == ("undone", 2)
+        name, data = next(event for event in events if event[0] != "folders")
+        assert (name, len(data["restored"])) == ("undone", 2)
 
 
-def test_an_image_that_comes_goes_or_changes_is_seen(place: Path) -> None:
+def test_added_deleted_and_changed_images_are_noticed(place: Path) -> None:
     with page_of(place) as client:
         before = {image["name"]: image["id"] for image in client.images()}
         (place / "new" / "0000.png").unlink()
@@ -140,29 +140,29 @@ def test_an_image_that_comes_goes_or_changes_is_seen(place: Path) -> None:
         assert "0000.png" not in after
         assert after["0001.png"] != before["0001.png"]
         for identifier in (before["0000.png"], before["0001.png"], "nonsense"):
-            assert client.ask(f"/image/{identifier}/small")[0] == 404
+            assert client.request(f"/image/{identifier}/small")[0] == 404
 
 
-def test_small_and_large_pictures_are_made_on_the_device(place: Path) -> None:
+def test_small_and_large_images_are_served_as_jpeg(place: Path) -> None:
     with page_of(place) as client:
         [image] = client.images(count=1)
         for size, side in (("small", 224), ("large", 896)):
-            status, data, headers = client.ask(f"/image/{image['id']}/{size}")
+            status, data, headers = client.request(f"/image/{image['id']}/{size}")
             assert (status, headers["Content-Type"]) == (200, "image/jpeg")
             assert Image.open(io.BytesIO(data)).size == (side, side)
 
 
-def test_a_broken_image_is_said_and_can_be_labelled_none_of_these(place: Path) -> None:
+def test_broken_image_is_reported_and_can_be_labelled_none_of_these(place: Path) -> None:
     (place / "new" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot much")
     with page_of(place) as client:
         [broken] = [image for image in client.images() if image["name"] == "broken.png"]
         assert not broken["readable"]
-        status, said, _ = client.ask(f"/image/{broken['id']}/small")
-        assert (status, b"expected an image" in said) == (422, True)
+        status, reply, _ = client.request(f"/image/{broken['id']}/small")
+        assert (status, b"expected an image" in reply) == (422, True)
         assert client.json("/label", {"images": [broken["id"]], "label": None})["images"] == [broken["id"]]
 
 
-def test_what_a_device_has_guessed_when_it_kept_an_image_is_shown(place: Path) -> None:
+def test_prediction_that_a_device_kept_with_an_image_is_shown(place: Path) -> None:
     guess = {"label": "old\u202e", "probability": 0.5, "entropy": 0.9, "time": 1.0}
     (place / "new" / GUESS.format("0000.png")).write_text(json.dumps(guess))
     (place / "new" / GUESS.format("0001.png")).write_text("{" * 2000)
@@ -172,30 +172,30 @@ def test_what_a_device_has_guessed_when_it_kept_an_image_is_shown(place: Path) -
         assert set(kept.values()) == {None}
 
 
-def test_classes_are_made_and_keep_their_places(place: Path) -> None:
+def test_new_class_is_last_until_a_restart_and_an_invalid_name_is_refused(place: Path) -> None:
     with page_of(place) as client:
         assert client.json("/classes", {"name": "Aa"})["shown"] == "Aa"
         assert [one["name"] for one in client.state()["classes"]] == ["a", "b", "Aa"]
-        status, said, _ = client.ask("/classes", {"name": "../x"})
-        assert (status, "cannot be called" in json.loads(said)["failed"]) == (409, True)
+        status, reply, _ = client.request("/classes", {"name": "../x"})
+        assert (status, "cannot be called" in json.loads(reply)["failed"]) == (409, True)
     with page_of(place) as client:
         assert [one["name"] for one in client.state()["classes"]] == ["Aa", "a", "b"]
 
 
-def test_the_table_has_every_image_and_no_formulas(place: Path) -> None:
+def test_labels_csv_lists_labelled_images_without_formulas(place: Path) -> None:
     (place / "data" / "=1+1").mkdir()
     with page_of(place) as client:
         ids = [image["id"] for image in client.images()]
         client.json("/label", {"images": ids[:2], "label": "=1+1"})
         client.json("/label", {"images": ids[2:3], "label": None})
-        status, data, headers = client.ask("/labels.csv")
+        status, data, headers = client.request("/labels.csv")
         assert (status, "attachment" in headers["Content-Disposition"]) == (200, True)
     rows = list(csv.DictReader(io.StringIO(data.decode())))
     assert sorted(row["label"] for row in rows) == ["", "'=1+1", "'=1+1"]
     assert all(row["file"][0] in "'." and float(row["time"]) > 1e9 and row["guess"] in "ab" for row in rows)
 
 
-def test_whether_it_is_enough_is_measured_anew_when_labels_have_come(place: Path) -> None:
+def test_learning_curve_is_measured_again_after_new_labels(place: Path) -> None:
     for name in "ab":
         write_images(place / "data" / name, 8, start=ord(name) * 100)
     with page_of(place) as client:
@@ -205,8 +205,8 @@ def test_whether_it_is_enough_is_measured_anew_when_labels_have_come(place: Path
         assert client.json("/enough")["images"] == 17
 
 
-def test_another_model_that_is_put_into_service_is_taken(place: Path) -> None:
-    """As a store of models switches: by a link."""
+def test_page_takes_a_new_model_that_is_put_into_service(place: Path) -> None:
+    """A store of models switches by a link."""
     (place / "models").mkdir()
     (place / "models" / "current").symlink_to(place / "model")
     scores = Scores(place / "models", None, 1)
@@ -240,17 +240,17 @@ def test_another_model_that_is_put_into_service_is_taken(place: Path) -> None:
         {"images": ["x"], "label": "a", "more": 1},
     ],
 )
-def test_a_request_that_is_malformed_is_refused(place: Path, body: object) -> None:
+def test_malformed_request_is_refused(place: Path, body: object) -> None:
     with page_of(place) as client:
-        assert client.ask("/label", body)[0] == 400
+        assert client.request("/label", body)[0] == 400
         assert client.json("/label", {"images": ["x"], "label": "../new"})["failed"]
         assert client.json("/label", {"images": ["x"], "label": "a"})["gone"] == ["x"]
         assert len(list((place / "new").iterdir())) == 10
 
 
-def test_another_site_labels_nothing(place: Path) -> None:
+def test_label_request_from_another_site_is_refused(place: Path) -> None:
     with page_of(place) as client:
         [image] = client.images(count=1)
         body = {"images": [image["id"]], "label": "a"}
-        assert client.ask("/label", body, Origin="https://elsewhere.example")[0] == 403
+        assert client.request("/label", body, Origin="https://elsewhere.example")[0] == 403
         assert list((place / "data" / "a").iterdir()) == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A person labels in a real browser: by keys and by touch, beside another one, while things go wrong."""
+"""Labelling in a real browser: by keys, by clicks, beside a second browser, and during failures."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def tiles(page: Page) -> list[str]:
     return page.eval_on_selector_all(".tile", "all => all.map(one => one.title)")
 
 
-def shown(page: Page, count: int) -> None:
+def expect_tiles(page: Page, count: int) -> None:
     expect(page.locator(".tile")).to_have_count(count)
 
 
@@ -64,7 +64,7 @@ def files(folder: Path) -> list[str]:
 
 
 class Process:
-    """`splitee label` as a process of its own, at the same port each time."""
+    """`splitee label` as a process that uses the same port at each start."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -97,7 +97,7 @@ class Process:
 
 
 @pytest.mark.slow(20)
-def test_two_hundred_images_by_keys_alone_with_a_kill_between_and_none_is_lost(
+def test_two_hundred_images_are_labelled_by_keys_through_kills_without_loss(
     browser: Browser, place: Path
 ) -> None:
     write_images(place / "new", 200)
@@ -121,7 +121,7 @@ def test_two_hundred_images_by_keys_alone_with_a_kill_between_and_none_is_lost(
             assert len(files(place / "data" / "a")) == len(files(place / "data" / "b")) == 100
             for _ in range(3):
                 page.keyboard.press("Backspace")
-            shown(page, 3)
+            expect_tiles(page, 3)
             expect(page.locator(".tile:focus")).to_have_count(1)
     finally:
         process.kill()
@@ -129,16 +129,16 @@ def test_two_hundred_images_by_keys_alone_with_a_kill_between_and_none_is_lost(
     assert all(len(where) == 1 for where in contents(place).values())
 
 
-def test_many_at_once_none_of_these_a_new_class_and_undo(browser: Browser, place: Path) -> None:
+def test_keys_label_selected_images_add_a_class_and_undo(browser: Browser, place: Path) -> None:
     write_images(place / "new", 12)
     with page_of(place) as url, looking(browser, url) as page:
-        shown(page, 12)
+        expect_tiles(page, 12)
         page.keyboard.press("Space")
         page.keyboard.press("Shift+ArrowRight")
         page.keyboard.press("Shift+ArrowRight")
         expect(page.locator("#to-label")).to_have_text("To label, 3 selected")
         page.keyboard.press("0")
-        shown(page, 9)
+        expect_tiles(page, 9)
         expect(page.get_by_role("button", name=re.compile("None of these 3"))).to_be_visible()
         page.keyboard.press("+")
         page.keyboard.type("third")
@@ -146,83 +146,79 @@ def test_many_at_once_none_of_these_a_new_class_and_undo(browser: Browser, place
         expect(page.get_by_role("status")).to_have_text("There is a new class: third.")
         page.keyboard.press("Control+a")
         page.keyboard.press("3")
-        shown(page, 0)
+        expect_tiles(page, 0)
         expect(page.get_by_role("button", name=re.compile("third 9"))).to_be_visible()
         page.keyboard.press("Control+z")
-        shown(page, 9)
+        expect_tiles(page, 9)
         page.keyboard.press("Backspace")
-        shown(page, 12)
+        expect_tiles(page, 12)
     assert files(place / "data" / "third") == []
 
 
-def test_by_touch_on_a_phone(browser: Browser, place: Path) -> None:
+def test_images_are_labelled_by_clicks_on_a_narrow_page(browser: Browser, place: Path) -> None:
     write_images(place / "new", 9)
     with page_of(place) as url, looking(browser, url, width=400) as page:
-        shown(page, 9)
+        expect_tiles(page, 9)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         for place_of_tile in (0, 2):
             page.locator(".tile").nth(place_of_tile).click()
         page.get_by_role("button", name=re.compile("^b 0")).click()
-        shown(page, 7)
+        expect_tiles(page, 7)
         expect(page.get_by_role("button", name=re.compile("^b 2"))).to_be_visible()
 
 
-def test_the_guess_is_taken_with_one_key_each_image_with_its_own(browser: Browser, place: Path) -> None:
+def test_dot_key_labels_each_selected_image_with_its_prediction(browser: Browser, place: Path) -> None:
     write_images(place / "new", 8)
     with page_of(place) as url, looking(browser, url) as page:
         expect(page.locator(".tile .guess").first).to_contain_text("%")
         guessed = page.eval_on_selector_all(".tile", "all => all.map(one => one.image.guesses[0].label)")
         page.keyboard.press("Control+a")
         page.keyboard.press(".")
-        shown(page, 0)
+        expect_tiles(page, 0)
         until(lambda: len(files(place / "data" / "a")) == guessed.count("a"))
         until(lambda: len(files(place / "data" / "b")) == guessed.count("b"))
 
 
-def test_large_and_labelled_there_by_keys(browser: Browser, place: Path) -> None:
+def test_image_is_labelled_by_key_in_the_large_view(browser: Browser, place: Path) -> None:
     write_images(place / "new", 3)
     with page_of(place) as url, looking(browser, url) as page:
-        shown(page, 3)
+        expect_tiles(page, 3)
         page.keyboard.press("Enter")
         page.keyboard.press("1")
-        shown(page, 2)
+        expect_tiles(page, 2)
         expect(page.locator("#large-name")).to_contain_text(tiles(page)[0])
         page.keyboard.press("Escape")
         expect(page.locator(".tile:focus")).to_have_count(1)
 
 
-def test_the_second_browser_sees_what_the_first_did(browser: Browser, place: Path) -> None:
+def test_second_browser_shows_label_and_undo_of_the_first(browser: Browser, place: Path) -> None:
     write_images(place / "new", 6)
     with page_of(place) as url, looking(browser, url) as one, looking(browser, url) as other:
-        shown(one, 6)
-        shown(other, 6)
+        expect_tiles(one, 6)
+        expect_tiles(other, 6)
         one.keyboard.press("1")
-        shown(other, 5)
+        expect_tiles(other, 5)
         expect(other.get_by_role("status")).to_contain_text("labelled a in another browser")
         expect(other.locator(".tile:focus")).to_have_count(1)
         one.keyboard.press("Backspace")
-        shown(other, 6)
+        expect_tiles(other, 6)
         expect(other.get_by_role("status")).to_contain_text("Undone in another browser")
 
 
-def test_an_image_that_is_deleted_while_it_is_shown_is_said_and_taken_out(
-    browser: Browser, place: Path
-) -> None:
+def test_image_deleted_while_shown_is_reported_and_removed(browser: Browser, place: Path) -> None:
     paths = write_images(place / "new", 4)
     with page_of(place) as url, looking(browser, url) as page:
-        shown(page, 4)
+        expect_tiles(page, 4)
         page.wait_for_selector(".tile:focus")
         next(path for path in paths if path.name == tiles(page)[0]).unlink()
         expect(page.get_by_role("status")).to_contain_text("no longer there")
-        shown(page, 3)
+        expect_tiles(page, 3)
         expect(page.locator(".tile:focus")).to_have_count(1)
         page.keyboard.press("1")
-        shown(page, 2)
+        expect_tiles(page, 2)
 
 
-def test_folders_that_cannot_be_written_are_one_line_and_nothing_is_lost(
-    browser: Browser, public_path: Path
-) -> None:
+def test_unwritable_folder_is_reported_and_its_images_are_kept(browser: Browser, public_path: Path) -> None:
     for name in "ab":
         (public_path / "data" / name).mkdir(parents=True)
     write_images(public_path / "new", 3)
@@ -230,19 +226,19 @@ def test_folders_that_cannot_be_written_are_one_line_and_nothing_is_lost(
     open_to_all(public_path)
     before = contents(public_path)
     with page_of(public_path) as url, looking(browser, url) as page:
-        shown(page, 3)
+        expect_tiles(page, 3)
         with not_writable(public_path / "data"):
             page.keyboard.press("1")
             expect(page.locator("#trouble")).to_contain_text("1 image stays where it was: cannot write")
-            shown(page, 3)
+            expect_tiles(page, 3)
         assert contents(public_path) == before
         page.keyboard.press("1")
-        shown(page, 2)
+        expect_tiles(page, 2)
         expect(page.locator("#trouble")).to_be_empty()
 
 
 @pytest.mark.parametrize("hostile", [HOSTILE, "\u202egnp.evil", "x" * 190])
-def test_names_are_text_whatever_they_hold(browser: Browser, place: Path, hostile: str) -> None:
+def test_hostile_names_are_shown_as_plain_text(browser: Browser, place: Path, hostile: str) -> None:
     (place / "data" / hostile).mkdir()
     write_images(place / "data" / hostile, 6)
     write_images(place / "data" / "a", 6)
@@ -250,7 +246,7 @@ def test_names_are_text_whatever_they_hold(browser: Browser, place: Path, hostil
     with page_of(place) as url:
         for width in (1300, 400):
             with looking(browser, url, width=width) as page:
-                shown(page, 1)
+                expect_tiles(page, 1)
                 page.click("#measure")
                 page.click("summary")
                 assert page.title() == "Label images"
@@ -259,16 +255,16 @@ def test_names_are_text_whatever_they_hold(browser: Browser, place: Path, hostil
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 page.keyboard.press("Escape")
         with looking(browser, url) as page:
-            shown(page, 1)
+            expect_tiles(page, 1)
             at = page.eval_on_selector_all(
                 "#classes button", "all => all.findIndex(one => one.title.length > 5)"
             )
             page.locator("#classes button").nth(at).click()
-            shown(page, 0)
+            expect_tiles(page, 0)
     assert len(files(place / "data" / hostile)) == 7
 
 
-def test_whether_it_is_enough_is_drawn_and_said(browser: Browser, place: Path) -> None:
+def test_learning_curve_is_drawn_and_labels_are_exported(browser: Browser, place: Path) -> None:
     for name in "ab":
         write_images(place / "data" / name, 12, start=ord(name) * 100)
     write_images(place / "new", 1)
@@ -286,8 +282,8 @@ def test_whether_it_is_enough_is_drawn_and_said(browser: Browser, place: Path) -
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1300, 400])
-def test_nobody_is_shut_out(browser: Browser, place: Path, width: int, theme: str) -> None:
-    """By axe-core: names, contrast, roles; with images selected, a dialog open, and nothing left."""
+def test_page_has_no_accessibility_violations(browser: Browser, place: Path, width: int, theme: str) -> None:
+    """By axe-core: names, contrast, roles; with images selected, a dialog open, and no image left."""
     for name in "ab":
         write_images(place / "data" / name, 6, start=ord(name) * 100)
     write_images(place / "new", 4)
@@ -303,5 +299,5 @@ def test_nobody_is_shut_out(browser: Browser, place: Path, width: int, theme: st
         page.keyboard.press("Escape")
         page.keyboard.press("Control+a")
         page.keyboard.press("0")
-        shown(page, 0)
+        expect_tiles(page, 0)
         assert violations(page) == []

@@ -27,11 +27,11 @@ def tree(root: Path, mounts: str, groups: str, files: dict[str, object]) -> Path
     return root
 
 
-def test_no_groups_limit_nothing(tmp_path: Path) -> None:
+def test_limits_are_none_without_control_groups(tmp_path: Path) -> None:
     assert (memory_limit(tmp_path), memory_left(tmp_path), cpu_quota(tmp_path)) == (None, None, None)
 
 
-def test_v2_takes_the_least_of_all_ancestors(tmp_path: Path) -> None:
+def test_v2_limit_is_the_lowest_of_all_ancestors(tmp_path: Path) -> None:
     base = "sys/fs/cgroup/system.slice"
     root = tree(
         tmp_path,
@@ -51,14 +51,14 @@ def test_v2_takes_the_least_of_all_ancestors(tmp_path: Path) -> None:
     assert (quota.value, quota.source) == (0.5, f"/{base}/splitee.service/cpu.max")
 
 
-def test_v2_high_counts_as_a_limit(tmp_path: Path) -> None:
+def test_v2_memory_high_counts_as_a_limit(tmp_path: Path) -> None:
     files = {"sys/fs/cgroup/a/memory.max": 512 * MIB, "sys/fs/cgroup/a/memory.high": 400 * MIB}
     limit = memory_limit(tree(tmp_path, V2_MOUNTS, "0::/a", dict(files)))
     assert limit is not None
     assert (limit.value, limit.source) == (400 * MIB, "/sys/fs/cgroup/a/memory.high")
 
 
-def test_page_cache_that_can_go_is_left(tmp_path: Path) -> None:
+def test_inactive_page_cache_counts_as_memory_left(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
         V2_MOUNTS,
@@ -74,7 +74,7 @@ def test_page_cache_that_can_go_is_left(tmp_path: Path) -> None:
     assert left.value == (512 - 200 + 50) * MIB
 
 
-def test_the_parent_that_others_fill_leaves_less(tmp_path: Path) -> None:
+def test_full_parent_group_reduces_the_memory_left(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
         V2_MOUNTS,
@@ -91,7 +91,7 @@ def test_the_parent_that_others_fill_leaves_less(tmp_path: Path) -> None:
     assert (limit.value, left.value) == (512 * MIB, 24 * MIB)
 
 
-def test_v1_limits_of_each_controller(tmp_path: Path) -> None:
+def test_v1_limits_are_read_from_each_controller(tmp_path: Path) -> None:
     unlimited = 9223372036854771712
     root = tree(
         tmp_path,
@@ -123,7 +123,7 @@ def test_v1_limits_of_each_controller(tmp_path: Path) -> None:
         ("/kubepods/pod1", "/elsewhere"),
     ],
 )
-def test_in_a_container_the_top_is_its_own_group(tmp_path: Path, mounted: str, group: str) -> None:
+def test_container_limit_is_read_from_its_mounted_group(tmp_path: Path, mounted: str, group: str) -> None:
     mounts = f"36 31 0:32 {mounted} /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
     root = tree(
         tmp_path,
@@ -136,7 +136,7 @@ def test_in_a_container_the_top_is_its_own_group(tmp_path: Path, mounted: str, g
     assert limit.value == 256 * MIB
 
 
-def test_mount_points_with_blanks_are_found(tmp_path: Path) -> None:
+def test_mount_point_with_blanks_is_found(tmp_path: Path) -> None:
     mounts = "30 23 0:26 / /mnt/control\\040groups rw - cgroup2 cgroup2 rw\n"
     root = tree(tmp_path, mounts, "0::/", {"mnt/control groups/cpu.max": "150000 100000"})
     quota = cpu_quota(root)
@@ -145,11 +145,11 @@ def test_mount_points_with_blanks_are_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "max", "none 100000", "-1", "\x00"])
-def test_what_cannot_be_read_limits_nothing(tmp_path: Path, content: str) -> None:
+def test_limits_without_a_number_are_ignored(tmp_path: Path, content: str) -> None:
     files = {"sys/fs/cgroup/cpu.max": content, "sys/fs/cgroup/memory.max": content}
     root = tree(tmp_path, V2_MOUNTS, "0::/", dict(files))
     assert (cpu_quota(root), memory_limit(root)) == (None, None)
 
 
-def test_a_period_of_nothing_is_no_quota(tmp_path: Path) -> None:
+def test_zero_period_gives_no_cpu_quota(tmp_path: Path) -> None:
     assert cpu_quota(tree(tmp_path, V2_MOUNTS, "0::/", {"sys/fs/cgroup/cpu.max": "50000 0"})) is None

@@ -43,7 +43,7 @@ def lay_out(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
-def test_a_raspberry_pi_is_described(tmp_path: Path) -> None:
+def test_facts_describe_a_raspberry_pi(tmp_path: Path) -> None:
     found = facts(lay_out(tmp_path, PI), observe=0)
     values = {name: fact.value for name, fact in found.items()}
     assert values["model"] == "Raspberry Pi 4 Model B Rev 1.4"
@@ -65,14 +65,14 @@ def test_a_raspberry_pi_is_described(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_not_there_is_none_and_says_where_it_was_sought(tmp_path: Path) -> None:
+def test_missing_facts_are_none_and_name_their_source(tmp_path: Path) -> None:
     found = facts(tmp_path, observe=0)
     of_the_system = {"architecture", "cores_allowed", "busy_cores_of_others"}
     assert {name for name, fact in found.items() if fact.value is not None} == of_the_system
     assert all(fact.source for fact in found.values())
 
 
-def test_the_smaller_of_system_and_group_is_available(tmp_path: Path) -> None:
+def test_available_memory_is_the_lower_of_system_and_control_group(tmp_path: Path) -> None:
     group = {
         "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
         "proc/self/cgroup": "0::/\n",
@@ -85,7 +85,7 @@ def test_the_smaller_of_system_and_group_is_available(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("quota", "cores", "threads"), [("max", None, None), ("25000", 0.25, 1)])
-def test_a_quota_limits_cores_and_threads(
+def test_cpu_quota_limits_cores_and_threads(
     tmp_path: Path, quota: str, cores: float | None, threads: int | None
 ) -> None:
     lay_out(
@@ -102,7 +102,7 @@ def test_a_quota_limits_cores_and_threads(
 
 
 @pytest.mark.parametrize(
-    ("answer", "value"),
+    ("reply", "value"),
     [
         ("throttled=0x0\n", ("none",)),
         ("throttled=0x2\n", ("frequency capped",)),
@@ -111,7 +111,7 @@ def test_a_quota_limits_cores_and_threads(
         (None, None),
     ],
 )
-def test_the_firmware_is_asked_where_the_system_does_not_say(
-    tmp_path: Path, answer: str | None, value: tuple[str, ...] | None
+def test_throttling_is_read_from_the_firmware_if_sysfs_has_none(
+    tmp_path: Path, reply: str | None, value: tuple[str, ...] | None
 ) -> None:
-    assert throttled(tmp_path, lambda: answer) == Fact(value, "vcgencmd get_throttled")
+    assert throttled(tmp_path, lambda: reply) == Fact(value, "vcgencmd get_throttled")

@@ -23,7 +23,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 CUT = 2
 SPEC = RunSpec(protocol=1, run="run-a", network="tiny_networks:tiny", num_classes=10, rounds=1, codec="auto")
-NOBODY = LinkOptions(BrokerAddress("127.0.0.1", 1), "fleet", 0.1, None)
+UNREACHABLE = LinkOptions(BrokerAddress("127.0.0.1", 1), "fleet", 0.1, None)
 COSTS = (
     CodecCost("fp16", 0.001, 4_000_000),
     CodecCost("int8", 0.002, 2_000_000),
@@ -54,7 +54,7 @@ def no_trainer(_cut: int) -> ClientTrainer:
         (2.0, 1e5, "int8+zstd"),
     ],
 )
-def test_the_fastest_pace_is_chosen_and_then_the_fewest_bytes(
+def test_codec_choice_prefers_the_fastest_pace_then_the_fewest_bytes(
     step: float, upload: float, expected: str
 ) -> None:
     chosen, reason = choose_codec(COSTS, step, LinkSpeed(upload, 0.01), window=8)
@@ -62,11 +62,11 @@ def test_the_fastest_pace_is_chosen_and_then_the_fewest_bytes(
     assert f"{upload / 1e6:.3g} MB/s" in reason
 
 
-def test_without_a_link_to_go_by_the_default_is_chosen() -> None:
+def test_default_codec_is_chosen_without_a_measured_link() -> None:
     assert choose_codec(COSTS, 0.025, None, window=8) == ("fp16", "the link is not measured")
 
 
-def test_real_batches_are_measured(data: DeviceData) -> None:
+def test_codec_costs_are_measured_on_real_batches(data: DeviceData) -> None:
     step, costs = measure_codecs(trainer_at(CUT, data))
     assert 0 < step < 10
     assert tuple(cost.codec for cost in costs) == CANDIDATES
@@ -76,8 +76,10 @@ def test_real_batches_are_measured(data: DeviceData) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_keeps_its_codec(data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    auto, make = AutoCodec(NOBODY, "pi-1"), partial(trainer_at, data=data)
+def test_run_keeps_its_codec_until_another_run_or_a_fresh_start(
+    data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    auto, make = AutoCodec(UNREACHABLE, "pi-1"), partial(trainer_at, data=data)
     with caplog.at_level(logging.INFO, "splitee_device.profiler.auto_codec"):
         assert auto.choose(SPEC, CUT, tmp_path, make, fresh=False) == "fp16"
     assert "codec fp16 at cut 2: the link is not measured" in caplog.messages
@@ -88,8 +90,8 @@ def test_a_run_keeps_its_codec(data: DeviceData, tmp_path: Path, caplog: pytest.
 
 
 @pytest.mark.slow
-def test_a_choice_that_is_torn_is_made_again(data: DeviceData, tmp_path: Path) -> None:
-    auto, make = AutoCodec(NOBODY, "pi-1"), partial(trainer_at, data=data)
+def test_codec_is_chosen_again_if_its_file_is_damaged(data: DeviceData, tmp_path: Path) -> None:
+    auto, make = AutoCodec(UNREACHABLE, "pi-1"), partial(trainer_at, data=data)
     auto.choose(SPEC, CUT, tmp_path, make, fresh=False)
     (path,) = (tmp_path / "profile").iterdir()
     for content in (path.read_bytes()[:10], b"[]", b'{"run": "run-a", "codec": "gzip"}'):
@@ -98,7 +100,7 @@ def test_a_choice_that_is_torn_is_made_again(data: DeviceData, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_the_link_is_measured_by_its_echo(
+def test_codec_choice_measures_the_link_by_its_echo(
     data: DeviceData, tmp_path: Path, mosquitto_broker: RunningBroker, caplog: pytest.LogCaptureFixture
 ) -> None:
     auto = AutoCodec(LinkOptions(mosquitto_broker.address, "auto-codec", 10.0, None), "pi-1")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's precision: its owner's or, by measuring, its own; kept for the run."""
+"""A device's precision: given by its owner or chosen by measuring, and kept for the run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def state(tmp_path: Path) -> Iterator[StateDirectory]:
 
 @pytest.fixture
 def cpuinfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a CPU without bfloat16."""
+    """The cpuinfo of a CPU without bfloat16."""
     path = tmp_path / "cpuinfo"
     path.write_text("flags: avx2\n")
     monkeypatch.setattr(precision, "CPUINFO", path)
@@ -50,14 +50,12 @@ def no_trainer(_spec: RunSpec) -> ClientTrainer:
 @pytest.mark.parametrize(
     ("fp32", "bf16", "expected"), [(1.0, 0.8, "bf16"), (1.0, 0.95, "fp32"), (1.0, 2.0, "fp32")]
 )
-def test_bfloat16_is_taken_where_it_is_faster_by_more_than_chance(
-    fp32: float, bf16: float, expected: str
-) -> None:
+def test_bfloat16_is_chosen_only_if_clearly_faster(fp32: float, bf16: float, expected: str) -> None:
     assert faster({"fp32": fp32, "bf16": bf16}) == expected
 
 
 @pytest.mark.usefixtures("cpuinfo")
-def test_nothing_is_measured_where_the_cpu_has_none(
+def test_precision_is_fp32_unmeasured_on_a_cpu_without_bfloat16(
     state: StateDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, "splitee_device.profiler.auto_precision"):
@@ -65,7 +63,7 @@ def test_nothing_is_measured_where_the_cpu_has_none(
     assert caplog.messages == ["precision fp32: this CPU has no bfloat16"]
 
 
-def test_what_was_measured_is_kept_for_the_run(
+def test_measured_precision_is_kept_for_the_run(
     cpuinfo: Path, state: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpuinfo.write_text("flags: avx512_bf16\n")
@@ -80,7 +78,7 @@ def test_what_was_measured_is_kept_for_the_run(
             choose_precision("auto", spec, state, no_trainer, fresh=fresh)
 
 
-def test_a_run_does_not_change_its_precision(state: StateDirectory) -> None:
+def test_run_does_not_change_its_precision(state: StateDirectory) -> None:
     assert choose_precision("bf16", SPEC, state, no_trainer, fresh=False) == "bf16"
     assert choose_precision("auto", SPEC, state, no_trainer, fresh=False) == "bf16"
     with pytest.raises(StateError, match="holds run run-a with --precision bf16: --precision bf16 goes"):
@@ -89,10 +87,8 @@ def test_a_run_does_not_change_its_precision(state: StateDirectory) -> None:
     assert choose_precision("bf16", SPEC, state, no_trainer, fresh=True) == "bf16"
 
 
-@pytest.mark.parametrize("finished", [False, True])  # it may be given more rounds
-def test_a_run_of_a_release_that_knew_no_other_is_in_float32(
-    state: StateDirectory, *, finished: bool
-) -> None:
+@pytest.mark.parametrize("finished", [False, True])  # a finished run may get more rounds
+def test_run_without_a_recorded_precision_is_float32(state: StateDirectory, *, finished: bool) -> None:
     state.save_facts({"run": "run-a", "finished": finished})
     with pytest.raises(StateError, match="with --precision fp32: "):
         choose_precision("bf16", SPEC, state, no_trainer, fresh=False)

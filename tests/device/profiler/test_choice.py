@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The choice of a cut, and the words for it."""
+"""The choice of a cut, and the reason given for it."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def needed(cut: int) -> int:
     return predict(measured(ALL), Work(320, 10, 0))[cut - 1].needed
 
 
-def test_without_a_link_the_fastest_trains_least() -> None:
+def test_fastest_cut_is_the_shallowest_without_a_measured_link() -> None:
     cut, reason = chosen("fastest")
     assert cut == 1
     assert "without a measured link" in reason
 
 
-def test_a_cut_below_the_owners_lowest_is_not_chosen() -> None:
+def test_cut_below_the_owners_lowest_is_not_chosen() -> None:
     assert chosen("fastest", lowest_cut=2)[0] == 2
     cut, reason = chosen("fastest", lowest_cut=2, available=needed(1))
     assert cut is None and reason.startswith("no cut fits this device; cut 2: it needs")
 
 
-def test_a_slow_link_is_worth_training_more() -> None:
+def test_fastest_cut_is_the_deepest_on_a_slow_link() -> None:
     cut, reason = chosen("fastest", link=LinkSpeed(upload=2e5, round_trip=0.01))
     assert cut == 4
     assert "the link sets its pace" in reason
 
 
-def test_a_link_of_middling_speed_is_balanced_with_training() -> None:
+def test_fastest_cut_has_the_shortest_round_on_a_medium_link() -> None:
     found = measured(ALL)
     todo = Work(320, 10, 0, link=LinkSpeed(upload=8e6, round_trip=0.0))
     rows = predict(found, todo)
     assert choose(rows, "fastest", found, todo).cut == min(rows, key=lambda row: row.round).cut
 
 
-def test_the_deepest_is_the_last_that_fits_and_the_next_is_told() -> None:
+def test_deepest_cut_is_the_last_that_fits_and_the_next_is_explained() -> None:
     cut, reason = chosen("deepest", available=needed(3))
     assert cut == 3
     assert "cut 4 does not: it needs" in reason
     assert chosen("deepest")[1].endswith("the last there is")
 
 
-def test_the_lightest_takes_the_least_memory_and_of_equals_the_fewest_bytes() -> None:
+def test_lightest_cut_takes_the_least_memory_then_the_fewest_bytes() -> None:
     found = measured(ALL)
     todo = Work(320, 10, 0)
     rows = predict(found, todo)
@@ -86,12 +86,12 @@ def test_ties_go_to_fewer_bytes() -> None:
 
 
 @pytest.mark.parametrize("prefer", ["fastest", "deepest", "lightest"])
-def test_what_does_not_fit_is_never_chosen(prefer: Preference) -> None:
+def test_cut_that_does_not_fit_is_never_chosen(prefer: Preference) -> None:
     cut, _ = chosen(prefer, available=needed(2), link=LinkSpeed(upload=1e5, round_trip=0.0))
     assert cut in (1, 2)
 
 
-def test_nothing_fits_says_what_would_help() -> None:
+def test_reason_suggests_flags_if_no_cut_fits_the_memory() -> None:
     least = min(map(needed, ALL))
     cut, reason = chosen("fastest", available=least - 1 * MIB)
     assert cut is None
@@ -100,7 +100,7 @@ def test_nothing_fits_says_what_would_help() -> None:
     assert "--codec int8" in reason
 
 
-def test_too_busy_a_cpu_says_what_would_help() -> None:
+def test_reason_suggests_a_cpu_share_if_the_cpu_is_too_busy() -> None:
     cut, reason = chosen("fastest", cpu_share=0.2)
     assert cut is None
     assert "it keeps 100% of the CPU busy, 20% are wanted" in reason

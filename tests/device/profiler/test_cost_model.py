@@ -15,7 +15,7 @@ from splitee_device.profiler.cost_model import LinkSpeed, Work, along, between, 
 WORK = Work(samples=320, steps=10, reserve=64 * MIB)
 
 
-def test_what_was_measured_is_reported_as_it_is() -> None:
+def test_measured_cuts_are_reported_unchanged() -> None:
     rows = predict(measured([1, 2, 3, 4]), WORK)
     assert [row.measured for row in rows] == [True] * 4
     assert [row.step for row in rows] == [true_costs(cut).step for cut in (1, 2, 3, 4)]
@@ -23,7 +23,7 @@ def test_what_was_measured_is_reported_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("cuts", [(1, 4), (1, 2, 4), (1, 3, 4)])
-def test_cuts_in_between_follow_from_the_stages(cuts: tuple[int, ...]) -> None:
+def test_unmeasured_cuts_in_between_follow_from_the_stages(cuts: tuple[int, ...]) -> None:
     rows = predict(measured(cuts), WORK)
     assert [row.cut for row in rows if row.measured] == list(cuts)
     for row in rows:
@@ -33,26 +33,26 @@ def test_cuts_in_between_follow_from_the_stages(cuts: tuple[int, ...]) -> None:
         assert (row.memory, row.payload) == (truth.memory, truth.payload)
 
 
-def test_cuts_beyond_the_deepest_that_was_measured_go_on_with_its_operations() -> None:
+def test_cuts_beyond_the_deepest_measured_one_are_extrapolated() -> None:
     rows = predict(measured([1, 3]), WORK)
     assert rows[3].step == pytest.approx(true_costs(4).step)
     assert not rows[3].measured
 
 
-def test_one_measured_cut_gives_all() -> None:
+def test_single_measured_cut_predicts_the_forward_time_of_all() -> None:
     rows = predict(measured([1]), WORK)
     assert [row.forward for row in rows] == pytest.approx([true_costs(cut).forward for cut in (1, 2, 3, 4)])
 
 
-def test_nothing_measured_predicts_nothing() -> None:
+def test_cost_prediction_needs_a_measured_cut() -> None:
     assert predict(measured([]), WORK) == ()
 
 
-def test_memory_is_counted_with_torch_its_code_and_the_pictures_and_with_a_margin_if_unmeasured() -> None:
+def test_needed_memory_includes_code_images_soft_labels_and_a_margin() -> None:
     rows = predict(measured([1, 4]), WORK)
-    pictures = 320 * 3 * 32 * 32
-    assert rows[0].needed == (300 + 50) * MIB + pictures + rows[0].memory
-    assert rows[1].needed == (300 + 50) * MIB + pictures + round(1.15 * rows[1].memory)
+    images = 320 * 3 * 32 * 32
+    assert rows[0].needed == (300 + 50) * MIB + images + rows[0].memory
+    assert rows[1].needed == (300 + 50) * MIB + images + round(1.15 * rows[1].memory)
     known = measured([1, 4])
     taught = predict(replace(known, spec=replace(known.spec, soft_labels=1.0)), WORK)
     assert taught[0].needed - rows[0].needed == 320 * 2 * 10  # a float16 for each class
@@ -62,22 +62,22 @@ def with_samples(samples: int) -> Work:
     return dataclasses.replace(WORK, samples=samples)
 
 
-def test_pictures_that_stay_encoded_take_little_memory() -> None:
+def test_images_that_stay_encoded_take_little_memory() -> None:
     work = with_samples(50_000)  # 146 MiB decoded
     room, short = (predict(measured([1], available=available * MIB), work)[0] for available in (600, 500))
-    nothing = predict(measured([1]), with_samples(0))[0].needed
-    assert room.needed - nothing == 50_000 * 3 * 32 * 32
-    assert 0 < short.needed - nothing < 32 * MIB
+    without_images = predict(measured([1]), with_samples(0))[0].needed
+    assert room.needed - without_images == 50_000 * 3 * 32 * 32
+    assert 0 < short.needed - without_images < 32 * MIB
 
 
-def test_the_reserve_decides_whether_a_cut_fits() -> None:
+def test_reserve_decides_whether_a_cut_fits() -> None:
     needed = predict(measured([1, 2, 3, 4]), WORK)[1].needed
     just = predict(measured([1, 2, 3, 4], available=needed + WORK.reserve), WORK)
     short = predict(measured([1, 2, 3, 4], available=needed + WORK.reserve - 1), WORK)
     assert (just[1].fits, short[1].fits, short[1].obstacle) == (True, False, "memory")
 
 
-def test_the_link_gives_upload_round_and_cpu_share() -> None:
+def test_upload_round_and_cpu_share_follow_from_the_link_speed() -> None:
     link = LinkSpeed(upload=1e6, round_trip=0.02)
     row = predict(measured([1, 2, 3, 4], cores=2.0), Work(320, 10, 0, link=link))[0]
     compute, upload = row.step + row.encoding, row.payload / 1e6
@@ -98,12 +98,12 @@ def test_sending_takes_cpu_from_training_unless_a_core_is_free(cores: float, sen
     assert row.round == pytest.approx(10 * row.compute + row.payload / 1e9)
 
 
-def test_a_wanted_share_of_the_cpu_excludes_what_keeps_it_busier() -> None:
+def test_cuts_above_the_wanted_cpu_share_do_not_fit() -> None:
     rows = predict(measured([1, 2, 3, 4], cores=2.0), Work(320, 10, 0, cpu_share=0.4))
     assert {row.obstacle for row in rows} == {"CPU share"}
 
 
-def test_values_lie_along_a_place() -> None:
+def test_along_extrapolates_values_and_between_only_interpolates() -> None:
     place = [0.0, 1.0, 3.0, 4.0, 6.0]
     assert along({1: 10.0, 3: 40.0}, place, 2) == pytest.approx(30.0)
     assert along({1: 10.0, 3: 40.0}, place, 4) == pytest.approx(60.0)
@@ -111,7 +111,7 @@ def test_values_lie_along_a_place() -> None:
     assert [between({2: 5.0, 4: 9.0}, cut) for cut in (1, 3, 5)] == [5.0, 7.0, 9.0]
 
 
-def test_a_cut_whose_features_are_larger_than_a_message_does_not_fit() -> None:
+def test_cut_whose_features_exceed_a_message_does_not_fit() -> None:
     known = measured([1, 2, 3, 4])
     stages = known.description.stages
     wide = replace(stages[0], feature_shape=(32, 512, 512))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device that watches its own rounds: when it speaks, what it says, what it asks for."""
+"""A device that watches its own rounds: what it reports, when, and which cut it requests."""
 
 from __future__ import annotations
 
@@ -35,40 +35,40 @@ def took(cut: int, slowdown: float = 1.0, *, memory: float = 1.0, available: int
 
 
 def notes(judge: Judge, cut: int, rounds: list[Round]) -> list[str]:
-    """What it finds in each of the rounds; "" for nothing."""
+    """The kind of departure found in each of the rounds; "" for none."""
     return [found.kind if found else "" for found in (judge.note(cut, one) for one in rounds)]
 
 
-def test_rounds_in_a_row_that_are_not_as_predicted_are_told_once() -> None:
+def test_slower_rounds_in_a_row_are_reported_once() -> None:
     judge = Judge(3, forecast())
     rounds = [took(2, slowdown) for slowdown in (1.0, 1.2, 2.0, 2.0, 1.0, 2.0, 2.1, 1.9)]
     assert notes(judge, 2, rounds) == [*[""] * 7, "slower"]
     assert judge.slowdown == pytest.approx(2.0)
-    assert notes(judge, 2, [took(2, 2.0)] * 20) == [""] * 20  # what is known is not news
+    assert notes(judge, 2, [took(2, 2.0)] * 20) == [""] * 20  # a known slowdown is not reported again
 
 
-def test_recovery_is_told_after_as_many_rounds_that_do_not_count() -> None:
+def test_recovery_is_reported_after_the_rounds_that_are_skipped() -> None:
     judge = Judge(2, forecast())
     assert notes(judge, 2, [took(2, 3.0)] * 2) == ["", "slower"]
     assert notes(judge, 2, [took(2)] * 4) == ["", "", "", "faster"]
     assert judge.slowdown == pytest.approx(1.0)
 
 
-def test_what_is_known_at_one_cut_is_expected_at_the_next() -> None:
+def test_slowdown_known_at_one_cut_is_expected_at_the_next() -> None:
     judge = Judge(2, forecast())
     assert notes(judge, 4, [took(4, 3.0)] * 2) == ["", "slower"]
     assert notes(judge, 3, [took(3, 3.0)] * 10) == [""] * 10
     assert notes(judge, 3, [took(3, 9.0)] * 2) == ["", "slower"]
 
 
-def test_memory_beyond_the_prediction_is_told() -> None:
+def test_memory_beyond_the_prediction_is_reported_once() -> None:
     judge = Judge(3, forecast())
     assert notes(judge, 1, [took(1, memory=1.2)] * 5 + [took(1, memory=1.5)] * 3) == [*[""] * 7, "memory"]
     assert judge.more_memory == pytest.approx(0.5 * took(1).memory, rel=1e-6)
     assert notes(judge, 1, [took(1, memory=1.5)] * 10) == [""] * 10
 
 
-def test_memory_that_others_take_is_told_once_until_it_is_back() -> None:
+def test_memory_shortage_is_reported_once_until_it_ends() -> None:
     judge = Judge(2, forecast())
     enough = forecast().rows()[0].needed + 64 * MIB
     short, back = took(1, available=enough - 1), took(1, available=enough)
@@ -76,14 +76,14 @@ def test_memory_that_others_take_is_told_once_until_it_is_back() -> None:
     assert notes(judge, 1, [back, short, short]) == ["", "", "short"]
 
 
-def test_without_a_prediction_the_first_rounds_are_the_reference() -> None:
+def test_first_rounds_are_the_reference_without_a_forecast() -> None:
     judge = Judge(3)
     rounds = [took(2, slowdown) for slowdown in (5.0, 4.0, 4.2, 5.2, 9.0, 9.0, 9.0)]
     assert notes(judge, 2, rounds) == [*[""] * 6, "slower"]
 
 
 class Scripted(Meter):
-    """Tells the rounds that it is given."""
+    """A meter that returns the rounds that it is given."""
 
     def __init__(self, rounds: list[Round]) -> None:
         super().__init__(threads=1)
@@ -94,16 +94,16 @@ class Scripted(Meter):
 
 
 def wishes(watch: DriftMonitor, cut: int, count: int) -> list[int]:
-    """The cuts that it asks for after each of the rounds; 0 for none."""
-    asked = []
+    """The cuts that the monitor requests after each of the rounds; 0 for none."""
+    requested = []
     for number in range(1, count + 1):
         wish = watch.end_round(number, cut)
-        asked.append(wish.cut if wish else 0)
+        requested.append(wish.cut if wish else 0)
         cut = wish.cut if wish else cut
-    return asked
+    return requested
 
 
-def test_a_slow_device_asks_for_a_shallower_cut_and_back_when_it_has_recovered(
+def test_slow_device_requests_a_shallower_cut_until_it_recovers(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     hot = replace(CALM, temperature=84.0, throttled=("frequency capped",))
@@ -128,7 +128,7 @@ def test_a_slow_device_asks_for_a_shallower_cut_and_back_when_it_has_recovered(
     assert "(0.12 times); asking for cut 4 (stage4): the fastest round, " in fast
 
 
-def test_who_may_not_adapt_says_what_it_would_ask_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_device_that_may_not_adapt_logs_the_cut_it_would_request(caplog: pytest.LogCaptureFixture) -> None:
     rounds = [took(DEEPEST, 8.0)] * 3
     assert wishes(DriftMonitor(Scripted(rounds), forecast=forecast()), DEEPEST, 3) == [0, 0, 0]
     assert "; --adapt-cut would ask for cut 3 (stage3): " in caplog.text
@@ -139,20 +139,20 @@ def test_who_may_not_adapt_says_what_it_would_ask_for(caplog: pytest.LogCaptureF
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_cut_that_still_suits_best_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+def test_cut_that_still_suits_best_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     watch = DriftMonitor(Scripted([took(DEEPEST, 2.0)] * 3), forecast=forecast(), adapts=True)
     assert wishes(watch, DEEPEST, 3) == [0, 0, 0]
     assert caplog.records[0].getMessage().endswith("; cut 4 still suits it best")
 
 
-def test_memory_that_is_gone_asks_for_a_cut_that_fits(caplog: pytest.LogCaptureFixture) -> None:
+def test_device_short_of_memory_requests_a_cut_that_fits(caplog: pytest.LogCaptureFixture) -> None:
     left = forecast().rows()[1].needed + 64 * MIB
     deep = forecast("deepest")
     watch = DriftMonitor(Scripted([took(DEEPEST, available=left)] * 3), forecast=deep, adapts=True)
     assert wishes(watch, DEEPEST, 3) == [0, 0, 2]
     assert f"{left / MIB:,.0f} MiB available" in caplog.text
-    nothing = DriftMonitor(Scripted([took(DEEPEST, available=MIB)] * 3), forecast=deep, adapts=True)
-    assert wishes(nothing, DEEPEST, 3) == [0, 0, 0]
+    starved = DriftMonitor(Scripted([took(DEEPEST, available=MIB)] * 3), forecast=deep, adapts=True)
+    assert wishes(starved, DEEPEST, 3) == [0, 0, 0]
     assert "no cut fits this device" in caplog.records[-1].getMessage()
 
 
@@ -168,12 +168,14 @@ def test_memory_that_is_gone_asks_for_a_cut_that_fits(caplog: pytest.LogCaptureF
         ({"cpu": 0.4}, 1.0, "it had the CPU for 40% of the time"),
     ],
 )
-def test_causes(changed: dict[str, object], cores_then: float | None, said: str) -> None:
+def test_conditions_name_the_causes_of_a_slowdown(
+    changed: dict[str, object], cores_then: float | None, said: str
+) -> None:
     conditions = replace(CALM, **changed)  # type: ignore[arg-type]
     assert conditions.causes(cores_then) == said
 
 
-def test_memory_in_words() -> None:
+def test_memory_departures_are_described_in_words() -> None:
     last = Round(0.1, 400 * MIB, 300 * MIB, CALM)
     expected = Expected(0.1, 200 * MIB, 350 * MIB)
     for kind, said in (
@@ -184,7 +186,7 @@ def test_memory_in_words() -> None:
         assert departure.in_words(None) == said
 
 
-def test_only_what_the_firmware_holds_back_now_counts() -> None:
+def test_throttling_since_boot_does_not_count_as_present() -> None:
     assert throttled_now(("under-voltage", "throttled since boot")) == ("under-voltage",)
     assert throttled_now(("none",)) == throttled_now(None) == ()
 
@@ -198,7 +200,7 @@ def busy(clock: Callable[[], float]) -> Iterator[int]:
         yield number
 
 
-def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
+def test_meter_excludes_the_time_between_steps() -> None:
     meter = Meter(threads=1, memory=1)
     for _ in meter.steps(busy(time.perf_counter)):
         time.sleep(0.2)
@@ -209,7 +211,7 @@ def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
     assert 0 < found.conditions.cpu <= 1.1
 
 
-def test_with_a_quota_a_step_takes_no_less_than_its_cpu_time_over_what_is_allowed(
+def test_step_under_a_quota_takes_at_least_its_cpu_time_over_the_quota(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(hardware, "usable_cores", lambda: 0.25)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The echo over real brokers: what comes back is measured, what does not is told."""
+"""The echo over real brokers measures the link, or reports why it cannot."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def options(address: object) -> LinkOptions:
 
 
 @pytest.mark.parametrize("size", [1000, 3 << 20], ids=["one packet", "in parts"])
-def test_the_speed_of_a_real_link(broker: RunningBroker, size: int) -> None:
+def test_echo_measures_the_speed_of_a_real_link(broker: RunningBroker, size: int) -> None:
     with open_echo(options(broker.address), "pi-1") as echo:
         speed = echo.speed(size)
     assert speed is not None
@@ -29,7 +29,7 @@ def test_the_speed_of_a_real_link(broker: RunningBroker, size: int) -> None:
 
 
 @pytest.mark.mosquitto
-def test_a_broker_that_drops_the_echo_gives_one_clear_line(
+def test_dropped_echo_is_logged_in_one_line_with_its_topic(
     make_broker: Callable[..., OwnBroker],
     public_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -47,7 +47,7 @@ def test_a_broker_that_drops_the_echo_gives_one_clear_line(
 
 
 @pytest.mark.mosquitto
-def test_a_broker_that_refuses_the_topic_is_told_with_the_likely_cause(
+def test_refused_echo_topic_is_logged_with_the_likely_cause(
     make_broker: Callable[..., OwnBroker], public_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = public_path / "acl"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which cuts are measured, in which order, and what becomes of two looks at one."""
+"""Which cuts are measured, in which order, and how two measurements of one cut are combined."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from profiles import DESCRIPTION, REFERENCE, SPEC, true_costs
 from splitee_device.profiler.costs import CutCosts, Failed, MeasureCut
 from splitee_device.profiler.probe import Plan
 
-LONG = 1000.0  # seconds that are left
+LONG = 1000.0  # seconds left
 
 
 def plan(seconds: float = LONG) -> Plan:
@@ -20,20 +20,20 @@ def plan(seconds: float = LONG) -> Plan:
 
 
 def measure(planned: Plan, *factors: float, seconds: float = 2.0) -> list[int]:
-    """Answers what is asked, each cut's looks by `factors` of its true costs; the cuts in order."""
-    asked: list[int] = []
+    """Measures each wanted cut as `factors` times its true costs; returns the cuts in order."""
+    done: list[int] = []
     while (wanted := planned.next()) is not None:
-        planned.take(wanted, look(wanted, factors[asked.count(wanted.cut)], seconds))
-        asked.append(wanted.cut)
-    return asked
+        planned.take(wanted, measurement(wanted, factors[done.count(wanted.cut)], seconds))
+        done.append(wanted.cut)
+    return done
 
 
-def look(wanted: MeasureCut, factor: float, seconds: float) -> CutCosts:
+def measurement(wanted: MeasureCut, factor: float, seconds: float) -> CutCosts:
     costs = true_costs(wanted.cut)
     return replace(costs, step=factor * costs.step, memory=round(factor * costs.memory), seconds=seconds)
 
 
-def test_each_cut_is_measured_again_at_another_moment_and_both_count() -> None:
+def test_each_cut_is_measured_twice_and_both_measurements_count() -> None:
     planned = plan()
     assert measure(planned, 1.0, 3.0) == [1, 4, 3, 2] * 2
     for cut, costs in planned.costs.items():
@@ -44,7 +44,7 @@ def test_each_cut_is_measured_again_at_another_moment_and_both_count() -> None:
         assert costs.forward == pytest.approx(truth.forward)
 
 
-def test_looks_while_the_device_was_slower_are_told_at_its_mean_speed() -> None:
+def test_measurements_at_varying_speed_are_scaled_to_the_mean_speed() -> None:
     planned = plan()
     slowness = iter([1.0, 2.0, 3.0, 2.0] * 2)  # 2.0 in the mean
     while (wanted := planned.next()) is not None:
@@ -58,11 +58,11 @@ def test_looks_while_the_device_was_slower_are_told_at_its_mean_speed() -> None:
         assert costs.memory == truth.memory
 
 
-def test_no_second_look_takes_more_than_half_of_the_time() -> None:
+def test_second_measurements_are_skipped_beyond_half_of_the_time() -> None:
     assert sorted(measure(plan(), 1.0, 1.0, seconds=0.51 * LONG)) == [1, 2, 3, 4]
 
 
-def test_a_cut_that_is_killed_at_the_second_look_does_not_fit() -> None:
+def test_cut_killed_at_its_second_measurement_counts_as_failed() -> None:
     planned = plan()
     for _ in range(4):
         wanted = planned.next()

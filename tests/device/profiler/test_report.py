@@ -16,7 +16,7 @@ from splitee_device.profiler.report import cuts_table
 SLOWER = 400.0
 
 
-def test_each_cut_of_a_slow_device_is_one_line_of_80_characters() -> None:
+def test_table_fits_each_cut_of_a_slow_device_in_80_characters() -> None:
     found = measured([1, 4])
     slow = [
         structs.replace(one, step=SLOWER * one.step, spread=SLOWER * one.step) for one in found.costs.values()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device learns alone: with the fleet's trainer and seeds, once for each run."""
+"""The baseline that a device trains alone: with the fleet's trainer and seeds, once for each run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def no_trainer(_spec: RunSpec, _cut: int) -> ClientTrainer:
     raise AssertionError("it is trained again")
 
 
-def test_it_is_the_accuracy_of_the_rounds_trained_alone(data: DeviceData, tmp_path: Path) -> None:
+def test_baseline_is_the_accuracy_of_the_rounds_trained_alone(data: DeviceData, tmp_path: Path) -> None:
     trainer = trainer_for(data)(SPEC, CUT)
     for number in (1, 2):
         for _ in trainer.round(number):
@@ -56,7 +56,7 @@ def test_it_is_the_accuracy_of_the_rounds_trained_alone(data: DeviceData, tmp_pa
     assert alone_accuracy(late, CUT, trainer_for(data), tmp_path, lambda *_: None) == found, "no other's exit"
 
 
-def test_a_restart_finds_it_and_other_rounds_or_a_torn_file_train_it_again(
+def test_baseline_is_kept_unless_run_or_rounds_change_or_its_file_is_damaged(
     data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def accuracy(spec: RunSpec, trainer_at: TrainerAt) -> float | None:

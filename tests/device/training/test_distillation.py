@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device learns from soft labels: only of pictures that have one, and as much as the run says."""
+"""A device learns from soft labels only for images that have one, and as much as the run says."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def certain(classes: np.ndarray) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(classes), 10).half()
 
 
-def test_soft_labels_that_are_the_labels_count_as_the_labels(data: DeviceData) -> None:
+def test_soft_labels_equal_to_the_labels_double_the_gradient(data: DeviceData) -> None:
     """One batch without momentum or decay: with weight 1 its gradient is that of twice the learning rate."""
     spec = replace(SPEC, weight_decay=0.0)
     (batch,) = epoch_batches(spec, "pi-1", 2, len(data.train))
@@ -57,13 +57,13 @@ def test_soft_labels_that_are_the_labels_count_as_the_labels(data: DeviceData) -
     assert taught(data, replace(spec, soft_labels=0.5), labels)[0] != doubled
 
 
-def test_a_picture_that_the_trunk_has_not_answered_has_its_label_only(data: DeviceData) -> None:
+def test_image_without_a_soft_label_is_trained_on_its_label_only(data: DeviceData) -> None:
     (seen,), (trained,) = (epoch_batches(SPEC, "pi-1", number, len(data.train)) for number in (1, 2))
-    answers = certain(np.zeros(rows_a_round(SPEC, len(data.train)), np.int64))
+    predictions = certain(np.zeros(rows_a_round(SPEC, len(data.train)), np.int64))
     common = np.intersect1d(seen, trained)
     assert 0 < len(common) < len(trained)
     without, _ = taught(data, SPEC, None)
-    assert taught(data, SPEC, SoftLabels(1, answers))[0] != without
+    assert taught(data, SPEC, SoftLabels(1, predictions))[0] != without
     unknown = np.isin(seen, common)
-    answers[torch.from_numpy(unknown)] = 0  # of the pictures of this batch nothing is said
-    assert taught(data, SPEC, SoftLabels(1, answers))[0] == without
+    predictions[torch.from_numpy(unknown)] = 0  # the images of this batch have no soft label
+    assert taught(data, SPEC, SoftLabels(1, predictions))[0] == without

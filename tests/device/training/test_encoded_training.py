@@ -38,6 +38,6 @@ def trained(folder: Path, storage: Storage) -> tuple[str, list[bytes]]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_weights_are_the_same_as_from_memory(tmp_path: Path, workers: int) -> None:
+def test_weights_from_encoded_images_equal_those_from_memory(tmp_path: Path, workers: int) -> None:
     write_photographs(tmp_path, {"a": 14, "b": 8})
     assert trained(tmp_path, Storage(0, workers)) == trained(tmp_path, IN_MEMORY)

@@ -35,7 +35,7 @@ def trainer(data: DeviceData, **settings: Any) -> ClientTrainer:
     return ClientTrainer(network, CUT, spec, "pi-1", data)
 
 
-def test_the_others_learn_from_the_best() -> None:
+def test_other_exits_learn_from_the_best_exit() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.tensor([0, 1, 2, 1])
     worse, own = (torch.randn(4, 3, generator=generator, requires_grad=True) for _ in range(2))
@@ -50,17 +50,17 @@ def test_the_others_learn_from_the_best() -> None:
     torch.testing.assert_close(on_own, each[2])
     loss.backward()
     alone = torch.autograd.grad(F.cross_entropy(best + offsets, labels), best)[0]
-    torch.testing.assert_close(best.grad, alone)  # nobody teaches the best
+    torch.testing.assert_close(best.grad, alone)  # the best exit learns from the labels only
 
 
-def test_one_exit_learns_from_the_labels_alone() -> None:
+def test_single_exit_learns_from_the_labels_alone() -> None:
     logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
     loss, own = exits_loss([logits], labels, torch.zeros(3))
     assert loss is own
     torch.testing.assert_close(loss, F.cross_entropy(logits, labels))
 
 
-def test_all_exits_below_are_trained_and_travel(data: DeviceData) -> None:
+def test_shallower_exits_are_trained_shared_and_resumed(data: DeviceData) -> None:
     one = trainer(data, exit_cuts=(1, 2, 3, 9))
     before = {name: tensor.clone() for name, tensor in one.weights().items()}
     batches = list(one.round(1))
@@ -81,7 +81,7 @@ def test_all_exits_below_are_trained_and_travel(data: DeviceData) -> None:
     assert resumed.digest() == one.digest()
 
 
-def test_without_shallower_devices_it_is_as_if_there_were_no_such_setting(data: DeviceData) -> None:
+def test_exit_cuts_have_no_effect_without_shallower_devices(data: DeviceData) -> None:
     digests = set()
     for cuts in ((), (3,), (3, 9)):
         one = trainer(data, exit_cuts=cuts)
@@ -92,9 +92,7 @@ def test_without_shallower_devices_it_is_as_if_there_were_no_such_setting(data: 
 
 
 @pytest.mark.parametrize(("frozen", "shallower"), [(0, {"1", "2"}), (1, {"2"}), (2, set()), (3, set())])
-def test_frozen_stages_have_no_exits_but_the_devices_own(
-    data: DeviceData, frozen: int, shallower: set[str]
-) -> None:
+def test_frozen_stages_have_no_shallower_exits(data: DeviceData, frozen: int, shallower: set[str]) -> None:
     one = trainer(data, exit_cuts=(1, 2, 3), frozen=frozen)
     assert {name.split(".")[1] for name in one.weights() if name.startswith(EXITS)} == shallower
     assert len(list(one.round(1))) == 4

@@ -35,7 +35,7 @@ def data() -> DeviceData:
 
 
 def train(data: DeviceData, room: CacheRoom | None, rounds: tuple[int, ...] = (1, 2), seed: int = 0) -> str:
-    """Of these rounds, and of what is evaluated after them: the weights' digest and all features."""
+    """The weights' digest, and all features of these rounds and of the evaluation after them."""
     network = build_for(SPEC)
     if seed:
         network.module.load_state_dict(build_for(SPEC.__replace__(seed=seed)).module.state_dict())
@@ -47,7 +47,7 @@ def train(data: DeviceData, room: CacheRoom | None, rounds: tuple[int, ...] = (1
 
 
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows with each convolution of real images; those on the meta device only describe a network."""
+    """Grows with each convolution of real images; the meta device only describes a network."""
     passes: list[int] = []
     convolve = torch.nn.Conv2d.forward
 
@@ -60,7 +60,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return passes
 
 
-def test_with_a_cache_a_whole_run_gives_the_same_bits_and_computes_each_image_once(
+def test_cached_features_give_the_same_bits_without_computing_again(
     data: DeviceData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = train(data, None)
@@ -73,7 +73,7 @@ def test_with_a_cache_a_whole_run_gives_the_same_bits_and_computes_each_image_on
 
 
 @pytest.mark.parametrize("accident", ["full", "torn", "cut off", "another network"])
-def test_whatever_became_of_the_cache_the_bits_are_the_same(
+def test_full_damaged_or_foreign_cache_gives_the_same_bits(
     data: DeviceData, tmp_path: Path, accident: str
 ) -> None:
     expected, path = train(data, None), tmp_path / NAME
@@ -90,14 +90,14 @@ def test_whatever_became_of_the_cache_the_bits_are_the_same(
         assert path.stat().st_size == 32 + 10 * RECORD
 
 
-def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(
+def test_unwritable_cache_folder_is_logged_and_training_goes_on(
     data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert train(data, CacheRoom(tmp_path / "none", PLENTY)) == train(data, None)
     assert "features are not kept on disk" in caplog.text
 
 
-def test_an_image_gives_the_same_features_whichever_are_computed_with_it(data: DeviceData) -> None:
+def test_features_of_an_image_do_not_depend_on_its_batch(data: DeviceData) -> None:
     trainer = ClientTrainer(build_for(SPEC), 2, SPEC, "pi-1", data)
     alone, among = trainer.features.batches(data.train, [np.array([5]), np.arange(20)])
     assert torch.equal(alone.images[0], among.images[5])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's state: refused where it does not belong; where it is torn, trained again to the same bits."""
+"""A device's state: refused for another run; where it is torn, trained again to the same bits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
-def test_a_new_process_goes_on_from_the_file(directory: StateDirectory, data: DeviceData) -> None:
+def test_training_resumes_from_a_saved_round_with_the_same_bits(
+    directory: StateDirectory, data: DeviceData
+) -> None:
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     digests = train(new_trainer(data), store, 1, 2, 3)
     trainer = new_trainer(data)
@@ -81,7 +83,7 @@ def test_a_new_process_goes_on_from_the_file(directory: StateDirectory, data: De
 
 
 @pytest.mark.parametrize("torn", [1, 2])
-def test_torn_files_are_trained_again_to_the_same_bits(
+def test_rounds_of_torn_files_are_trained_again_to_the_same_bits(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture, torn: int
 ) -> None:
     """The newest of the two files that are kept, or both: then all rounds are trained again."""
@@ -93,14 +95,14 @@ def test_torn_files_are_trained_again_to_the_same_bits(
     trainer = new_trainer(data)
     store.restore(3, digests[2], trainer, partial(copy.deepcopy, trainer.state()))
     assert trainer.digest() == digests[2]
-    said = lines(caplog)
-    assert len([line for line in said if "is torn" in line]) == torn
+    logged = lines(caplog)
+    assert len([line for line in logged if "is torn" in line]) == torn
     first = 3 if torn == 1 else 1
-    assert said[-1] == f"state: training round {first} to 3 again, the files are missing"
+    assert logged[-1] == f"state: training round {first} to 3 again, the files are missing"
     assert directory.load_round(3) is not None
 
 
-def test_a_device_that_missed_rounds_keeps_the_one_before(
+def test_device_that_missed_rounds_keeps_the_file_of_its_previous_round(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
@@ -112,7 +114,7 @@ def test_a_device_that_missed_rounds_keeps_the_one_before(
     assert trainer.digest() == digests[0]
 
 
-def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, data: DeviceData) -> None:
+def test_uncommitted_round_is_discarded_on_restore(directory: StateDirectory, data: DeviceData) -> None:
     store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
     initial = copy.deepcopy(trainer.state())
     digests = train(trainer, store, 1)
@@ -123,7 +125,7 @@ def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, 
     assert trainer.digest() == digests[0]
 
 
-def test_a_digest_that_is_not_what_was_committed_is_one_line(
+def test_digest_that_differs_from_the_commit_is_logged_in_one_line(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
@@ -132,7 +134,7 @@ def test_a_digest_that_is_not_what_was_committed_is_one_line(
     assert lines(caplog) == ["state: round 1 differs from what was committed; going on with it"]
 
 
-def test_the_state_of_another_run_is_refused_with_both_named(
+def test_state_of_another_run_or_cut_is_refused_with_both_named(
     directory: StateDirectory, data: DeviceData
 ) -> None:
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
@@ -151,7 +153,7 @@ def test_the_state_of_another_run_is_refused_with_both_named(
     assert directory.facts() is None
 
 
-def test_a_finished_run_that_goes_on_is_unfinished_again(directory: StateDirectory, data: DeviceData) -> None:
+def test_finished_run_that_continues_is_unfinished_again(directory: StateDirectory, data: DeviceData) -> None:
     store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
     train(trainer, store, 1)
     store.finish(SPEC, CUT)
@@ -165,7 +167,9 @@ def test_a_finished_run_that_goes_on_is_unfinished_again(directory: StateDirecto
         store.open(OTHER, CUT, fresh=False)
 
 
-def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data: DeviceData) -> None:
+def test_state_of_a_finished_run_is_replaced_by_the_next_run(
+    directory: StateDirectory, data: DeviceData
+) -> None:
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     train(new_trainer(data), store, 1)
     store.finish(SPEC, CUT)
@@ -175,7 +179,7 @@ def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data:
     assert not files(directory)
 
 
-def test_another_region_is_kept_from_now_on_and_said(
+def test_changed_region_is_kept_and_logged(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = Region(0, 0, 20, 20), Region(4, 4, 20, 20)
@@ -192,10 +196,8 @@ def test_another_region_is_kept_from_now_on_and_said(
     assert kept_region(directory.path) is None
 
 
-def test_the_images_that_are_kept_have_the_labels_of_the_runs_classes(
-    directory: StateDirectory, data: DeviceData
-) -> None:
-    """Also where a misspelt class was put right during round 1, which numbers the classes anew."""
+def test_kept_images_have_the_labels_of_the_runs_classes(directory: StateDirectory, data: DeviceData) -> None:
+    """Also where a misspelt class was corrected during round 1, which renumbers the classes."""
     renamed = dataclasses.replace(
         data,
         class_names=data.class_names[::-1],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trainer is opened only where what it makes can travel."""
+"""A trainer is opened only where its features fit a message."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitee_device.data.images import open_data
 from splitee_device.training.trainer import open_trainer
 
 
-def test_a_cut_whose_features_do_not_fit_a_message_is_refused_with_the_reason() -> None:
+def test_cut_whose_features_exceed_a_message_is_refused_with_the_reason() -> None:
     spec = RunSpec(
         protocol=1,
         run="run-a",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a process says that its software has come up."""
+"""When a process reports that its software has come up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def software(tmp_path: Path) -> Software:
     return made
 
 
-def test_it_has_come_up_when_the_connection_has_held(
+def test_software_is_in_service_once_the_connection_has_held(
     software: Software, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(RUNS, NAME)
@@ -33,7 +33,7 @@ def test_it_has_come_up_when_the_connection_has_held(
     health = Health(ADDRESS, software, clock)
     health.tick(True)
     clock.advance(STEADY - 0.1)
-    health.tick(False)  # it is lost, and begins anew
+    health.tick(False)  # the connection is lost, and the wait begins anew
     clock.advance(STEADY)
     health.tick(True)
     clock.advance(STEADY - 0.1)
@@ -45,8 +45,10 @@ def test_it_has_come_up_when_the_connection_has_held(
     assert software.broker() == ("hub.test", 8883)
 
 
-def test_another_ones_trial_is_not_ended(software: Software, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as by a process of the old software that has not ended yet."""
+def test_process_of_other_software_does_not_end_the_trial(
+    software: Software, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a process of the old software that has not ended yet."""
     monkeypatch.setenv(RUNS, "0.1.0-bbbbbbbbbbbb")
     clock = FakeClock()
     health = Health(ADDRESS, software, clock)
@@ -56,10 +58,12 @@ def test_another_ones_trial_is_not_ended(software: Software, monkeypatch: pytest
     assert software.target(TRIED) == NAME
 
 
-def test_it_comes_up_though_the_disk_is_full(software: Software, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be written at first is written later; where the broker is, is not waited for."""
+def test_software_comes_up_once_its_links_can_be_written(
+    software: Software, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The links are written again until they can be; the broker's address is not waited for."""
     monkeypatch.setenv(RUNS, NAME)
-    (software.path / ".previous.new").mkdir()  # nothing can be put there
+    (software.path / ".previous.new").mkdir()  # no link can be made there
     clock = FakeClock()
     health = Health(ADDRESS, software, clock)
     for _ in range(2):
@@ -75,7 +79,7 @@ def test_it_comes_up_though_the_disk_is_full(software: Software, monkeypatch: py
 
 
 @pytest.mark.parametrize("launcher", ["", "1", "-1", "x"])
-def test_a_process_that_was_started_otherwise_has_no_software(
+def test_process_not_started_by_the_launcher_has_no_software(
     software: Software, monkeypatch: pytest.MonkeyPatch, launcher: str
 ) -> None:
     monkeypatch.setenv("SPLITEE_SOFTWARE", str(software.path))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The launcher and the links, as processes: whatever new software does, something that works runs."""
+"""The launcher as a process, and the links: whatever new software does, software that works runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from systemd import FakeSystemd
 OLD, NEW = "0.1.0-aaaaaaaaaaaa", "0.2.0-bbbbbbbbbbbb"
 WITHIN = 1.0  # seconds
 
-# What an environment's Python does instead of running splitee: it notes that it runs, then:
+# Instead of running splitee, an environment's Python notes that it runs, and then does one of these:
 WORKS = "sleep 1000 & wait"
 COMES_UP = f'ln -sfn $SPLITEE_RUNS "$SPLITEE_SOFTWARE/{PREVIOUS}"; mv -T "$SPLITEE_SOFTWARE/{TRIED}" ' + (
     f'"$SPLITEE_SOFTWARE/{CURRENT}"; {WORKS}'
@@ -38,7 +38,7 @@ trap 'echo "$SPLITEE_RUNS stopped" >> "$SPLITEE_SOFTWARE/starts"; exit 0' TERM
 
 
 class Device:
-    """One whose environments are scripts."""
+    """A device whose environments are scripts."""
 
     def __init__(self, path: Path) -> None:
         self.software = Software(path / "software")
@@ -72,7 +72,7 @@ class Device:
 
     @property
     def starts(self) -> list[str]:
-        """The names of the environments that have run, and which were asked to stop."""
+        """The names of the environments that have run, and notes of those that were stopped."""
         try:
             lines = (self.software.path / "starts").read_text().splitlines()
         except FileNotFoundError:
@@ -93,7 +93,7 @@ def device(tmp_path: Path) -> Iterator[Device]:
             assert process.wait(20) is not None
 
 
-def test_what_is_in_service_runs_with_the_commands_flags_and_ends_with_its_code(device: Device) -> None:
+def test_software_in_service_gets_the_commands_flags_and_sets_the_exit_code(device: Device) -> None:
     device.serves(OLD, "exit 7")
     assert device.start().wait(20) == 7
     assert device.starts == [OLD]
@@ -102,7 +102,7 @@ def test_what_is_in_service_runs_with_the_commands_flags_and_ends_with_its_code(
     assert device.start().wait(20) == KILLED + signal.SIGKILL
 
 
-def test_a_signal_is_handed_on(device: Device) -> None:
+def test_launcher_passes_sigterm_to_the_software(device: Device) -> None:
     device.serves(OLD)
     process = device.start()
     device.await_starts(OLD)
@@ -111,7 +111,7 @@ def test_a_signal_is_handed_on(device: Device) -> None:
     assert device.starts == [OLD, f"{OLD} stopped"]
 
 
-def test_what_was_installed_is_tried_at_once_and_stays_when_it_comes_up(device: Device) -> None:
+def test_installed_software_is_tried_at_once_and_stays_when_it_comes_up(device: Device) -> None:
     device.serves(OLD)
     device.start()
     device.await_starts(OLD)
@@ -133,7 +133,7 @@ def test_what_was_installed_is_tried_at_once_and_stays_when_it_comes_up(device: 
     ],
     ids=["hangs", "fails", "crashes", "refuses-the-settings"],
 )
-def test_what_does_not_come_up_is_given_up(device: Device, does: str, reason: str) -> None:
+def test_software_that_does_not_come_up_is_given_up(device: Device, does: str, reason: str) -> None:
     device.serves(OLD)
     device.tries(NEW, does)
     device.start("--within", str(WITHIN))
@@ -144,7 +144,7 @@ def test_what_does_not_come_up_is_given_up(device: Device, does: str, reason: st
     assert f"{NEW} is given up: {reason}; {OLD} runs again" in device.log.read_text()
 
 
-def test_software_that_is_not_there_is_given_up(device: Device) -> None:
+def test_missing_software_is_given_up(device: Device) -> None:
     device.serves(OLD)
     device.software.point(TRIAL, NEW)
     device.start()
@@ -152,7 +152,7 @@ def test_software_that_is_not_there_is_given_up(device: Device) -> None:
     assert device.software.failure() == (NEW, "its Python is not there")
 
 
-def test_a_trial_that_was_cut_off_is_given_up(device: Device) -> None:
+def test_trial_interrupted_by_a_kill_is_given_up(device: Device) -> None:
     """As a power cut does, in the minute of the trial."""
     device.serves(OLD)
     device.tries(NEW, WORKS)
@@ -165,7 +165,7 @@ def test_a_trial_that_was_cut_off_is_given_up(device: Device) -> None:
     assert device.software.failure() == (NEW, "it was cut off before it had come up")
 
 
-def test_who_is_asked_to_stop_in_a_trial_tries_it_at_the_next_start(device: Device) -> None:
+def test_trial_stopped_by_sigterm_is_repeated_at_the_next_start(device: Device) -> None:
     device.serves(OLD)
     device.tries(NEW, WORKS)
     process = device.start("--within", "100")
@@ -179,15 +179,15 @@ def test_who_is_asked_to_stop_in_a_trial_tries_it_at_the_next_start(device: Devi
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    """One that takes connections."""
+    """A port that takes connections."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 @pytest.mark.slow(3)
-def test_a_broker_that_is_away_is_not_the_softwares_fault(device: Device, port: int) -> None:
+def test_software_is_not_given_up_while_the_broker_is_unreachable(device: Device, port: int) -> None:
     with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        closed.bind(("127.0.0.1", 0))  # no process listens there
         device.software.note_broker("127.0.0.1", closed.getsockname()[1])
         device.serves(OLD)
         device.tries(NEW, f"exit {UNREACHABLE}")
@@ -200,27 +200,25 @@ def test_a_broker_that_is_away_is_not_the_softwares_fault(device: Device, port: 
         until(lambda: "trying" in device.log.read_text(), device.log.read_text)
         until(lambda: device.starts == [NEW, NEW])
         assert device.software.target(TRIED) == NEW
-        device.software.note_broker("127.0.0.1", port)  # it is back, and the software still does not come up
+        device.software.note_broker("127.0.0.1", port)  # the broker is back, and the software still hangs
         until(lambda: device.starts == [NEW, NEW, OLD], device.log.read_text)
 
 
-def test_without_a_link_the_base_runs(device: Device) -> None:
-    """That is this test's own environment, which has the command and refuses it without its settings."""
+def test_base_environment_runs_without_links(device: Device) -> None:
+    """The base is this test's own environment, which refuses the command without its settings."""
     assert device.start().wait(60) == ExitCode.CONFIG
     assert device.software.target(CURRENT) is None
     assert (device.software.path / BASE).readlink() == Path(sys.prefix)
 
 
-def test_what_is_in_service_and_cannot_run_any_more_leaves_the_base(device: Device) -> None:
+def test_base_is_in_service_if_the_current_software_cannot_run(device: Device) -> None:
     """Such as after an upgrade of the system's Python."""
     device.serves(OLD)
     device.software.python(OLD).unlink()
     assert device.software.in_service == BASE
 
 
-def test_systemd_hears_that_the_service_stops_and_not_that_software_is_exchanged(
-    device: Device, tmp_path: Path
-) -> None:
+def test_systemd_is_notified_of_a_stop_but_not_of_exchanged_software(device: Device, tmp_path: Path) -> None:
     device.serves(OLD)
     with FakeSystemd(tmp_path / "notify", 60) as systemd:
         process = device.start(**systemd.environment, WATCHDOG_PID="1")
@@ -234,11 +232,11 @@ def test_systemd_hears_that_the_service_stops_and_not_that_software_is_exchanged
 
 
 @pytest.mark.parametrize("flags", [("--within", "0"), ("--within", "soon"), ("--within", "nan")])
-def test_a_wrong_flag_is_one_of_configuration(device: Device, flags: tuple[str, str]) -> None:
+def test_wrong_flag_ends_with_the_configuration_exit_code(device: Device, flags: tuple[str, str]) -> None:
     assert device.start(*flags).wait(20) == ExitCode.CONFIG
 
 
-def test_two_launchers_do_not_share_a_folder(device: Device) -> None:
+def test_second_launcher_of_a_folder_is_refused(device: Device) -> None:
     """The second would take the first one's trial for one that was cut off."""
     device.serves(OLD)
     device.tries(NEW, WORKS)
@@ -249,7 +247,7 @@ def test_two_launchers_do_not_share_a_folder(device: Device) -> None:
     assert device.software.target(TRIED) == NEW
 
 
-def test_a_broker_that_is_no_address_is_taken_for_one_that_answers(device: Device) -> None:
+def test_invalid_broker_address_counts_as_reachable(device: Device) -> None:
     device.software.note_broker("..", 99999)
     device.serves(OLD)
     device.tries(NEW, HANGS)
@@ -257,7 +255,7 @@ def test_a_broker_that_is_no_address_is_taken_for_one_that_answers(device: Devic
     until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(device: Device, tmp_path: Path) -> None:
+def test_unusable_software_folder_is_reported_in_one_line(device: Device, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     process = device.start("--software", str(tmp_path / "file"))
     assert process.wait(20) == STATE == ExitCode.STATE
@@ -294,7 +292,7 @@ STEPS: dict[str, tuple[str | None, str]] = {  # the link to the new one before, 
 
 @pytest.mark.slow(6)
 @pytest.mark.parametrize("step", STEPS)
-def test_a_power_cut_at_any_moment_leaves_software_that_runs(tmp_path: Path, step: str) -> None:
+def test_power_cut_at_any_moment_leaves_software_that_runs(tmp_path: Path, step: str) -> None:
     """Before each change of a file in turn, until there are no more."""
     link, afterwards = STEPS[step]
     codes = []
@@ -315,7 +313,7 @@ def test_a_power_cut_at_any_moment_leaves_software_that_runs(tmp_path: Path, ste
     assert set(codes) == {0, 9}, "it is cut at least once"
 
 
-def test_only_links_name_what_is_kept(device: Device) -> None:
+def test_prune_removes_software_that_no_link_names(device: Device) -> None:
     device.serves(OLD)
     device.has(NEW, WORKS)
     (device.software.path / "notes").mkdir()
@@ -323,7 +321,7 @@ def test_only_links_name_what_is_kept(device: Device) -> None:
     assert {path.name for path in device.software.path.iterdir()} == {CURRENT, OLD, "notes"}
 
 
-def test_what_is_being_installed_is_not_removed(device: Device) -> None:
+def test_prune_is_skipped_while_software_is_being_installed(device: Device) -> None:
     device.has(NEW, WORKS)
     with (device.software.path / folder.LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -334,21 +332,21 @@ def test_what_is_being_installed_is_not_removed(device: Device) -> None:
 
 
 @pytest.mark.parametrize("target", ["../../etc", "/etc", "..", "notes", "0.1.0-AAAAAAAAAAAA"])
-def test_a_link_to_anything_else_is_none(device: Device, target: str) -> None:
+def test_link_that_names_no_software_is_ignored(device: Device, target: str) -> None:
     device.software.point(CURRENT, target)
     assert device.software.target(CURRENT) is None
     assert device.software.in_service == BASE
 
 
-def test_what_is_damaged_is_read_as_nothing(device: Device) -> None:
+def test_damaged_failure_and_broker_files_are_ignored(device: Device) -> None:
     for name in (folder.FAILED, folder.BROKER):
         (device.software.path / name).write_bytes(b"\xff\x00[]")
     assert device.software.failure() is None
     assert device.software.broker() is None
 
 
-def test_what_a_process_leaves_running_ends_with_it(device: Device) -> None:
-    """A camera's program, say, which nobody can start twice; here one that has a session of its own."""
+def test_child_processes_of_ended_software_are_killed(device: Device) -> None:
+    """Such as a camera's program, which cannot be started twice; here a child with its own session."""
     device.serves(OLD)
     left = 'trap "" TERM HUP; while :; do sleep 0.1; done'
     device.tries(NEW, f"setsid sh -c '{left}' & echo $! > $SPLITEE_SOFTWARE/left; exit 1")
@@ -359,7 +357,7 @@ def test_what_a_process_leaves_running_ends_with_it(device: Device) -> None:
         os.kill(process, 0)
 
 
-def test_what_a_script_started_before_it_became_the_launcher_is_not_ended(device: Device) -> None:
+def test_process_started_before_the_launcher_is_not_killed(device: Device) -> None:
     """As the entry point of a container does."""
     device.serves(OLD, "exit 7")
     left = device.software.path / "left"
@@ -367,17 +365,17 @@ def test_what_a_script_started_before_it_became_the_launcher_is_not_ended(device
     command = [sys.executable, "-m", "splitee_device.upgrade.launcher", "--software", device.software.path]
     process = subprocess.run(["sh", "-c", script, "sh", *map(str, command), "infer"], check=False)
     assert process.returncode == 7
-    os.kill(int(left.read_text()), signal.SIGTERM)  # it is there to be ended
+    os.kill(int(left.read_text()), signal.SIGTERM)  # the process still runs
 
 
-def test_an_environments_python_is_led_to_no_other_packages(device: Device) -> None:
+def test_pythonpath_is_not_passed_to_the_software(device: Device) -> None:
     device.serves(OLD, 'echo "$PYTHONPATH$PYTHONHOME" > $SPLITEE_SOFTWARE/led; exit 0')
     assert device.start(PYTHONPATH="/elsewhere").wait(20) == 0
     assert (device.software.path / "led").read_text() == "\n"
 
 
-def test_an_abort_goes_to_the_process_first_and_ends_the_trial(device: Device) -> None:
-    """As by systemd's watchdog: the process shows where it hangs, and nothing else is started by then."""
+def test_abort_signal_goes_to_the_software_first_and_ends_the_trial(device: Device) -> None:
+    """As by systemd's watchdog: the process shows where it hangs, and no other software is started."""
     device.serves(OLD)
     device.tries(NEW, "trap 'echo hangs >> $SPLITEE_SOFTWARE/starts; exit 1' ABRT; sleep 1000 & wait")
     process = device.start("--within", "100")
@@ -389,7 +387,7 @@ def test_an_abort_goes_to_the_process_first_and_ends_the_trial(device: Device) -
     device.await_starts(NEW, "hangs", OLD)
 
 
-def test_who_has_ignored_ended_processes_gets_the_exit_code_all_the_same(device: Device) -> None:
+def test_launcher_returns_the_exit_code_if_started_with_sigchld_ignored(device: Device) -> None:
     device.serves(OLD, "exit 7")
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
@@ -399,8 +397,8 @@ def test_who_has_ignored_ended_processes_gets_the_exit_code_all_the_same(device:
     assert process.wait(20) == 7
 
 
-def test_a_cut_while_software_is_taken_leaves_something_to_go_back_to(device: Device) -> None:
-    """Between the two links: what was in service is noted as `previous`, and still is in service."""
+def test_power_cut_between_the_links_leaves_the_base_to_roll_back_to(device: Device) -> None:
+    """The software in service is noted as `previous` already, and still is in service."""
     device.serves(OLD)
     device.software.install_base(Path(sys.prefix))
     device.software.point(PREVIOUS, OLD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Software that is offered to a device: what it takes, what it says, and what it does on a trial."""
+"""Software that is offered to a device: what it takes, what it reports, and how a trial goes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RELEASE = "a" * 64
 
 
 class Device:
-    """One whose launcher has started it; `restart` is another process."""
+    """A device that its launcher has started; `restart` is another process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,18 +68,18 @@ class Device:
         python.parent.mkdir(parents=True, exist_ok=True)
         if not python.exists():
             python.symlink_to(sys.executable)
-        asked = {"release": RELEASE, "action": action, "name": NAME}
-        (self.software.path / STATE).write_bytes(msgspec.json.encode({"signed_at": at, "asked": asked}))
+        request = {"release": RELEASE, "action": action, "name": NAME}
+        (self.software.path / STATE).write_bytes(msgspec.json.encode({"signed_at": at, "asked": request}))
         self.software.point(TRIED, NAME)
         self.restart()
 
     @property
-    def said(self) -> list[SoftwareReport]:
+    def reports(self) -> list[SoftwareReport]:
         payloads = self.port.payloads(ROUTES.report.topic(TOPICS, DEVICE))
         return [SoftwareReport.decode(payload) for payload in payloads]
 
     @property
-    def has_asked(self) -> bool:
+    def has_requested(self) -> bool:
         return bool(self.port.payloads(ROUTES.want.topic(TOPICS, DEVICE)))
 
 
@@ -88,33 +88,35 @@ def device(tmp_path: Path) -> Device:
     return Device(tmp_path)
 
 
-def test_what_runs_is_said_at_a_start_once(device: Device) -> None:
+def test_running_software_is_reported_once_at_a_start(device: Device) -> None:
     for _ in range(3):
         device.delivery.tick()
-    [said] = device.said
-    assert (said.release, said.state, said.runs) == ("", "in service", __version__)
+    [report] = device.reports
+    assert (report.release, report.state, report.runs) == ("", "in service", __version__)
 
 
-def test_without_a_launcher_or_a_key_nothing_is_fetched(device: Device) -> None:
+def test_software_is_not_fetched_without_a_launcher_or_a_key(device: Device) -> None:
     device.restart(launched=False)
     device.hear(device.offer())
-    assert device.said[-1].state == "failed"
-    assert "runs from an environment of its own" in device.said[-1].reason
+    assert device.reports[-1].state == "failed"
+    assert "runs from an environment of its own" in device.reports[-1].reason
     device.restart(signed=False)
     device.hear(device.offer())
-    assert (device.said[-1].state, "only taken signed" in device.said[-1].reason) == ("failed", True)
-    assert not device.has_asked
+    assert (device.reports[-1].state, "only taken signed" in device.reports[-1].reason) == ("failed", True)
+    assert not device.has_requested
 
 
 @pytest.mark.parametrize("version", [__version__, "0.0.9", "latest"])
-def test_what_is_not_newer_is_not_fetched(device: Device, version: str) -> None:
+def test_software_that_is_not_newer_is_not_fetched(device: Device, version: str) -> None:
     device.hear(device.offer(version))
-    assert device.said[-1].reason == f"splitee {version} is not newer than {__version__}, which is in service"
-    assert not device.has_asked
+    assert (
+        device.reports[-1].reason == f"splitee {version} is not newer than {__version__}, which is in service"
+    )
+    assert not device.has_requested
 
 
 @pytest.mark.parametrize("case", ["another version", "another key", "no software"])
-def test_what_is_not_as_it_was_offered_fails(device: Device, case: str, tmp_path: Path) -> None:
+def test_software_that_differs_from_its_offer_fails(device: Device, case: str, tmp_path: Path) -> None:
     wheel = small_wheel(tmp_path, "hetero_splitee", "9.1" if case == "another version" else NEW)
     signing = make_keys(tmp_path / "other")[0] if case == "another key" else device.signing
     data = software_file(tmp_path / "file", signing, wheel).read_bytes()
@@ -122,47 +124,53 @@ def test_what_is_not_as_it_was_offered_fails(device: Device, case: str, tmp_path
         data = b"splitee software"
     device.hear(device.offer(NEW, data))
     device.fetch(data)
-    assert [said.state for said in device.said if said.release] == ["downloading", "trying", "failed"]
+    assert [report.state for report in device.reports if report.release] == [
+        "downloading",
+        "trying",
+        "failed",
+    ]
     words = {
         "another version": "the file has splitee 9.1, the release says 9.0",
         "another key": "signature is not this fleet's",
         "no software": "expected software for devices",
     }
-    assert words[case] in device.said[-1].reason
+    assert words[case] in device.reports[-1].reason
     assert sorted(path.name for path in device.software.path.iterdir()) in (["base"], [".lock", "base"])
 
 
-def test_on_trial_it_says_so_and_afterwards_that_it_is_in_service(device: Device) -> None:
+def test_software_on_trial_is_reported_trying_and_then_in_service(device: Device) -> None:
     device.on_trial()
     device.delivery.tick()
-    assert device.said == []
+    assert device.reports == []
     offer = device.offer()
     device.hear(offer)  # the broker keeps it
-    assert [said.state for said in device.said] == ["trying"]
+    assert [report.state for report in device.reports] == ["trying"]
     device.software.take()
     device.software.note_release(NAME, RELEASE)
     device.delivery.tick()
-    assert {said.state for said in device.said[1:]} == {"in service"}
-    assert (device.said[-1].release, device.said[-1].version) == (RELEASE, NEW)
+    assert {report.state for report in device.reports[1:]} == {"in service"}
+    assert (device.reports[-1].release, device.reports[-1].version) == (RELEASE, NEW)
 
 
 @pytest.mark.parametrize("hears_it_again", [True, False])
-def test_what_did_not_come_up_is_rolled_back_with_the_reason(device: Device, hears_it_again: bool) -> None:
+def test_software_that_did_not_come_up_is_rolled_back_with_the_reason(
+    device: Device, hears_it_again: bool
+) -> None:
     device.on_trial()
     device.software.give_up(NAME, "it did not come up within 60 s")
     device.restart()
     device.delivery.tick()
     if hears_it_again:
         device.hear(device.offer())
-    said = device.said[-1]
-    assert (said.state, said.reason) == ("rolled back", "it did not come up within 60 s")
-    assert (said.version, said.runs) == (NEW, __version__)
-    assert not device.has_asked, "it is not tried again before it is signed anew"
+    report = device.reports[-1]
+    assert (report.state, report.reason) == ("rolled back", "it did not come up within 60 s")
+    assert (report.version, report.runs) == (NEW, __version__)
+    assert not device.has_requested, "it is not tried again before it is signed anew"
     device.hear(device.offer(at=1001, data=b"x"))
-    assert device.has_asked
+    assert device.has_requested
 
 
-def test_on_a_full_disk_it_says_how_the_trial_went_and_runs_on(device: Device) -> None:
+def test_trial_outcome_is_reported_on_a_full_disk_and_again_after_a_restart(device: Device) -> None:
     device.on_trial()
     device.software.give_up(NAME, "it ended")
     device.restart()
@@ -172,14 +180,14 @@ def test_on_a_full_disk_it_says_how_the_trial_went_and_runs_on(device: Device) -
         device.delivery.tick()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (device.said[-1].state, device.said[-1].reason) == ("rolled back", "it ended")
+    assert (device.reports[-1].state, device.reports[-1].reason) == ("rolled back", "it ended")
     device.restart()
     device.delivery.tick()
-    assert device.said[-1].state == "rolled back", "it is told again, as it could not be noted"
+    assert device.reports[-1].state == "rolled back", "it is told again, as it could not be noted"
 
 
-def test_what_could_not_be_tried_may_be_offered_again(device: Device) -> None:
-    """Such as where the owner installs something at that moment."""
+def test_roll_back_that_could_not_be_tried_may_be_offered_again(device: Device) -> None:
+    """Such as while the owner installs software."""
     device.on_trial()
     device.software.take()
     device.software.note_release(NAME, RELEASE)
@@ -189,55 +197,58 @@ def test_what_could_not_be_tried_may_be_offered_again(device: Device) -> None:
     with (device.software.path / LOCK).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         device.hear(back)
-        assert "another process installs software now" in device.said[-1].reason
+        assert "another process installs software now" in device.reports[-1].reason
     device.restart()
     device.delivery.tick()
-    assert (device.said[-1].release, device.said[-1].state) == (RELEASE, "in service")
-    assert device.said[-1].reason == "", "it was not tried"
+    assert (device.reports[-1].release, device.reports[-1].state) == (RELEASE, "in service")
+    assert device.reports[-1].reason == "", "it was not tried"
     device.hear(back)
-    assert device.said[-1].state == "trying"
+    assert device.reports[-1].state == "trying"
 
 
-def test_another_offer_waits_for_the_trials_end(device: Device) -> None:
+def test_second_offer_waits_for_the_end_of_the_trial(device: Device) -> None:
     device.on_trial()
     device.hear(device.offer("9.1", b"another", at=1001))
-    assert device.said == []
+    assert device.reports == []
     device.software.give_up(NAME, "it ended")
     device.delivery.tick()
-    assert (device.said[0].release, device.said[0].state) == (RELEASE, "rolled back")
-    assert device.has_asked
+    assert (device.reports[0].release, device.reports[0].state) == (RELEASE, "rolled back")
+    assert device.has_requested
 
 
-def test_going_back_is_rolled_back_once_it_has_come_up(device: Device) -> None:
+def test_roll_back_is_reported_once_the_earlier_software_has_come_up(device: Device) -> None:
     device.on_trial()
     device.software.take()
     device.software.note_release(NAME, RELEASE)
     device.restart()
     device.hear(device.offer(at=1001, action="roll back"))
-    assert device.said[-1].state == "trying"
+    assert device.reports[-1].state == "trying"
     assert device.software.target("trial") == "base"
     device.software.move("trial", TRIED)
     device.restart()
     device.hear(device.offer(at=1001, action="roll back"))
-    assert [said.state for said in device.said] == ["trying"]
+    assert [report.state for report in device.reports] == ["trying"]
     device.software.take()
     device.delivery.tick()
-    assert device.said[-1].state == "rolled back"
+    assert device.reports[-1].state == "rolled back"
     assert device.software.in_service == "base"
 
 
-def test_going_back_to_what_does_not_come_up_stays_in_service(device: Device) -> None:
+def test_software_stays_in_service_if_its_roll_back_does_not_come_up(device: Device) -> None:
     device.on_trial(action="roll back")
     device.software.give_up(NAME, "it ended")
     device.software.point(CURRENT, "base")
     device.restart()
     device.delivery.tick()
-    assert (device.said[-1].state, device.said[-1].reason) == ("in service", "not rolled back: it ended")
+    assert (device.reports[-1].state, device.reports[-1].reason) == (
+        "in service",
+        "not rolled back: it ended",
+    )
 
 
-def test_where_the_newest_signature_cannot_be_read_nothing_is_taken(device: Device) -> None:
+def test_software_is_refused_while_the_newest_signature_cannot_be_read(device: Device) -> None:
     (device.software.path / STATE).write_text("{")
     device.delivery.tick()
     device.hear(device.offer())
-    assert (device.said[-1].state, "remove it" in device.said[-1].reason) == ("failed", True)
-    assert not device.has_asked
+    assert (device.reports[-1].state, "remove it" in device.reports[-1].reason) == ("failed", True)
+    assert not device.has_requested

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee simulate`: a table and files of every method and seed, nothing run twice, mistakes in one line."""
+"""`splitee simulate`: a table and files of every method and seed; invalid options are refused in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-av
 
 
 def simulate(*arguments: str) -> str:
-    """What the command prints; its error is raised."""
+    """Run the command and return its output; its error is raised."""
     result = CliRunner().invoke(splitee, ["simulate", *arguments], standalone_mode=False)
     if result.exception is not None:
         raise result.exception
@@ -45,8 +45,8 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Every method with two seeds: the folder, and what was printed."""
+def all_methods(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Every method with two seeds: the folder and the output."""
 
     def make(path: Path) -> None:
         every = "--strategy", ",".join(STRATEGIES), "--baselines", ",".join(BASELINES)
@@ -57,8 +57,8 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return made / "out", (made / "printed").read_text()
 
 
-def test_every_method_has_a_mean_and_a_spread(everything: tuple[Path, str]) -> None:
-    out, printed = everything
+def test_every_method_has_a_mean_and_a_spread(all_methods: tuple[Path, str]) -> None:
+    out, printed = all_methods
     found = results(out)
     assert list(found) == list(METHODS)
     for name, method in found.items():
@@ -75,8 +75,8 @@ def test_every_method_has_a_mean_and_a_spread(everything: tuple[Path, str]) -> N
     assert found["centralized"]["macs"]["mean"] == 0
 
 
-def test_the_page_shows_all_plots_and_needs_nothing_else(everything: tuple[Path, str]) -> None:
-    page = (everything[0] / "report.html").read_text()
+def test_page_shows_all_plots_and_loads_no_other_resources(all_methods: tuple[Path, str]) -> None:
+    page = (all_methods[0] / "report.html").read_text()
     assert page.count("<svg ") == 5
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
@@ -84,8 +84,8 @@ def test_the_page_shows_all_plots_and_needs_nothing_else(everything: tuple[Path,
     assert page.count(">trunk over fedavg</td>") == len(STRATEGIES)
 
 
-def test_nothing_is_run_twice_and_a_new_seed_is_added(everything: tuple[Path, str]) -> None:
-    out, _ = everything
+def test_stored_results_are_reused_and_a_new_seed_is_added(all_methods: tuple[Path, str]) -> None:
+    out, _ = all_methods
     before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
     assert len(before) == 2 * len(METHODS)
     printed = simulate(*SMALL, "--seeds", "1,2,3", "--baselines", "fedavg", "--out", str(out))
@@ -95,23 +95,23 @@ def test_nothing_is_run_twice_and_a_new_seed_is_added(everything: tuple[Path, st
     assert results(out)["fedavg"]["seeds"] == [1, 2, 3]
 
 
-def test_other_settings_are_refused_where_results_are(everything: tuple[Path, str]) -> None:
+def test_folder_with_results_of_other_settings_is_refused(all_methods: tuple[Path, str]) -> None:
     with pytest.raises(
         StateError, match=r"sequential-seed1\.json is of other settings \(order 'step' there, "
     ):
-        simulate(*SMALL, "--order", "device", "--out", str(everything[0]))
+        simulate(*SMALL, "--order", "device", "--out", str(all_methods[0]))
 
 
-def test_the_seed_decides_whatever_the_number_of_processes(
-    everything: tuple[Path, str], tmp_path: Path
+def test_seed_decides_the_results_for_any_number_of_processes(
+    all_methods: tuple[Path, str], tmp_path: Path
 ) -> None:
     simulate(*SMALL, "--seeds", "2", "--workers", "1", "--baselines", "splitfed", "--out", str(tmp_path))
     for name in ("sequential-seed2.json", "averaging-seed2.json", "splitfed-seed2.json"):
-        one, other = (json.loads((out / "parts" / name).read_text()) for out in (everything[0], tmp_path))
+        one, other = (json.loads((out / "parts" / name).read_text()) for out in (all_methods[0], tmp_path))
         assert one["rounds"] == other["rounds"], name
 
 
-def test_a_poor_hand_is_a_warning_and_training_goes_on(tmp_path: Path) -> None:
+def test_clients_with_too_few_images_are_reported_and_left_out(tmp_path: Path) -> None:
     printed = simulate(
         *TINY, "--clients", "8", "--cuts", "2", "--rounds", "1", "--partition", "dirichlet:0.02",
         "--strategy", "sequential", "--baselines", "fedavg", "--out", str(tmp_path),
@@ -123,7 +123,7 @@ def test_a_poor_hand_is_a_warning_and_training_goes_on(tmp_path: Path) -> None:
     assert sum(client["samples"] for client in part["clients"].values()) >= 240 - 8
 
 
-def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_path: Path) -> None:
+def test_each_of_several_partitions_has_a_folder_and_a_table(tmp_path: Path) -> None:
     flags = ("--partition", "iid,shards:2", "--baselines", "fedavg,alone-exit,centralized")
     printed = simulate(*SMALL, *flags, "--strategy", "averaging", "--out", str(tmp_path))
     for name, folder in (("iid", tmp_path / "iid"), ("shards:2", tmp_path / "shards-2")):
@@ -160,7 +160,7 @@ def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_pat
         (("--batch-size", "1"), click.BadParameter, "--batch-size 1: from 2 to 4096"),
     ],
 )
-def test_mistakes_are_named_before_anything_runs(
+def test_invalid_options_are_refused_before_training(
     arguments: tuple[str, ...], error: type[Exception], line: str, tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=line):
@@ -169,12 +169,12 @@ def test_mistakes_are_named_before_anything_runs(
 
 
 @pytest.mark.parametrize("flag", ["--seeds", "--cuts", "--strategy", "--baselines"])
-def test_a_list_that_cannot_be_read_is_named(flag: str, tmp_path: Path) -> None:
+def test_invalid_list_is_refused_with_its_flag(flag: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=rf"^{flag} x.*: (some of|whole numbers)"):
         simulate(*SMALL, flag, "x,y", "--out", str(tmp_path))
 
 
-def test_accuracies_are_those_of_honest_clients_and_the_report_says_so(tmp_path: Path) -> None:
+def test_accuracies_cover_honest_clients_only_and_the_report_states_it(tmp_path: Path) -> None:
     flags = ("--hostile", "1:constant", "--baselines", "", "--strategy", "sequential", "--out", str(tmp_path))
     said = "Hostile clients: 1:constant. Accuracies are means over the honest ones."
     assert said in simulate(*SMALL, *flags)
@@ -185,7 +185,7 @@ def test_accuracies_are_those_of_honest_clients_and_the_report_says_so(tmp_path:
     assert sorted(part["clients"]) == ["client-1", "client-2", "client-3"]
 
 
-def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
+def test_killed_comparison_keeps_finished_results_and_continues(tmp_path: Path) -> None:
     flags = ["--seeds", "1,2,3", "--strategy", "sequential", "--baselines", ""]
     process = warm.WarmProcess(["simulate", *SMALL, *flags, "--out", str(tmp_path)], tmp_path / "log")
     until(lambda: ": accuracy " in (tmp_path / "log").read_text(), process.poll)
@@ -199,7 +199,7 @@ def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
     assert results(tmp_path)["sequential"]["seeds"] == [1, 2, 3]
 
 
-def test_precision_is_a_setting_of_the_runs(tmp_path: Path) -> None:
+def test_precision_is_stored_as_a_setting_of_the_run(tmp_path: Path) -> None:
     flags = ("--strategy", "averaging", "--baselines", "", "--precision", "bf16", "--out", str(tmp_path))
     simulate(*SMALL, *flags)
     part = json.loads((tmp_path / "parts" / "averaging-seed1.json").read_text())
@@ -209,7 +209,7 @@ def test_precision_is_a_setting_of_the_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> None:
+def test_protocol_sets_only_options_that_are_not_given_elsewhere(name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('codec = "int8"\nrounds = 7\n')
     seeds = ", ".join(tomllib.loads((FOLDER / f"{name}.toml").read_text())["seeds"].split(","))
@@ -224,37 +224,39 @@ def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_protocols_settings_are_valid(name: str, tmp_path: Path) -> None:
-    """Its network and cuts are checked before the pictures are: those are too few here."""
+def test_settings_of_each_protocol_are_valid(name: str, tmp_path: Path) -> None:
+    """Its network and cuts are checked before the images, which are too few here."""
     with pytest.raises(DataError, match="3 training images cannot be dealt to"):
         simulate("--protocol", name, "--samples", "3", "--out", str(tmp_path))
 
 
-def test_an_unknown_protocol_is_named() -> None:
+def test_unknown_protocol_is_refused_with_the_known_names() -> None:
     process = warm.run("simulate", "--protocol", "large")
     assert process.returncode == ExitCode.CONFIG
     assert all(name in process.stderr for name in NAMES)
 
 
-def test_trained_weights_frozen_stages_and_the_fleets_normalisation(tmp_path: Path) -> None:
-    """The run's settings are those that follow from them, and a folder knows which weights it is of."""
+def test_weights_and_freeze_are_checked_and_stored_as_settings_of_the_run(tmp_path: Path) -> None:
+    """They are stored with the results, so that results of other weights are not mixed with them."""
     paths = [tmp_path / f"{seed}.safetensors" for seed in (7, 8)]
     for seed, path in enumerate(paths):
         save_file(build_network("tiny_networks:tiny", num_classes=10, seed=seed).module.state_dict(), path)
     settings = (*SMALL, "--baselines", "", "--strategy", "sequential", "--out", str(tmp_path / "out"))
-    learnt = ("--freeze", "auto", "--normalize", "fleet", "--weights")
-    simulate(*settings, *learnt, str(paths[0]))
+    options = ("--freeze", "auto", "--normalize", "fleet", "--weights")
+    simulate(*settings, *options, str(paths[0]))
     run = json.loads((tmp_path / "out" / "parts" / "sequential-seed1.json").read_text())["job"]["run"]
     assert run["weights"].startswith("7.safetensors ") and run["freeze"] == "auto"
     with pytest.raises(StateError, match="of other settings"):
-        simulate(*settings, *learnt, str(paths[1]))
+        simulate(*settings, *options, str(paths[1]))
     with pytest.raises(NetworkError, match="--freeze 4 is beyond the deepest cut"):
         simulate(*settings, "--freeze", "4")
 
 
 @pytest.mark.slow(5)
-def test_stl10_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A made-up copy: 30 training and 20 test images; torchvision knows the real ones' checksums."""
+def test_simulation_reads_stl10_as_torchvision_stores_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A made-up copy: 30 training and 20 test images; their checksums replace the real ones."""
     folder = tmp_path / "data" / STL10.base_folder
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When all will have ended: from the pace of what is done, and from what is known of the rest."""
+"""The time left of a demo: from the pace of the current part and the guesses for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fakes import FakeClock
 from splitee_lab.demo.estimate import Estimate
 
 
-def test_nothing_is_told_before_it_is_known() -> None:
+def test_time_left_is_unknown_until_every_part_has_a_pace_or_a_guess() -> None:
     clock = FakeClock()
     estimate = Estimate("first", "second", clock=clock)
     assert estimate.under_way is None and estimate.left() is None
@@ -22,7 +22,7 @@ def test_nothing_is_told_before_it_is_known() -> None:
     assert estimate.left() == pytest.approx(15 + 30)
 
 
-def test_a_guess_counts_until_the_pace_is_known() -> None:
+def test_time_left_follows_the_guess_until_the_pace_is_known() -> None:
     clock = FakeClock()
     estimate = Estimate("only", clock=clock)
     estimate.expect("only", 100)
@@ -40,7 +40,7 @@ def test_a_guess_counts_until_the_pace_is_known() -> None:
     assert estimate.left() == 0
 
 
-def test_a_part_that_begins_ends_those_before_it() -> None:
+def test_part_that_begins_ends_the_parts_before_it() -> None:
     clock = FakeClock()
     estimate = Estimate("first", "skipped", "last", clock=clock)
     estimate.expect("last", 10)

@@ -11,7 +11,7 @@ from splitee_lab.demo.machine import PeakMemory, machine
 SCRIPT = "held = bytearray(b'x' * (200 << 20)); print(flush=True); input()"
 
 
-def test_the_peak_of_another_process_is_kept_when_that_has_ended() -> None:
+def test_peak_memory_of_another_process_is_kept_after_it_has_ended() -> None:
     peaks = PeakMemory()
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -27,7 +27,7 @@ def test_the_peak_of_another_process_is_kept_when_that_has_ended() -> None:
     assert 200 << 20 < peaks.found["pi-1"] < 500 << 20
 
 
-def test_the_machine_is_named_with_its_cores() -> None:
-    what, _, cores = machine().rpartition(", ")
-    assert what
+def test_machine_is_named_with_its_cores() -> None:
+    name, _, cores = machine().rpartition(", ")
+    assert name
     assert cores.split()[1] in ("core", "cores") and float(cores.split()[0]) > 0

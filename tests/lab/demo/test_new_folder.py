@@ -19,7 +19,7 @@ from splitee_lab.demo import fleet
         ("mosqito", ExitCode.CONFIG, "--broker mosqito: expected auto, mosquitto, embedded or an address"),
     ],
 )
-def test_a_broker_that_is_not_there_leaves_nothing(
+def test_demo_with_an_unreachable_or_unknown_broker_leaves_no_folder(
     broker: str,
     code: ExitCode,
     words: str,
@@ -33,7 +33,7 @@ def test_a_broker_that_is_not_there_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_was_there_stays(
+def test_demo_that_does_not_begin_keeps_an_existing_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(fleet, "CONNECT", 1.0)

@@ -38,19 +38,19 @@ def demo(out: Path, network: str = "resnet18", broker: str = "embedded") -> Demo
     return Demo(network, "sequential", 1, 3, 1, broker, "fp16", "none", 20, False, out)
 
 
-def run_it(wanted: Demo) -> None:
+def run_demo(wanted: Demo) -> None:
     run(wanted, LineDisplay(Console(quiet=True)), lambda line: None, ExitStack())
 
 
-def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:
+def test_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(StateError, match="is not empty: name a new folder"):
-        run_it(demo(tmp_path))
+        run_demo(demo(tmp_path))
     with pytest.raises(StateError, match=r"report\.json.*: Not a directory|File exists"):
-        run_it(demo(tmp_path / "report.json"))
+        run_demo(demo(tmp_path / "report.json"))
 
 
-def test_an_unknown_network_is_named_before_anything_starts(tmp_path: Path) -> None:
+def test_unknown_network_is_refused_before_a_folder_is_created(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="resnet18"):
-        run_it(demo(tmp_path / "out", network="resnet81"))
+        run_demo(demo(tmp_path / "out", network="resnet81"))
     assert not (tmp_path / "out").exists()

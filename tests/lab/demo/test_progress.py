@@ -93,7 +93,7 @@ def workload(*devices: str) -> Workload:
 
 
 def shown(course: Course, width: int, height: int = 24) -> list[str]:
-    """The lines of a terminal, none longer than it is wide, nothing shortened."""
+    """The lines of a terminal, after a check that they fit and that none is shortened."""
     output = io.StringIO()
     console = Console(file=output, width=width, height=height, force_terminal=True, color_system=None)
     console.print(render(course, console))
@@ -105,12 +105,12 @@ def shown(course: Course, width: int, height: int = 24) -> list[str]:
 
 
 def words(line: str) -> list[str]:
-    """Of a row, without its bar."""
+    """The words of a row, without its bar."""
     return re.sub("[━╸╺]+", " ", line).split()
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_every_part_of_a_demo_on_a_terminal(width: int) -> None:
+def test_terminal_shows_every_part_of_a_demo(width: int) -> None:
     clock = FakeClock()
     course = Course(ids(3), ROUNDS, measuring=120, clock=clock)
     parts = "training, release, predictions and baselines"
@@ -157,7 +157,7 @@ def test_every_part_of_a_demo_on_a_terminal(width: int) -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("height", [16, 24, 50])
-def test_many_devices_are_counted_where_they_do_not_fit(width: int, height: int) -> None:
+def test_devices_that_do_not_fit_the_terminal_are_counted(width: int, height: int) -> None:
     course, many = Course(ids(100), ROUNDS), ids(100)
     course.fleet(snapshot(*(training(device, 1, 0.5) for device in many)))
     lines = shown(course, width, height)
@@ -168,7 +168,7 @@ def test_many_devices_are_counted_where_they_do_not_fit(width: int, height: int)
     assert sum("more" in line for line in shown(course, width, height)) == 2
 
 
-def test_a_demo_without_baselines_does_not_wait_for_them() -> None:
+def test_demo_without_baselines_estimates_its_end_without_them() -> None:
     clock = FakeClock()
     course = Course(["pi-1"], 1, baselines=False, clock=clock)
     course.fleet(snapshot(training("pi-1", 1, 0.0)))
@@ -178,7 +178,7 @@ def test_a_demo_without_baselines_does_not_wait_for_them() -> None:
     assert course.end.endswith(" s: training, release and predictions")
 
 
-def test_a_terminal_is_drawn_again_as_news_comes_in() -> None:
+def test_terminal_is_redrawn_as_updates_arrive() -> None:
     output = io.StringIO()
     with LiveDisplay(Console(file=output, width=80, height=24, force_terminal=True)) as display:
         display.begin(Course(["pi-1"], ROUNDS))
@@ -189,7 +189,7 @@ def test_a_terminal_is_drawn_again_as_news_comes_in() -> None:
     assert "pi-1 alone" in output.getvalue() and "3 of 5" in output.getvalue()
 
 
-def test_a_log_gets_a_line_a_part_a_round_and_a_baseline() -> None:
+def test_log_has_one_line_per_part_round_and_baseline() -> None:
     output = io.StringIO()
     with LineDisplay(Console(file=output, width=80)) as display:
         display.begin(Course(["[b]"], ROUNDS))

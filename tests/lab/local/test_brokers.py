@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers for one machine: they start, say why they did not, and end with their caller."""
+"""Brokers for one machine: they start or report why not, and end with their caller."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_the_settings_are_those_of_the_development_file() -> None:
+def test_mosquitto_settings_are_those_of_the_development_file() -> None:
     assert statements(DEV_CONFIG.read_text()) == sorted(
         ["listener 1883 127.0.0.1", *statements(MOSQUITTO_SETTINGS)]
     )
 
 
 @pytest.mark.parametrize("choice", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
-def test_a_chosen_broker_serves_and_ends(
+def test_chosen_broker_serves_and_ends(
     choice: str, tmp_path: Path, make_broker: Callable[..., OwnBroker]
 ) -> None:
     with open_broker(choice, tmp_path) as broker:
@@ -53,7 +53,9 @@ def test_a_chosen_broker_serves_and_ends(
     assert not is_alive(broker.pid)
 
 
-def test_auto_takes_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_prefers_mosquitto_and_falls_back_to_the_embedded_broker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = "embedded" if brokers.find_mosquitto() is None else "mosquitto"
     with open_broker("auto", tmp_path) as broker:
         assert broker.kind == expected
@@ -65,26 +67,28 @@ def test_auto_takes_what_is_installed(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("address", ["mqtt://broker.example:1884", "wss://broker.example:8084/mqtt"])
-def test_an_address_is_taken_as_it_is(address: str, tmp_path: Path) -> None:
+def test_address_of_an_external_broker_is_taken_unchanged(address: str, tmp_path: Path) -> None:
     with open_broker(address, tmp_path) as broker:
         assert (broker.kind, str(broker.address), broker.pid) == ("external", address, None)
         broker.check()
 
 
 @pytest.mark.parametrize("choice", ["", "rabbit", "localhost:1883", "http://localhost:1883"])
-def test_another_choice_is_named(choice: str, tmp_path: Path) -> None:
+def test_unknown_broker_is_refused(choice: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected"), open_broker(choice, tmp_path):
         pass
 
 
 @pytest.mark.mosquitto
-def test_a_broker_that_does_not_start_gives_its_last_words(make_broker: Callable[..., OwnBroker]) -> None:
+def test_failed_start_of_a_broker_is_reported_with_its_last_words(
+    make_broker: Callable[..., OwnBroker],
+) -> None:
     with pytest.raises(ChildFailed, match=r"mosquitto broker ended with status \d+: .*no_such_setting"):
         make_broker("mosquitto", MOSQUITTO_SETTINGS + "no_such_setting true\n")
 
 
 @pytest.mark.mosquitto
-def test_a_port_in_use_is_no_running_broker(make_broker: Callable[..., OwnBroker], tmp_path: Path) -> None:
+def test_port_in_use_is_refused(make_broker: Callable[..., OwnBroker], tmp_path: Path) -> None:
     port = make_broker("mosquitto").address.port
     with (
         pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"),
@@ -93,7 +97,9 @@ def test_a_port_in_use_is_no_running_broker(make_broker: Callable[..., OwnBroker
         pass
 
 
-def test_check_says_that_it_died(broker_kind: str, make_broker: Callable[..., OwnBroker]) -> None:
+def test_check_raises_after_the_broker_has_died(
+    broker_kind: str, make_broker: Callable[..., OwnBroker]
+) -> None:
     broker = make_broker(broker_kind).broker
     assert broker is not None
     assert broker.process is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are forked from one which has loaded what they need."""
+"""Processes that are forked from one that has loaded their modules."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from warm import WarmProcess
 FOUND = "import sys; print('first_uses' in sys.modules)"
 
 
-def test_what_is_to_be_loaded_once_is_found_where_this_process_finds_it(tmp_path: Path) -> None:
-    """`first_uses` is no installed module: pytest's own settings lead to it."""
+def test_forked_process_has_preloaded_modules_of_its_parents_path(tmp_path: Path) -> None:
+    """`first_uses` is not installed: pytest's settings put it on the path."""
     log = tmp_path / "log"
     process = WarmProcess(["found"], log, program=partial(exec, FOUND))
     assert process.wait(60) == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A demo's small devices: shares of a core by control groups, a core where none may be made."""
+"""A demo's small devices: shares of a core by control groups, a whole core without them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def sleeper() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("version", GROUPS)
-def test_a_share_is_a_control_group(tmp_path: Path, version: int, sleeper: int) -> None:
+def test_share_of_a_core_is_set_by_a_control_group(tmp_path: Path, version: int, sleeper: int) -> None:
     mounts, own, parent = GROUPS[version]
     for name, content in {"proc/self/mountinfo": mounts, "proc/self/cgroup": own}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def test_a_share_is_a_control_group(tmp_path: Path, version: int, sleeper: int) 
     assert shares.pinned == 0
 
 
-def test_without_control_groups_each_process_has_a_core(tmp_path: Path, sleeper: int) -> None:
+def test_process_is_pinned_to_one_core_without_control_groups(tmp_path: Path, sleeper: int) -> None:
     with CpuShares(tmp_path) as shares:
         for _ in range(2):
             assert shares.limit(sleeper, 0.3) == 1.0
@@ -52,7 +52,7 @@ def test_without_control_groups_each_process_has_a_core(tmp_path: Path, sleeper:
     assert shares.pinned == 2
 
 
-def test_no_two_of_three_devices_are_alike_and_a_fourth_is_like_the_first() -> None:
+def test_first_three_devices_differ_and_the_fourth_is_like_the_first() -> None:
     kinds = kinds_of_devices(4)
     assert [kind.cpu for kind in kinds] == [1.0, 0.6, 0.3, 1.0]
     assert sorted((kind.memory for kind in kinds[:3]), reverse=True) == [kind.memory for kind in kinds[:3]]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Child processes: a failure is one clear message with the log's end, and none is left behind."""
+"""Child processes: a failure is one clear message with the log's end, and no process is left behind."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def running() -> list[psutil.Process]:
     return [child for child in children if child.name() in ("splitee patient", "splitee watcher")]
 
 
-def test_a_failed_child_is_named_with_its_exit_code_and_last_words(tmp_path: Path) -> None:
+def test_failed_child_is_reported_with_its_exit_code_and_last_words(tmp_path: Path) -> None:
     with Children(tmp_path, {"SPLITEE_BROKER": ADDRESS, "SPLITEE_CONNECT_TIMEOUT": "1"}) as children:
         children.start("patient", ["status", "--connect-timeout", "600"])
         children.start("watcher", ["status"])
         with pytest.raises(ChildFailed) as failed:
             wait_until_all_done(children)
-    first, *said = str(failed.value).splitlines()
+    first, *lines = str(failed.value).splitlines()
     assert first.startswith("watcher ended with exit code 3 (no broker was reached within --connect-timeout)")
     assert str(tmp_path / "watcher.log") in first
-    assert said[-1].startswith("  splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
+    assert lines[-1].startswith("  splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
     assert running() == []
 
 
-def test_children_that_end_well(tmp_path: Path) -> None:
+def test_successful_children_end_without_an_error(tmp_path: Path) -> None:
     with Children(tmp_path, {}) as children:
         children.start("one", ["--version"])
         children.start("two", ["--help"])
@@ -69,7 +69,9 @@ def test_children_that_end_well(tmp_path: Path) -> None:
     assert (tmp_path / "one.log").read_text().startswith("splitee, version")
 
 
-def test_this_sides_variables_are_not_the_childrens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_do_not_inherit_settings_of_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SPLITEE_FLEET", "not a name!")
     monkeypatch.setenv("SPLITEE_CONFIG", "/nowhere")
     with Children(tmp_path, {"SPLITEE_BROKER": ADDRESS}) as children:
@@ -80,23 +82,23 @@ def test_this_sides_variables_are_not_the_childrens(tmp_path: Path, monkeypatch:
     assert ADDRESS in shown
 
 
-def test_a_killed_child_is_named_by_its_signal(tmp_path: Path) -> None:
+def test_killed_child_is_reported_with_its_signal(tmp_path: Path) -> None:
     with Children(tmp_path, {}) as children:
         children.start("status", ["status", "--broker", ADDRESS]).process.kill()
         with pytest.raises(ChildFailed, match="status was ended by SIGKILL"):
             wait_until_all_done(children)
 
 
-def test_where_nothing_can_be_forked_is_said(tmp_path: Path) -> None:
+def test_failure_to_fork_is_reported_in_one_line(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["long"] * 30)
     deep.mkdir(parents=True)
     command = [sys.executable, "-c", START, str(tmp_path), "--version"]
-    said = subprocess.check_output(command, text=True, env={**os.environ, "TMPDIR": str(deep)})
-    assert said.startswith("no process can be forked: AF_UNIX path too long")
-    assert len(said.splitlines()) == 1
+    output = subprocess.check_output(command, text=True, env={**os.environ, "TMPDIR": str(deep)})
+    assert output.startswith("no process can be forked: AF_UNIX path too long")
+    assert len(output.splitlines()) == 1
 
 
-def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+def test_children_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-c", START, str(tmp_path), "status", "--connect-timeout", "600"]
     with subprocess.Popen([*command, "--broker", ADDRESS], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs in processes: their news come in order, one that dies is named, and no process outlives the work."""
+"""Jobs in processes: messages arrive in order, a dead process is reported, none outlives the work."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from splitee.errors import ChildFailed
 from splitee_lab.local.workers import at_work
 
 
-def test_every_jobs_news_come_in_order() -> None:
-    told: dict[int, list[int]] = {}
+def test_messages_of_each_job_arrive_in_order() -> None:
+    received: dict[int, list[int]] = {}
     with at_work([Count(3), Count(0), Count(5)], count, workers=2) as news:
         for job, number in news:
-            told.setdefault(job.to, []).append(number)
-    assert told == {3: [1, 2, 3], 5: [1, 2, 3, 4, 5]}
+            received.setdefault(job.to, []).append(number)
+    assert received == {3: [1, 2, 3], 5: [1, 2, 3, 4, 5]}
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_dies_is_named() -> None:
+def test_process_that_dies_is_reported_with_its_job() -> None:
     with (
         pytest.raises(ChildFailed, match="the count to -1 ended with status 3 before its result"),
         at_work([Count(-1)], count, workers=1) as news,
@@ -30,7 +30,7 @@ def test_a_process_that_dies_is_named() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_that_dies_within_a_message_is_named() -> None:
+def test_process_that_dies_within_a_message_is_reported_with_its_job() -> None:
     with (
         pytest.raises(ChildFailed, match="the count to 1 ended with status 3 before its result"),
         at_work([Count(1)], die_within_a_message, workers=1) as news,
@@ -39,17 +39,17 @@ def test_a_process_that_dies_within_a_message_is_named() -> None:
     assert multiprocessing.active_children() == []
 
 
-def test_leaving_early_ends_the_processes() -> None:
+def test_leaving_the_context_early_ends_the_processes() -> None:
     with at_work([Count(10**9), Count(10**9)], count, workers=2) as news:
         assert next(news)[1] == 1
     assert multiprocessing.active_children() == []
 
 
-def test_a_process_has_one_thread() -> None:
+def test_worker_process_has_one_thread() -> None:
     with at_work([Count(1)], threads, workers=4) as news:
         assert [number for _, number in news] == [1]
 
 
-def test_an_interrupt_is_left_to_who_started_the_process() -> None:
+def test_worker_process_ignores_an_interrupt() -> None:
     with at_work([Count(1)], count_through_an_interrupt, workers=1) as news:
         assert [number for _, number in news] == [1]

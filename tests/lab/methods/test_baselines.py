@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The baselines: the same network, pictures and schedule as the fleet's, in processes of their own."""
+"""The baselines: the same network, images and schedule as the fleet's, in processes of their own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHARDS = {"pi-1": "1/2", "pi-2": "2/2"}
 CUTS = {"pi-1": 1, "pi-2": 3}
 
 
-def test_centralized_has_all_shards_and_each_device_its_own_and_who_takes_longest_begins() -> None:
+def test_baselines_have_their_shards_and_the_longest_come_first() -> None:
     wanted = baselines_of(RUN, DATA, SHARDS, CUTS)
     assert wanted == [
         Baseline(CENTRALIZED, CENTRALIZED, RUN, DATA, ("1/2", "2/2")),
@@ -55,14 +55,14 @@ def test_centralized_has_all_shards_and_each_device_its_own_and_who_takes_longes
     assert [baseline.name for baseline in wanted] == names
 
 
-def test_passes_over_the_pictures_are_the_fleets() -> None:
+def test_baselines_pass_over_the_images_as_often_as_the_fleet() -> None:
     centralized, alone, _, alone_exit, _ = baselines_of(RUN, DATA, SHARDS, CUTS)
     assert last(centralized).steps == 2 * (2 * 32 // 16)
     assert last(alone).steps == last(alone_exit).steps == 2 * (32 // 16)
 
 
 @pytest.mark.parametrize("exit_cuts", [(), (1, 3)])
-def test_alone_at_its_cut_is_what_simulate_calls_so_whatever_exits_the_fleet_shares(
+def test_alone_exit_agrees_with_simulate_whatever_exits_the_fleet_shares(
     exit_cuts: tuple[int, ...],
 ) -> None:
     run = replace(RUN, exits="fleet" if exit_cuts else "own", exit_cuts=exit_cuts)
@@ -93,7 +93,7 @@ def last(baseline: Baseline) -> Progress:
 
 
 @pytest.mark.slow
-def test_processes_give_what_training_here_gives_whatever_their_number() -> None:
+def test_processes_give_the_same_accuracies_as_training_in_this_process() -> None:
     wanted = baselines_of(RUN, DATA, SHARDS, CUTS)
     here = {baseline: last(baseline).accuracy for baseline in wanted}
     shown: list[Progress] = []
@@ -104,7 +104,7 @@ def test_processes_give_what_training_here_gives_whatever_their_number() -> None
     assert multiprocessing.active_children() == []
 
 
-def test_the_seed_decides_the_result() -> None:
+def test_seed_decides_the_result_of_a_baseline() -> None:
     baseline = baselines_of(RUN, DATA, SHARDS, CUTS)[1]
     assert last(baseline) == last(baseline)
     other = RunSpec(
@@ -114,15 +114,15 @@ def test_the_seed_decides_the_result() -> None:
 
 
 @pytest.mark.slow
-def test_it_learns() -> None:
+def test_centralized_baseline_learns() -> None:
     run = RunSpec(protocol=1, run="r1", network="tiny_networks:tiny", num_classes=10, rounds=8, seed=1)
-    pictures = DataSource("builtin:fashion-mnist", limit=600)
-    accuracy = last(Baseline(CENTRALIZED, CENTRALIZED, run, pictures, ("1/1",))).accuracy
+    images = DataSource("builtin:fashion-mnist", limit=600)
+    accuracy = last(Baseline(CENTRALIZED, CENTRALIZED, run, images, ("1/1",))).accuracy
     assert accuracy is not None
     assert accuracy > 0.4  # 0.1 is chance
 
 
-def test_a_baseline_that_fails_is_named_and_no_process_is_left() -> None:
+def test_failed_baseline_is_reported_and_leaves_no_process() -> None:
     broken = Baseline(ALONE, "pi-1", RUN, DataSource("builtin:nothing"), ("1/1",))
     with pytest.raises(
         ChildFailed, match=r"baseline 'pi-1 alone' failed, .*: unknown data set builtin:nothing"

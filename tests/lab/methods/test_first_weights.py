@@ -35,7 +35,7 @@ CUTS = {"a": 1, "b": 2, "c": 3}
 
 @pytest.fixture(scope="module")
 def initial() -> InitialWeights:
-    """Not those of the run's seed."""
+    """Weights of another seed than the run's."""
     return InitialWeights(build_network("tiny_networks:tiny", num_classes=10, seed=9).module.state_dict())
 
 
@@ -64,10 +64,10 @@ def frozen_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         {"average": "median", "optimizer": "adamw", "augmentation": "flip"},
     ],
 )
-def test_a_fleet_leaves_frozen_stages_as_they_were(
+def test_fleet_keeps_the_given_weights_of_frozen_stages(
     data: DeviceData, initial: InitialWeights, strategy: str, settings: dict[str, Any]
 ) -> None:
-    """Also one of which a device moves."""
+    """Also those of a device that moves to another cut."""
     spec = replace(SPEC, strategy=strategy, **settings)
     simulation = Simulation(spec, devices(data), initial=initial, moves={1: {"a": 3}})
     for _ in simulation.rounds():
@@ -85,10 +85,10 @@ def test_a_fleet_leaves_frozen_stages_as_they_were(
 
 @pytest.mark.parametrize("method", BASELINES)
 @pytest.mark.parametrize("cuts", [CUTS, {"a": 1, "b": 1}])
-def test_every_baseline_trains_from_the_weights(
+def test_baselines_run_and_whole_networks_begin_from_the_given_weights(
     data: DeviceData, initial: InitialWeights, method: str, cuts: dict[str, int]
 ) -> None:
-    """Also where a client trains nothing of its stages."""
+    """Also where all stages of a client are frozen."""
     own = {name: SimulatedDevice(cut, data) for name, cut in cuts.items()}
     experiment = Experiment(SPEC, own, initial=initial)
     assert len(list(METHODS[method](experiment))) == SPEC.rounds
@@ -101,7 +101,7 @@ def test_every_baseline_trains_from_the_weights(
         assert torch.equal(tensor, initial.tensors[name]), name
 
 
-def test_frozen_stages_do_not_travel(data: DeviceData, initial: InitialWeights) -> None:
+def test_frozen_stages_are_not_sent(data: DeviceData, initial: InitialWeights) -> None:
     sent = {}
     for frozen in (0, 2):
         spec = replace(SPEC, freeze=frozen, frozen=frozen, rounds=1)

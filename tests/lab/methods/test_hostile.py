@@ -45,14 +45,14 @@ def simulation(run: RunSpec, hostile: str, data: DeviceData) -> Simulation:
     return Simulation(run, devices)
 
 
-def test_flipped_labels_are_those_of_the_honest_client_turned_round(data: DeviceData) -> None:
+def test_flip_labels_sends_the_honest_labels_reversed(data: DeviceData) -> None:
     _, honest = after_a_round(ClientTrainer, data)
     _, sent = after_a_round(HOSTILE["flip-labels"], data)
     for mine, theirs in zip(sent, honest, strict=True):
         assert np.array_equal(mine.labels, 9 - theirs.labels)
 
 
-def test_a_flipped_sign_turns_the_update_round_and_leaves_batches_alone(data: DeviceData) -> None:
+def test_flip_sign_reverses_the_update_and_keeps_the_features(data: DeviceData) -> None:
     start = ClientTrainer(build_for(tiny_run()), 2, tiny_run(), "client", data).weights()
     start = {name: tensor.clone() for name, tensor in start.items()}
     honest, batches = after_a_round(ClientTrainer, data)
@@ -66,13 +66,13 @@ def test_a_flipped_sign_turns_the_update_round_and_leaves_batches_alone(data: De
             torch.testing.assert_close(tensor, start[name] - FLIP_SCALE * update)
 
 
-def test_a_constant_network_sends_nothing_but_zeros(data: DeviceData) -> None:
+def test_constant_client_sends_zeros_only(data: DeviceData) -> None:
     trainer, sent = after_a_round(HOSTILE["constant"], data)
     assert not any(tensor.any() for tensor in trainer.weights().values())
     assert not any(batch.features.any() for batch in sent)
 
 
-def test_noise_has_the_scale_of_what_it_replaces(data: DeviceData) -> None:
+def test_noise_has_the_shape_and_scale_of_the_honest_features(data: DeviceData) -> None:
     honest, batches = after_a_round(ClientTrainer, data)
     hostile, sent = after_a_round(HOSTILE["noise"], data)
     features, true = sent[0].features, batches[0].features
@@ -87,7 +87,7 @@ def test_noise_has_the_scale_of_what_it_replaces(data: DeviceData) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_seed_decides_all_and_only_honest_clients_have_accuracies(
+def test_seed_decides_the_rounds_and_only_honest_clients_have_accuracies(
     kind: str, strategy: str, data: DeviceData
 ) -> None:
     run = tiny_run(strategy=strategy, **ROBUST)
@@ -101,7 +101,7 @@ def test_a_seed_decides_all_and_only_honest_clients_have_accuracies(
     assert honest.digest() != one.digest()
 
 
-def test_what_the_command_line_names_is_what_there_is() -> None:
-    """It names them before they are loaded."""
+def test_names_of_the_command_line_are_the_registered_ones() -> None:
+    """The command line names them before their modules are loaded."""
     assert tuple(HOSTILE) == names.HOSTILE
     assert tuple(BASELINES) == names.BASELINES

@@ -24,8 +24,8 @@ from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.methods.turns import in_turn
 
 EQUAL = {"a": 64, "b": 64, "c": 64}
-UNEQUAL = {"a": 32, "b": 112, "c": 48}  # whole batches, as the fleet weighs by what was trained
-CUT = 2  # of all, in the tiny network
+UNEQUAL = {"a": 32, "b": 112, "c": 48}  # whole batches, as the fleet weighs by trained images
+CUT = 2  # of all clients, in the tiny network
 FEATURES, LABEL = 4 * 8 * 3 * 3, 1  # bytes of a sample, as float32
 CLIENT_MACS = 4 * 27 * 64 + 8 * 36 * 9
 METHOD = pytest.mark.parametrize("method", ["cse-fsl", "fsl-sage"])
@@ -70,7 +70,7 @@ def accuracy(result: RoundResult) -> Accuracy:
     ],
     ids=["balanced", "device", "frozen", "all-frozen"],
 )
-def test_cse_fsl_is_sequential_with_equal_cuts_and_averaged_clients(
+def test_cse_fsl_equals_sequential_with_equal_cuts_and_averaged_clients(
     settings: dict[str, Any], data: DeviceData
 ) -> None:
     fleet = run_of("sequential", data, UNEQUAL, client_averaging="same-cut", **settings)
@@ -89,12 +89,12 @@ def test_trunk_and_exits_learn(method: str, data: DeviceData) -> None:
 
 
 @METHOD
-def test_all_have_the_middle_cut(method: str, data: DeviceData) -> None:
+def test_every_client_gets_the_middle_cut(method: str, data: DeviceData) -> None:
     assert run_of(method, data, EQUAL, (1, 2, 3)) == run_of(method, data)
 
 
 @METHOD
-def test_samples_weigh_in_the_mean_where_the_run_says_so(method: str, data: DeviceData) -> None:
+def test_weighting_by_samples_changes_the_mean_of_unequal_clients_only(method: str, data: DeviceData) -> None:
     for samples, same in ((EQUAL, True), (UNEQUAL, False)):
         one, other = (
             run_of(method, data, samples, weighting=how, learning_rate=0.05) for how in ("samples", "uniform")
@@ -116,7 +116,7 @@ def test_only_every_hth_batch_is_sent(method: str, data: DeviceData, monkeypatch
     [(0, 72 * 10 + 10, 72 * 10), (1, 72 * 16 + 16 + 16 * 10 + 10, 72 * 16 + 16 * 10)],
     ids=["exit", "hidden-layer-and-exit"],
 )
-def test_bytes_and_compute_of_fsl_sage(
+def test_bytes_and_compute_of_fsl_sage_include_its_auxiliary_network(
     stages: int, parameters: int, macs: int, data: DeviceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fsl_sage, "AUXILIARY_STAGES", stages)
@@ -132,8 +132,8 @@ def test_bytes_and_compute_of_fsl_sage(
 
 
 @pytest.mark.parametrize("frozen", [1, CUT, CUT + 1])
-def test_fsl_sage_with_frozen_stages(frozen: int, data: DeviceData) -> None:
-    """They do not travel, and the auxiliary, a network of its own, is trained all the same."""
+def test_fsl_sage_does_not_send_frozen_stages(frozen: int, data: DeviceData) -> None:
+    """The auxiliary, a network of its own, is trained nevertheless."""
     network = build_for(spec(frozen=frozen))
     keys = set(network.client(CUT).state_dict()) - set(network.frozen_keys)
     weights = sum(network.module.state_dict()[key].nbytes for key in keys)
@@ -144,7 +144,7 @@ def test_fsl_sage_with_frozen_stages(frozen: int, data: DeviceData) -> None:
     assert None not in exits
 
 
-def test_without_an_alignment_fsl_sage_goes_elsewhere(
+def test_alignment_changes_fsl_sage_from_the_second_round_on(
     data: DeviceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     aligned = run_of("fsl-sage", data)
@@ -157,7 +157,7 @@ def test_without_an_alignment_fsl_sage_goes_elsewhere(
 
 
 @pytest.mark.parametrize("stages", [0, 1])
-def test_alignment_lowers_the_error_and_leaves_statistics_alone(
+def test_alignment_lowers_the_gradient_error_and_keeps_statistics(
     stages: int, data: DeviceData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fsl_sage, "AUXILIARY_STAGES", stages)
@@ -175,7 +175,7 @@ def test_alignment_lowers_the_error_and_leaves_statistics_alone(
     assert all(one.grad is None for one in trunk.parameters())
 
 
-def test_a_batch_without_a_finite_error_trains_nothing(data: DeviceData) -> None:
+def test_batch_without_a_finite_error_is_not_trained(data: DeviceData) -> None:
     made = experiment(spec(network="tiny_networks:tiny"), data)
     auxiliary = fsl_sage.auxiliary_network(made, 1).train()
     before = {name: one.clone() for name, one in auxiliary.named_parameters()}
@@ -186,7 +186,7 @@ def test_a_batch_without_a_finite_error_trains_nothing(data: DeviceData) -> None
         assert torch.equal(parameter, before[name]), name
 
 
-def test_the_trunk_itself_has_no_error() -> None:
+def test_gradient_error_of_the_trunk_itself_is_zero() -> None:
     trunk = build_for(spec()).trunk(1).train()
     assert error(trunk, targets_of(trunk)) == 0
 
@@ -198,9 +198,10 @@ def targets_of(trunk: nn.Module) -> list[Target]:
         for _ in range(4)
     ]
     torch.manual_seed(1)
-    answer = undisturbed(trunk)
+    logits_of = undisturbed(trunk)
     return [
-        Target(features, labels, feature_gradients(answer, features, labels)) for features, labels in batches
+        Target(features, labels, feature_gradients(logits_of, features, labels))
+        for features, labels in batches
     ]
 
 
@@ -218,10 +219,10 @@ def test_gradients_of_attention_can_be_aligned() -> None:
 
         def forward(self, tokens: Tensor) -> Tensor:
             inner = self.project(tokens).unsqueeze(1)  # (B, 1, T, C)
-            answer: Tensor = self.classify(
+            logits: Tensor = self.classify(
                 F.scaled_dot_product_attention(inner, inner, inner).mean(dim=(1, 2))
             )
-            return answer
+            return logits
 
     torch.manual_seed(1)
     auxiliary, features, labels = Attention(), torch.rand(4, 6, 8), torch.arange(4)
@@ -232,7 +233,7 @@ def test_gradients_of_attention_can_be_aligned() -> None:
     assert weight.grad.abs().sum() > 0
 
 
-def test_a_gradient_is_that_of_the_loss_with_offsets() -> None:
+def test_feature_gradients_are_those_of_the_loss_with_offsets() -> None:
     torch.manual_seed(1)
     part, features, labels = nn.Linear(3, 4), torch.rand(5, 3), torch.tensor([0, 1, 2, 3, 0])
     offsets = torch.tensor([0.0, -1.0, 2.0, 0.5])
@@ -249,5 +250,5 @@ def test_batches_come_in_turn_or_client_by_client() -> None:
     assert "".join(in_turn(rounds(), "device")) == "abcA12"
 
 
-def test_both_are_baselines() -> None:
+def test_cse_fsl_and_fsl_sage_are_baselines() -> None:
     assert {"cse-fsl", "fsl-sage"} <= BASELINES.keys()

@@ -37,7 +37,7 @@ def devices() -> dict[str, SimulatedDevice]:
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_the_same_seed_gives_the_same_bits_which_are_not_those_of_float32(strategy: str) -> None:
+def test_seed_decides_all_bits_in_bfloat16_and_they_differ_from_float32(strategy: str) -> None:
     def digest(**settings: Any) -> str:
         simulation = Simulation(tiny_run(strategy=strategy, **settings), devices())
         losses = [loss for done in simulation.rounds() for loss in done.trunk_loss.values()]
@@ -48,7 +48,7 @@ def test_the_same_seed_gives_the_same_bits_which_are_not_those_of_float32(strate
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_a_trunk_is_kept_in_float32_and_goes_on_from_its_commit(strategy: str) -> None:
+def test_trunk_is_kept_in_float32_and_continues_from_its_commit(strategy: str) -> None:
     spec = tiny_run(strategy=strategy, precision="bf16")
     models = [FleetModel(spec, build_for(spec)) for _ in range(2)]
     features = torch.rand(8, *models[0].feature_shape(2), generator=torch.Generator().manual_seed(1))
@@ -69,7 +69,7 @@ def test_a_trunk_is_kept_in_float32_and_goes_on_from_its_commit(strategy: str) -
     assert models[0].logits("b", features).dtype == torch.float32
 
 
-def test_a_devices_features_exits_and_statistics_are_in_float32() -> None:
+def test_features_weights_and_statistics_of_a_device_are_float32() -> None:
     spec = tiny_run(**WHOLE)
     trainer = ClientTrainer(build_for(spec), 3, spec, "a", images(64))
     sent = [*trainer.round(1), *trainer.statistics(1, 1), *trainer.evaluate()]
@@ -82,7 +82,7 @@ def test_a_devices_features_exits_and_statistics_are_in_float32() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(BASELINES))
-def test_baselines_compute_in_it_too(method: str) -> None:
+def test_every_baseline_runs_with_precision_bf16(method: str) -> None:
     experiment = Experiment(tiny_run(precision="bf16", rounds=1), devices())
     (done,) = METHODS[method](experiment)
     assert done.accuracies

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each method of a comparison computes, sends and averages, on networks known by heart."""
+"""What each method of a comparison computes, sends and averages, on networks of known sizes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def data() -> DeviceData:
 
 
 def spec(**settings: Any) -> RunSpec:
-    """A run whose bytes can be counted by heart."""
+    """A run whose bytes can be computed by hand."""
     return tiny_run(**{"codec": "fp32", "client_averaging": "none", **settings})
 
 
@@ -51,7 +51,7 @@ def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = Non
 
 
 @pytest.mark.parametrize("method", ["centralized", "fedavg"])
-def test_steps_of_a_round_are_a_clients(method: str, data: DeviceData) -> None:
+def test_steps_of_a_round_count_per_client(method: str, data: DeviceData) -> None:
     counted = []
     short = dataclasses.replace(experiment(spec(steps=1), data), on_batch=lambda: counted.append(1))
     for _ in METHODS[method](short):
@@ -61,7 +61,7 @@ def test_steps_of_a_round_are_a_clients(method: str, data: DeviceData) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: DeviceData) -> None:
+def test_every_batch_is_counted_and_the_seed_decides_the_rounds(method: str, data: DeviceData) -> None:
     run = spec(strategy=method) if method in STRATEGIES else spec()
     counted = []
     once = dataclasses.replace(experiment(run, data), on_batch=lambda: counted.append(1))
@@ -72,7 +72,7 @@ def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: Devi
 
 
 @pytest.mark.parametrize("method", STRATEGIES)
-def test_only_the_clients_of_a_sample_train_and_send(method: str, data: DeviceData) -> None:
+def test_only_sampled_clients_train(method: str, data: DeviceData) -> None:
     counted = []
     run = spec(strategy=method, sample="1", rounds=3, client_averaging="layerwise")
     sampled = dataclasses.replace(experiment(run, data), on_batch=lambda: counted.append(1))
@@ -84,7 +84,7 @@ def test_only_the_clients_of_a_sample_train_and_send(method: str, data: DeviceDa
 
 
 @pytest.mark.slow
-def test_what_is_not_asked_for_is_not_evaluated(data: DeviceData) -> None:
+def test_methods_evaluate_every_second_round_and_the_last(data: DeviceData) -> None:
     for method, train in METHODS.items():
         run = spec(rounds=3, strategy=method) if method in STRATEGIES else spec(rounds=3)
         seldom = dataclasses.replace(experiment(run, data), evaluate_every=2)
@@ -127,7 +127,7 @@ def test_bytes_and_device_compute_are_those_of_the_method(
     assert first.macs == 3 * each * SAMPLES  # forward, and two gradients
 
 
-def test_returning_gradients_to_one_client_is_training_the_whole_network(data: DeviceData) -> None:
+def test_splitfed_with_one_client_equals_training_the_whole_network(data: DeviceData) -> None:
     run = spec(network="tiny_networks:steady", rounds=3)
     one = {"only": 2}
     split = [done.accuracies["server"] for done in BASELINES["splitfed"](experiment(run, data, one))]
@@ -135,7 +135,7 @@ def test_returning_gradients_to_one_client_is_training_the_whole_network(data: D
     assert split == whole
 
 
-def test_fedavg_of_one_client_is_that_client_until_its_momentum_is_forgotten(data: DeviceData) -> None:
+def test_fedavg_of_one_client_without_momentum_equals_training_alone(data: DeviceData) -> None:
     one = {"only": 2}
     averaged = BASELINES["fedavg"](experiment(spec(momentum=0.0), data, one))
     trained = BASELINES["alone"](experiment(spec(momentum=0.0), data, one))
@@ -143,7 +143,7 @@ def test_fedavg_of_one_client_is_that_client_until_its_momentum_is_forgotten(dat
         assert mine.accuracies["server"] == yours.accuracies["only"]
 
 
-def test_alone_at_its_cut_is_the_exit_of_a_fleet_without_averaging(data: DeviceData) -> None:
+def test_alone_exit_equals_the_exits_of_a_fleet_without_averaging(data: DeviceData) -> None:
     fleet = list(METHODS["sequential"](experiment(spec(), data)))
     by_itself = list(METHODS["alone-exit"](experiment(spec(), data)))
     for mine, yours in zip(fleet, by_itself, strict=True):
@@ -154,9 +154,7 @@ def test_alone_at_its_cut_is_the_exit_of_a_fleet_without_averaging(data: DeviceD
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_averaging_of_clients_changes_what_they_learn_and_costs_bytes(
-    strategy: str, data: DeviceData
-) -> None:
+def test_client_averaging_changes_accuracies_and_costs_bytes(strategy: str, data: DeviceData) -> None:
     none, same, layers = (
         list(METHODS[strategy](experiment(spec(strategy=strategy, client_averaging=how), data)))
         for how in ("none", "same-cut", "layerwise")
@@ -166,11 +164,11 @@ def test_averaging_of_clients_changes_what_they_learn_and_costs_bytes(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_layerwise_a_stage_is_the_same_wherever_it_is_held(name: Any, data: DeviceData) -> None:
+def test_layerwise_averaging_gives_every_stage_its_weighted_mean(name: Any, data: DeviceData) -> None:
     trainers, strategy, samples = after_a_round(spec(strategy=name), data)
-    before = {device: wholly(trainers, strategy, device) for device in CUTS}
+    before = {device: whole_network(trainers, strategy, device) for device in CUTS}
     average_clients("layerwise", weights_of(trainers), strategy, CUTS, samples)
-    after = {device: wholly(trainers, strategy, device) for device in CUTS}
+    after = {device: whole_network(trainers, strategy, device) for device in CUTS}
     for key in after["a"]:
         if key.endswith("num_batches_tracked"):
             continue
@@ -181,7 +179,7 @@ def test_layerwise_a_stage_is_the_same_wherever_it_is_held(name: Any, data: Devi
     assert torch.equal(trainers["b"].weights()["exit.linear.weight"], exit_of(trainers["c"]))
 
 
-def test_same_cut_leaves_other_cuts_and_trunks_alone(data: DeviceData) -> None:
+def test_same_cut_averaging_leaves_other_cuts_and_trunks_unchanged(data: DeviceData) -> None:
     trainers, strategy, samples = after_a_round(spec(strategy="averaging"), data)
     single, trunks = trainers["a"].digest(), {name: one.clone() for name, one in strategy.weights().items()}
     average_clients("same-cut", weights_of(trainers), strategy, CUTS, samples)
@@ -212,8 +210,10 @@ def after_a_round(
     return trainers, strategy, {"a": 10, "b": 20, "c": 50}
 
 
-def wholly(trainers: dict[str, ClientTrainer], strategy: Strategy, device: str) -> dict[str, torch.Tensor]:
-    """A copy of the network as `device`'s pictures see it."""
+def whole_network(
+    trainers: dict[str, ClientTrainer], strategy: Strategy, device: str
+) -> dict[str, torch.Tensor]:
+    """A copy of the network that `device`'s images pass through."""
     parts = {**strategy.trunk(device).state_dict(), **trainers[device].client.state_dict()}
     return {name: one.clone() for name, one in parts.items()}
 
@@ -223,8 +223,8 @@ def exit_of(trainer: ClientTrainer) -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> None:
-    """Two for each class and picture; exits learn from them, and only in the end not."""
+def test_soft_labels_cost_bytes_from_the_second_round_on(data: DeviceData) -> None:
+    """Two bytes for each class and image; exits learn from them a round later."""
     none, some = (
         list(METHODS["sequential"](experiment(spec(rounds=3, soft_labels=weight), data)))
         for weight in (0.0, 1.0)
@@ -236,7 +236,7 @@ def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> Non
     assert changed == [False, True, True]
 
 
-def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> None:
+def test_simulated_traffic_follows_the_codec(data: DeviceData) -> None:
     sizes = {}
     for codec in ("fp32", "fp16", "int8"):
         simulation = Simulation(spec(codec=codec), experiment(spec(), data).devices)
@@ -248,9 +248,7 @@ def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> 
 
 
 @pytest.mark.parametrize("weighting", ["samples", "uniform"])
-def test_trunks_in_memory_one_at_a_time_give_the_weights_of_all_at_once(
-    weighting: str, data: DeviceData
-) -> None:
+def test_number_of_resident_trunks_does_not_change_the_weights(weighting: str, data: DeviceData) -> None:
     run = spec(
         strategy="averaging",
         trunk_momentum="dropped",

@@ -46,7 +46,7 @@ def report(
 SHARES: Mapping[str, float] = {"pi-1": 0.3338, "pi-2": 0.5704, "pi-3": 0.807}
 
 
-def test_gains_are_said_with_what_they_cost() -> None:
+def test_conclusion_states_gains_with_their_costs() -> None:
     found = report(
         [0.842, 0.844, 0.846],
         [0.819, 0.819, 0.821],
@@ -86,12 +86,12 @@ def test_gains_are_said_with_what_they_cost() -> None:
         ),
     ],
 )
-def test_losses_are_said_as_plainly(adaptive: list[float], said: str) -> None:
+def test_conclusion_states_losses_as_well_as_gains(adaptive: list[float], said: str) -> None:
     shown = conclusion(report(adaptive, [0.82] * len(adaptive)))
     assert shown.startswith(f"By joining, {said.replace('ALONE', 'training the whole network alone')} (")
 
 
-def test_an_exit_that_is_worse_than_alone_is_said_too() -> None:
+def test_conclusion_states_an_exit_that_is_worse_than_alone() -> None:
     shown = conclusion(report([0.84, 0.79], [0.78, 0.78], [0.83, 0.79], [0.8, 0.8]))
     assert (
         "pi-1 gains 4.0 points over the same stages and exit trained alone, but pi-2 loses 1.0 points "
@@ -109,12 +109,12 @@ def test_an_exit_that_is_worse_than_alone_is_said_too() -> None:
         ([0.861, 0.881], "By device, the trunk is 1.0 points under to 1.0 points above centralized training"),
     ],
 )
-def test_trunks_of_devices_may_differ_as_with_averaging(trunk: list[float], said: str) -> None:
+def test_conclusion_compares_trunks_with_centralized_training(trunk: list[float], said: str) -> None:
     shown = conclusion(report([0.84, 0.84], [0.82, 0.82], trunk=trunk, strategy="averaging"))
     assert f" {said}" in shown
 
 
-def test_without_baselines_it_says_what_is_not_known() -> None:
+def test_conclusion_without_baselines_states_that_the_gain_is_unknown() -> None:
     shown = conclusion(report([0.842, 0.846], exits=[0.83, 0.84], trunk=[0.85, 0.85], compute_share=SHARES))
     assert shown == (
         "What joining gains is not known, because no baselines were trained. On average the devices reach "
@@ -123,7 +123,7 @@ def test_without_baselines_it_says_what_is_not_known() -> None:
     )
 
 
-def test_who_was_not_evaluated_is_left_out_and_named() -> None:
+def test_conclusion_names_devices_that_were_not_evaluated() -> None:
     shown = conclusion(report([0.84, None], [0.82, 0.82]))
     assert shown.startswith("By joining, pi-1 gains 2.0 points over")
     assert shown.endswith("pi-2 was not evaluated.")
@@ -132,7 +132,7 @@ def test_who_was_not_evaluated_is_left_out_and_named() -> None:
     )
 
 
-def test_chance_is_said_and_so_are_limits_of_memory() -> None:
+def test_conclusion_states_memory_limits_and_the_margin_of_error() -> None:
     choices = [
         {"id": f"pi-{number}", "cpu": 0.5, "memory": 512 * number, "cut": 3, "reason": "it fits"}
         for number in (1, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: every figure on the page, nothing that a name could inject, nothing loaded from elsewhere."""
+"""The report's page and tables: complete, without injected HTML, without resources from elsewhere."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def history(*ids: str, rounds: int = 3) -> list[Metrics]:
 def completed(
     folder: Path, report: dict[str, Any], baselines: BaselineResult | None, **found: Any
 ) -> dict[str, Any]:
-    """`found`: fields of the report."""
+    """`found`: further fields of the report."""
     path = folder / "server.json"
     path.write_text(json.dumps(report))
     facts = {"network": "resnet18", "data": "builtin:x", "broker": "mosquitto"}
@@ -137,7 +137,7 @@ def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Pa
     )
 
 
-def test_the_page_says_what_ran_where_and_when_and_what_came_of_it_first(tmp_path: Path) -> None:
+def test_page_states_the_run_and_its_results_before_the_details(tmp_path: Path) -> None:
     raw = server_report("pi-1", "pi-2")
     typed = write(
         tmp_path,
@@ -151,8 +151,14 @@ def test_the_page_says_what_ran_where_and_when_and_what_came_of_it_first(tmp_pat
         ),
     )
     shown = Page((tmp_path / "report.html").read_text())
-    told = conclusion(typed).replace(" %", "\N{NO-BREAK SPACE}%")
-    order = ["Adaptive accuracy79.0 %", told, "Adaptive over alone+7.5 points", "How to read this", "Devices"]
+    sentences = conclusion(typed).replace(" %", "\N{NO-BREAK SPACE}%")
+    order = [
+        "Adaptive accuracy79.0 %",
+        sentences,
+        "Adaptive over alone+7.5 points",
+        "How to read this",
+        "Devices",
+    ]
     assert [shown.text.index(words) for words in order] == sorted(map(shown.text.index, order))
     header = shown.text[: shown.text.index(order[0])]
     for words in (
@@ -165,7 +171,7 @@ def test_the_page_says_what_ran_where_and_when_and_what_came_of_it_first(tmp_pat
     assert shown.tags.count("svg") == 6
 
 
-def test_the_cards_show_gains_and_losses_with_their_levels(tmp_path: Path) -> None:
+def test_cards_show_gains_and_losses_with_their_levels(tmp_path: Path) -> None:
     write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES))
     shown = Page((tmp_path / "report.html").read_text()).text
     for figure, levels in (
@@ -180,10 +186,10 @@ def test_the_cards_show_gains_and_losses_with_their_levels(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("baselines", [None, BaselineResult(0.9, {"pi-1": 0.71, "pi-2": 0.72})])
-def test_what_is_looked_for_first_stands_first_with_or_without_comparison(
+def test_page_begins_with_accuracies_with_or_without_baselines(
     tmp_path: Path, baselines: BaselineResult | None
 ) -> None:
-    """The second is of a report that was written before devices trained their exits alone."""
+    """The second case is a report from before devices trained their exits alone."""
     raw = completed(tmp_path, server_report("pi-1", "pi-2"), baselines)
     if baselines is not None:
         del raw["baselines"]["alone_exit_accuracy"]
@@ -198,14 +204,14 @@ def test_what_is_looked_for_first_stands_first_with_or_without_comparison(
 
 
 def evaluation(classes: int = 3, images: int = 60, name: str = "class") -> ClassReport:
-    """Of a device whose trunk is always right, and whose exit takes each class for the next one."""
+    """The classes of a device whose trunk is always right, and whose exit predicts the next class."""
     labels, score = np.arange(images) % classes, Score()
     score.add(labels, (labels + 1) % classes, np.arange(images, dtype="f4") / images, labels, 0.5)
     names = tuple(f"{name} {index}" for index in range(classes))
     return class_report("r1", 3, {"pi-1": score}, classes, names)
 
 
-def test_the_page_shows_each_class_with_its_images_and_what_it_is_taken_for(tmp_path: Path) -> None:
+def test_page_shows_each_class_with_its_images_and_confusions(tmp_path: Path) -> None:
     raw = completed(tmp_path, server_report("pi-1"), None, history=history("pi-1"), classes=evaluation())
     write(tmp_path, raw)
     html = (tmp_path / "report.html").read_text()
@@ -220,7 +226,7 @@ def test_the_page_shows_each_class_with_its_images_and_what_it_is_taken_for(tmp_
 
 
 @pytest.mark.parametrize(("classes", "drawn"), [(2, 2), (30, 20), (300, 0)])
-def test_of_many_classes_the_most_confused_are_drawn(classes: int, drawn: int, tmp_path: Path) -> None:
+def test_most_confused_of_many_classes_are_drawn(classes: int, drawn: int, tmp_path: Path) -> None:
     made = evaluation(classes, 10 * classes, "<b>")
     write(tmp_path, completed(tmp_path, server_report("pi-1"), None, classes=made))
     html = (tmp_path / "report.html").read_text()
@@ -230,7 +236,7 @@ def test_of_many_classes_the_most_confused_are_drawn(classes: int, drawn: int, t
     assert "<b> 1" in shown
 
 
-def test_the_page_needs_nothing_else_and_its_ids_are_unique(tmp_path: Path) -> None:
+def test_page_loads_no_other_resources_and_its_ids_are_unique(tmp_path: Path) -> None:
     ran = history("pi-1", "pi-2")
     write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, history=ran))
     shown = Page((tmp_path / "report.html").read_text())
@@ -240,7 +246,7 @@ def test_the_page_needs_nothing_else_and_its_ids_are_unique(tmp_path: Path) -> N
     assert {reference.strip("'\"") for reference in shown.references} <= {f"#{name}" for name in shown.ids}
 
 
-def test_names_cannot_inject(tmp_path: Path) -> None:
+def test_names_cannot_inject_html(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>$\\frac{1}{0}$&amp;'
     raw = server_report(evil, "pi-2")
     raw["devices"][0]["stage"] = "<b>stage</b>"
@@ -260,7 +266,7 @@ def test_names_cannot_inject(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("devices", [1, 2, 12])
 @pytest.mark.parametrize("rounds", [0, 1, 3])
-def test_any_number_of_devices_and_rounds_without_baselines(
+def test_page_shows_any_number_of_devices_and_rounds_without_baselines(
     tmp_path: Path, devices: int, rounds: int
 ) -> None:
     ids = [f"pi-{number}" for number in range(devices)]
@@ -271,7 +277,7 @@ def test_any_number_of_devices_and_rounds_without_baselines(
     assert shown.tags.count("svg") == (6 if rounds else 2)
 
 
-def test_a_device_that_was_never_evaluated_is_shown_without_figures(tmp_path: Path) -> None:
+def test_device_that_was_never_evaluated_is_shown(tmp_path: Path) -> None:
     raw = server_report("pi-1", "pi-2")
     for name in ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share"):
         raw["devices"][1][name] = None
@@ -279,12 +285,12 @@ def test_a_device_that_was_never_evaluated_is_shown_without_figures(tmp_path: Pa
     assert "pi-2" in Page(page(typed)).text
 
 
-def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+def test_page_is_the_same_for_the_same_report(tmp_path: Path) -> None:
     typed = write(tmp_path, completed(tmp_path, server_report("pi-1"), None, history=history("pi-1")))
     assert page(typed) == page(typed)
 
 
-def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
+def test_terminal_table_does_not_interpret_names_as_markup(tmp_path: Path) -> None:
     report = completed(tmp_path, server_report("[red]pi[/red]"), None)
     output = io.StringIO()
     Console(width=120, file=output).print(table(write(tmp_path, report)))
@@ -294,7 +300,7 @@ def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
     assert "gain" not in shown
 
 
-def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
+def test_terminal_table_fits_80_columns(tmp_path: Path) -> None:
     output = io.StringIO()
     report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES))
     Console(width=80, file=output).print(table(report))
@@ -305,7 +311,7 @@ def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
-def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: str | None) -> None:
+def test_missing_or_broken_report_is_refused_with_its_path(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "server.json"
     if content is not None:
         path.write_text(content)
@@ -314,7 +320,7 @@ def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: str | None
             read(path)
 
 
-def test_the_last_line_of_a_round_counts(tmp_path: Path) -> None:
+def test_history_keeps_the_last_line_of_each_round(tmp_path: Path) -> None:
     first, second, third = history("pi-1")
     again = Metrics(
         run="r1", round=2, rounds=3, seconds=99.0, devices={}, batches_trained=1, duplicates_dropped=0
@@ -342,7 +348,7 @@ def test_lines_that_coincide_are_drawn_as_one_and_named() -> None:
 
 
 @pytest.mark.parametrize(("first", "is_outside"), [(0.1, True), (0.7, False), (0.79, False)])
-def test_an_untrained_first_round_does_not_stretch_the_axis(first: float, is_outside: bool) -> None:
+def test_untrained_first_round_does_not_stretch_the_axis(first: float, is_outside: bool) -> None:
     shown = drawn([Line("pi-1", 3, {1: first, 2: 0.8, 3: 0.85, 4: 0.86})], {"alone": 0.75})
     assert ("round 1: 10 %" in shown) == is_outside
     ticks = re.findall(r"^\s*([0-9.]+) %$", shown, re.MULTILINE)
@@ -350,7 +356,7 @@ def test_an_untrained_first_round_does_not_stretch_the_axis(first: float, is_out
 
 
 @given(st.lists(st.floats(0, 1), max_size=10).map(sorted))
-def test_labels_never_touch(wanted: list[float]) -> None:
+def test_labels_of_lines_keep_their_distance(wanted: list[float]) -> None:
     gap = 0.07
     placed = spread(wanted, gap)
     assert len(placed) == len(wanted)
@@ -362,7 +368,7 @@ def test_labels_never_touch(wanted: list[float]) -> None:
 
 @pytest.mark.parametrize("case", ["sequential", "profile", "twelve-devices", "long-names"])
 @pytest.mark.parametrize("width", [80, 120])
-def test_no_table_is_cut_off_on_a_terminal(case: str, width: int) -> None:
+def test_tables_are_not_cut_off_on_a_terminal(case: str, width: int) -> None:
     report = made_up_reports.reports()[case]
     output = io.StringIO()
     console = Console(width=width, file=output)
@@ -375,13 +381,13 @@ def test_no_table_is_cut_off_on_a_terminal(case: str, width: int) -> None:
     assert all(text.count(device.id) >= 2 for device in report.devices) or case == "long-names"
 
 
-def test_the_terminal_says_each_devices_threshold_and_weakest_class() -> None:
+def test_notes_state_the_threshold_and_weakest_class_of_each_device() -> None:
     report = made_up_reports.report(devices=2)
-    said = notes(report)
-    assert len(said) == 2
+    lines = notes(report)
+    assert len(lines) == 2
     assert re.fullmatch(
         r"pi-2: threshold 0\.450, chosen on 1,000 images; weakest class \S+ \d\d\.\d % \(.* 100 images\)",
-        said[1],
+        lines[1],
     )
     (old,) = notes(msgspec.structs.replace(made_up_reports.report(devices=1), inference=[], classes=None))
     assert old == "pi-1: threshold 0.400, the run's"

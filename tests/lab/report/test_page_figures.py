@@ -47,7 +47,7 @@ class Text(HTMLParser):
             self.lines.append(" ".join(data.split()))
 
 
-def known(report: Report) -> Iterator[str]:
+def figures_of(report: Report) -> Iterator[str]:
     """Every figure of the report as pages write it."""
     plain = msgspec.to_builtins(report)
     numbers = list(_numbers(plain))
@@ -71,8 +71,8 @@ def _numbers(value: object) -> Iterator[float]:
         yield value
 
 
-def derived(report: Report) -> Iterator[str]:
-    """What follows: means over devices, points of gain, intervals, shares of a confusion matrix."""
+def derived_figures(report: Report) -> Iterator[str]:
+    """Figures that follow: means over devices, points of gain, intervals, shares of a confusion matrix."""
     served = report.inference
     columns = [
         [one.local.accuracy for one in served],
@@ -112,9 +112,9 @@ def derived(report: Report) -> Iterator[str]:
     yield from map(str, range(1, len(report.devices) + 1))  # "7 of 12 devices gain"
 
 
-def strange(html: str, report: Report) -> dict[str, str]:
-    """Figures of a page that neither are the report's nor follow from them, with the text that has them."""
-    allowed = {*known(report), *derived(report)}
+def unexplained_figures(html: str, report: Report) -> dict[str, str]:
+    """Figures of a page that are not the report's and do not follow from them, each with its text."""
+    allowed = {*figures_of(report), *derived_figures(report)}
     return {
         figure: line
         for line in Text(html).lines
@@ -124,21 +124,21 @@ def strange(html: str, report: Report) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_figure_of_the_page_is_the_reports(case: str, tmp_path: Path) -> None:
+def test_every_figure_of_the_page_comes_from_the_report(case: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     path.write_bytes(made_up_reports.as_json(CASES[case]))
     report = read_report(path)
     html = page(report)
-    assert strange(html, report) == {}
+    assert unexplained_figures(html, report) == {}
     card = re.search(r"<b>([^<]+)</b>", html)
     assert card is not None
     wrong = html.replace(card[1], "+123.4 points")
-    assert strange(wrong, report) == {"+123.4": "+123.4 points"}, "a wrong one is seen"
+    assert unexplained_figures(wrong, report) == {"+123.4": "+123.4 points"}, "a wrong one is seen"
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_devices_row_has_its_own_figures(case: str) -> None:
-    """In their columns, of the model in service at the threshold that is in force."""
+def test_row_of_each_device_shows_its_own_figures(case: str) -> None:
+    """The figures are those of the model in service, at the threshold in force."""
     report = CASES[case]
     html = page(report)
     rows = re.findall(r'<tr>\s*<th class="name" scope="row">(.*?)</tr>', html, re.DOTALL)

@@ -16,7 +16,7 @@ from splitee_lab.report.demo_page import page
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Browser:
-    """Where it must be there (CI), its absence is a failure, never a skip."""
+    """In CI a missing browser is a failure, never a skip."""
     program = browser()
     if program is not None:
         return Browser(program, tmp_path)
@@ -26,7 +26,7 @@ def chromium(tmp_path: Path) -> Browser:
 
 
 @pytest.mark.slow(8)
-def test_everything_fits_on_a_screen_and_on_a_phone(chromium: Browser) -> None:
+def test_page_fits_on_a_screen_and_on_a_phone(chromium: Browser) -> None:
     pages = {name: page(report) for name, report in made_up_reports.reports().items()}
     measured = chromium.measure(pages)
     assert set(measured) == {f"{name}-{width}" for name in pages for width in WIDTHS}
@@ -41,18 +41,18 @@ CUT = '<p style="width: 90px; overflow: hidden; white-space: nowrap">much too lo
 @pytest.mark.parametrize(
     ("wrong", "said"), [(WIDE, "TD leaves the page: wide"), (CUT, "P is cut off: much too")]
 )
-def test_what_does_not_fit_is_found(chromium: Browser, wrong: str, said: str) -> None:
+def test_content_that_does_not_fit_is_detected(chromium: Browser, wrong: str, said: str) -> None:
     html = page(made_up_reports.report(devices=1)).replace("<footer>", f"{wrong}<footer>")
     for _, faults in chromium.measure({"page": html}).values():
         assert any(fault.startswith(said) for fault in faults)
 
 
 @pytest.mark.slow(6)
-def test_a_picture_is_as_wide_as_the_screen_and_dark_in_the_dark(chromium: Browser, tmp_path: Path) -> None:
+def test_screenshot_has_the_requested_size_and_follows_the_theme(chromium: Browser, tmp_path: Path) -> None:
     html = page(made_up_reports.report(devices=1))
-    pictures = {}
+    images = {}
     for theme in ("light", "dark"):
         chromium.picture(html, 1300, 900, theme, tmp_path / f"{theme}.png")
-        pictures[theme] = (tmp_path / f"{theme}.png").read_bytes()
-        assert struct.unpack(">II", pictures[theme][16:24]) == (1300, 900)
-    assert pictures["light"] != pictures["dark"]
+        images[theme] = (tmp_path / f"{theme}.png").read_bytes()
+        assert struct.unpack(">II", images[theme][16:24]) == (1300, 900)
+    assert images["light"] != images["dark"]

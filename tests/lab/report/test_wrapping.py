@@ -16,9 +16,9 @@ CASES = made_up_reports.reports()
 
 @pytest.mark.parametrize("width", [40, 80, 120])
 @pytest.mark.parametrize("case", CASES)
-def test_a_conclusion_fits_a_terminal(case: str, width: int) -> None:
-    said = conclusion(CASES[case])
-    lines = wrapped(said, width).split("\n")
-    assert " ".join(lines) == said
+def test_wrapped_conclusion_fits_a_terminal_and_keeps_figures_with_units(case: str, width: int) -> None:
+    text = conclusion(CASES[case])
+    lines = wrapped(text, width).split("\n")
+    assert " ".join(lines) == text
     assert all(len(line) <= width for line in lines if " " in line)
     assert not re.search(r"[0-9±]\n(%|MB|MiB|points?|images?|[0-9])", "\n".join(lines))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Partitions: every picture once, by the seed alone, as uneven as asked; mistakes in one line."""
+"""Partitions: every image once, decided by the seed, as uneven as requested; mistakes in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LABELS = np.arange(600) % 10
     st.integers(36, 200),
     st.integers(0, 5),
 )
-def test_every_picture_goes_to_one_client(text: str, clients: int, samples: int, seed: int) -> None:
+def test_every_image_goes_to_one_client(text: str, clients: int, samples: int, seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 7, samples)
     dealt = deal(labels, clients, Partition.parse(text), seed)
     assert len(dealt) == clients
@@ -32,31 +32,31 @@ def test_every_picture_goes_to_one_client(text: str, clients: int, samples: int,
 
 
 @pytest.mark.parametrize("text", ["iid", "dirichlet:0.5", "shards:2"])
-def test_another_seed_deals_otherwise(text: str) -> None:
+def test_another_seed_gives_another_partition(text: str) -> None:
     one, other = (deal(LABELS, 4, Partition.parse(text), seed) for seed in (1, 2))
     assert any(not np.array_equal(mine, yours) for mine, yours in zip(one, other, strict=True))
 
 
-def test_iid_hands_are_of_one_size() -> None:
+def test_iid_parts_differ_by_one_image_at_most() -> None:
     assert [len(mine) for mine in deal(LABELS, 7, Partition("iid"), 1)] == [86, 86, 86, 86, 86, 85, 85]
 
 
-def test_a_small_alpha_is_less_even_than_a_large_one() -> None:
+def test_smaller_alpha_gives_less_even_parts() -> None:
     assert unevenness("dirichlet:0.1") > 2 * unevenness("dirichlet:10") > 2 * unevenness("dirichlet:1000")
 
 
 def unevenness(text: str) -> float:
     """Mean over the clients of the distance between a client's class shares and a tenth each."""
-    shares = [np.bincount(LABELS[mine], minlength=10) / len(mine) for mine in hands(text) if len(mine)]
+    shares = [np.bincount(LABELS[mine], minlength=10) / len(mine) for mine in parts(text) if len(mine)]
     return float(np.mean([np.abs(share - 0.1).sum() for share in shares]))
 
 
-def hands(text: str) -> list[npt.NDArray[np.intp]]:
+def parts(text: str) -> list[npt.NDArray[np.intp]]:
     return deal(LABELS, 6, Partition.parse(text), 3)
 
 
 @pytest.mark.parametrize("each", [1, 2, 3])
-def test_a_shard_holds_at_most_two_classes(each: int) -> None:
+def test_shard_holds_at_most_two_classes(each: int) -> None:
     for mine in deal(LABELS, 10, Partition("shards", shards=each), 1):
         assert len(np.unique(LABELS[mine])) <= 2 * each
 
@@ -76,25 +76,25 @@ def test_a_shard_holds_at_most_two_classes(each: int) -> None:
         "even",
     ],
 )
-def test_an_unknown_form_is_refused(text: str) -> None:
+def test_unknown_partition_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected a partition as iid, dirichlet:ALPHA such as"):
         Partition.parse(text)
 
 
 @pytest.mark.parametrize("alpha", ["0", "-0.5", "nan", "inf", "1e9"])
-def test_alpha_is_a_positive_number(alpha: str) -> None:
+def test_alpha_out_of_range_is_refused(alpha: str) -> None:
     with pytest.raises(ConfigError, match=f"expected ALPHA above 0 and at most 1e.06; got {alpha}"):
         Partition.parse(f"dirichlet:{alpha}")
 
 
-def test_more_clients_than_pictures() -> None:
+def test_partition_of_too_few_images_is_refused() -> None:
     with pytest.raises(DataError, match="3 training images cannot be dealt to 4 clients: give more"):
         deal(np.arange(3), 4, Partition("iid"), 1)
     with pytest.raises(DataError, match="5 training images cannot be dealt to 3 clients with 2 shards"):
         deal(np.arange(5), 3, Partition("shards", shards=2), 1)
 
 
-def test_a_poor_hand_is_named() -> None:
+def test_clients_with_too_few_images_or_one_class_are_reported() -> None:
     poor = [np.array([], np.int64), np.array([1]), np.array([2, 2]), np.array([0, 1])]
     lines = warnings_of(poor, ["a", "b", "c", "d"], ["cat", "dog", "owl"])
     assert lines == [

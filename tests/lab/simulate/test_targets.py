@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a strategy beside its targets, on figures known by heart."""
+"""Targets of a strategy, met or missed, on given figures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def result(
     )
 
 
-OTHERS = [
+BASELINES = [
     result("fedavg", 0.60),
     result("centralized", 0.67, compute=0.0),
     result("alone-exit", None, exits={1: 0.30, 2: 0.40}, compute=0.4),
@@ -65,21 +65,23 @@ OTHERS = [
         ),
     ],
 )
-def test_each_target_is_met_or_not(strategy: MethodResult, partition: str, met: list[int]) -> None:
-    found = targets_of([strategy, *OTHERS], partition)
+def test_targets_are_met_or_missed_by_strategy_and_partition(
+    strategy: MethodResult, partition: str, met: list[int]
+) -> None:
+    found = targets_of([strategy, *BASELINES], partition)
     assert {target.method for target in found} == {strategy.method}
     assert [target.met for target in found] == [bool(one) for one in met]
 
 
-def test_what_a_comparison_lacks_is_left_out() -> None:
+def test_targets_without_a_method_to_compare_with_are_left_out() -> None:
     strategy = result("sequential", 0.62, {1: 0.62}, {1: 0.36}, 0.4)
     assert len(targets_of([strategy], "iid")) == 1  # the cuts beside their mean
-    assert targets_of(OTHERS, "iid") == []
+    assert targets_of(BASELINES, "iid") == []
 
 
 def test_exits_are_judged_at_the_cut_that_gains_least_and_at_the_shallowest() -> None:
     strategy = result("sequential", 0.62, {1: 0.62, 2: 0.62}, {1: 0.50, 2: 0.42}, 0.4)
-    exits = [one for one in targets_of([strategy, *OTHERS], "iid") if "exit" in one.what]
+    exits = [one for one in targets_of([strategy, *BASELINES], "iid") if "exit" in one.what]
     assert [round(one.value, 6) for one in exits] == [0.02, 0.20]
 
 
@@ -90,7 +92,7 @@ def test_exits_are_judged_at_the_cut_that_gains_least_and_at_the_shallowest() ->
         ({1: (0.53, 0.31), 2: (0.51, 0.10)}, [False, False]),
     ],
 )
-def test_adaptive_inference_is_judged_beside_the_whole_network_alone(
+def test_adaptive_inference_is_judged_against_the_whole_network_alone(
     adaptive: dict[int, tuple[float, float]], met: list[bool]
 ) -> None:
     strategy = result("sequential", 0.62, {1: 0.62, 2: 0.62}, {1: 0.50, 2: 0.42}, 0.4, adaptive)

@@ -19,7 +19,7 @@ def own(tmp_path: Path) -> str:
     return str(small_wheel(tmp_path, "hetero_splitee", "0.2.0"))
 
 
-def test_it_writes_a_file_that_devices_read(
+def test_pack_writes_a_file_that_devices_can_read(
     tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     signing, public = make_keys(tmp_path / "keys")
@@ -30,7 +30,7 @@ def test_it_writes_a_file_that_devices_read(
         assert len(Wheelhouse.read(file, ReleaseKey.read(public)).manifest.wheels) == 2
 
 
-def test_with_an_index_it_lists_the_wheels_only(
+def test_pack_with_an_index_omits_the_content_of_wheels(
     tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     signing, public = make_keys(tmp_path / "keys")
@@ -41,7 +41,9 @@ def test_with_an_index_it_lists_the_wheels_only(
     assert out.stat().st_size < 1000
 
 
-def test_mistakes_are_one_line(tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_of_pack_are_refused_in_one_line(
+    tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     signing = str(make_keys(tmp_path / "keys")[0])
     for arguments, words in (
         ((), "nothing to pack"),

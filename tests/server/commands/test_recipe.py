@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has by its recipe, and that whatever is given counts more."""
+"""Settings of a run from its recipe, and settings that override it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def settings_of(*arguments: str, **variables: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_plain_is_the_method_alone_and_auto_what_was_measured_to_help() -> None:
+def test_recipe_plain_is_the_method_alone_and_auto_is_the_default() -> None:
     plain, auto = settings_of("--recipe", "plain"), settings_of()
     assert plain.keys() == auto.keys()
     assert {name: plain[name] for name in METHOD_ALONE} == METHOD_ALONE
@@ -40,7 +40,7 @@ def test_plain_is_the_method_alone_and_auto_what_was_measured_to_help() -> None:
     assert settings_of("--recipe", "auto") == auto
 
 
-def test_what_is_given_counts_more_than_the_recipe(tmp_path: Path) -> None:
+def test_given_settings_override_the_recipe(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text('exits = "fleet"\n')
     plain = settings_of(
@@ -50,7 +50,7 @@ def test_what_is_given_counts_more_than_the_recipe(tmp_path: Path) -> None:
     assert {name: plain[name] for name in METHOD_ALONE} == expected
 
 
-def test_the_log_tells_what_a_run_has(caplog: pytest.LogCaptureFixture) -> None:
+def test_recipe_and_its_settings_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     settings_of("--recipe", "plain", "--exits", "fleet")
     assert "recipe plain: client averaging none, " in caplog.text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of `splitee serve`, on a fake port."""
+"""The loop of `splitee serve` on a fake port."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TOPICS = Topics("barn")
 
 
 class CountingPort(FakePort):
-    """Counts how often each filter is asked for: a broker then tells what it retains."""
+    """Counts subscriptions by filter: on each, a broker sends its retained messages."""
 
     def __init__(self) -> None:
         super().__init__(FakeClock())
@@ -31,7 +31,7 @@ class CountingPort(FakePort):
         self.asked.update(filters)
 
 
-def test_reports_that_were_lost_here_are_asked_for_again(tmp_path: Path) -> None:
+def test_lost_model_reports_are_requested_again_once_within_a_minute(tmp_path: Path) -> None:
     manifest = TrunkManifest(
         kind="trunk",
         run="run",

@@ -58,7 +58,7 @@ def copies(trunks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
     }
 
 
-def test_each_stage_becomes_the_mean_of_its_holders_batchnorm_included() -> None:
+def test_each_stage_becomes_the_mean_of_its_holders_with_batchnorm() -> None:
     trunks, strategy = train_a_little("averaging")
     before = copies(trunks)
     strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
@@ -80,8 +80,8 @@ def test_each_stage_becomes_the_mean_of_its_holders_batchnorm_included() -> None
             np.testing.assert_allclose(after[device][name].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
-def test_a_stage_held_by_some_is_not_touched_by_others() -> None:
-    """Stage 2 is in the trunks of those cut at 1 only; what they have trained in vain is forgotten."""
+def test_stage_of_uncounted_holders_only_returns_to_its_initial_weights() -> None:
+    """Stage 2 is only in the trunks of devices cut at 1, whose training does not count."""
     _, strategy = train_a_little("averaging")
     strategy.aggregate({"b": 1, "c": 1})  # type: ignore[attr-defined]
     begun = network().trunk(1).state_dict()
@@ -90,7 +90,7 @@ def test_a_stage_held_by_some_is_not_touched_by_others() -> None:
             assert torch.equal(tensor, begun[name])
 
 
-def test_a_late_joiner_starts_from_the_averages() -> None:
+def test_late_joiner_starts_from_the_averages() -> None:
     _, strategy = train_a_little("averaging")
     strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
     strategy.join("late", 1)  # type: ignore[attr-defined]
@@ -100,7 +100,7 @@ def test_a_late_joiner_starts_from_the_averages() -> None:
             assert torch.equal(late[name], tensor)
 
 
-def test_sequential_trunks_are_one() -> None:
+def test_sequential_trunks_share_their_tensors() -> None:
     trunks, _ = train_a_little("sequential")
     shared = trunks["a"].state_dict()
     for trunk in trunks.values():
@@ -108,22 +108,22 @@ def test_sequential_trunks_are_one() -> None:
             assert tensor.data_ptr() == shared[name].data_ptr()
 
 
-def test_a_mean_is_summed_in_float64() -> None:
+def test_mean_is_summed_in_float64() -> None:
     values = {"pi-1": 2.0**24, "pi-2": 1.0, "pi-3": 1.0}
     holders = {name: {"weight": torch.full((2,), value)} for name, value in values.items()}
     mean = average_by_name(holders, dict.fromkeys(values, 1))["weight"]
     assert mean.dtype == torch.float32
-    assert mean.tolist() == [(2**24 + 2) / 3] * 2  # float32 alone: half more
+    assert mean.tolist() == [(2**24 + 2) / 3] * 2  # a sum in float32 would lose both ones
 
 
-def test_one_holder_keeps_its_weights_exactly() -> None:
+def test_single_holder_keeps_its_weights_exactly() -> None:
     tensors = {"x": torch.randn(5)}
     assert torch.equal(average_by_name({"a": tensors}, {"a": 3.0})["x"], tensors["x"])
 
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", ["sequential", "averaging"])
-def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str, *, fused: bool) -> None:
+def test_restored_strategy_trains_as_if_it_had_not_stopped(kind: str, *, fused: bool) -> None:
     _, strategy = train_a_little(kind, fused=fused)
     strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
     restored = make_strategy(network(), spec(kind, fused=fused))
@@ -137,13 +137,13 @@ def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str, *, fuse
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_uniform_weights_count_every_device_alike() -> None:
+def test_devices_weigh_by_samples_or_equally() -> None:
     assert weigh(SAMPLES, "samples") == SAMPLES
     assert weigh(SAMPLES, "uniform") == dict.fromkeys(SAMPLES, 1)
 
 
-def test_averaging_within_a_round_starts_every_period_from_the_mean() -> None:
-    """Two devices with one cut, averaged every 2 of 5 batches: they differ in between only."""
+def test_trunks_are_averaged_after_every_second_batch_within_a_round() -> None:
+    """Two devices have the same cut: averaging shows in the trunk of one while the other trains."""
     run = msgspec.structs.replace(spec("averaging"), aggregation_every=2)
     made = make_strategy(network(), run)
     assert made.order == "step"
@@ -161,11 +161,10 @@ def test_averaging_within_a_round_starts_every_period_from_the_mean() -> None:
             if device == "a":
                 after = copies({"d": made.trunk("d")})["d"]
                 alike.append(all(torch.equal(before[name], after[name]) for name in before))
-    assert alike == [True, True, False, True, False]  # its trunk changes while another trains: averaged
+    assert alike == [True, True, False, True, False]  # False: averaged, as it changes while another trains
 
 
-def test_the_mean_within_a_round_is_that_of_what_each_has_trained_since() -> None:
-    """One averaged after every batch is one averaged after rounds of one batch."""
+def test_averaging_after_every_batch_equals_rounds_of_one_batch() -> None:
     shape = network().stages[0].feature_shape
     torch.manual_seed(0)
     batches = [(torch.randn(8, *shape), torch.randint(0, 5, (8,))) for _ in range(6)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a trunk's loss allows for: how often each device's batches have had each class."""
+"""Shares of classes in each device's batches, which the balanced loss of a trunk allows for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def spec(balanced: bool) -> RunSpec:
     )
 
 
-def test_offsets_are_the_logarithms_of_the_shares_so_far_by_device() -> None:
+def test_offsets_are_logarithms_of_the_class_shares_of_each_device() -> None:
     mix = ClassMix(spec(balanced=True))
     mix.add("a", torch.tensor([0, 0, 1, 0]))
     mix.add("b", torch.tensor([2]))
@@ -33,7 +33,7 @@ def test_offsets_are_the_logarithms_of_the_shares_so_far_by_device() -> None:
     assert mix.offsets("nobody", CPU) == 0.0
 
 
-def test_it_goes_on_from_a_commit() -> None:
+def test_class_mix_continues_from_its_saved_state() -> None:
     mix, again = ClassMix(spec(balanced=True)), ClassMix(spec(balanced=True))
     mix.add("a", torch.tensor([0, 1]))
     again.load(mix.state())
@@ -42,7 +42,7 @@ def test_it_goes_on_from_a_commit() -> None:
     assert torch.equal(torch.as_tensor(mix.offsets("a", CPU)), torch.as_tensor(again.offsets("a", CPU)))
 
 
-def test_a_run_that_does_not_ask_for_it_counts_nothing() -> None:
+def test_class_mix_counts_no_labels_without_balanced_loss() -> None:
     mix = ClassMix(spec(balanced=False))
     mix.add("a", torch.tensor([0]))
     assert (mix.state(), mix.offsets("a", CPU)) == ({}, 0.0)

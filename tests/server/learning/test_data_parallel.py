@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A joint step is that of one large batch, and the same bits whoever sums which devices."""
+"""A joint step is that of one large batch, with the same bits whichever rank sums which devices."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def spec(**settings: Any) -> RunSpec:
     )
 
 
-def model_of(run: RunSpec, devices: Iterable[str] = CUTS) -> FleetModel:
+def make_model(run: RunSpec, devices: Iterable[str] = CUTS) -> FleetModel:
     model = FleetModel(run, copy.deepcopy(NETWORK))
     for device in devices:
         model.join(device, CUTS[device], STEPS[device] * BATCH)
@@ -60,7 +60,7 @@ def model_of(run: RunSpec, devices: Iterable[str] = CUTS) -> FleetModel:
 
 
 def batch(model: FleetModel, device: str, number: int, step: int) -> tuple[Tensor, Tensor]:
-    """The last device's batches are smaller: means are over samples."""
+    """The last device has smaller batches, as means are over samples."""
     count = BATCH // 2 if device == "e" else BATCH
     generator = torch.Generator().manual_seed(1000 * number + 10 * step + ord(device))
     shape = count, *model.feature_shape(CUTS[device])
@@ -93,8 +93,8 @@ def digest(model: FleetModel) -> str:
     return weights_digest({**model.trunk_weights(), **flat, **labels}) + str(state["left_out"])
 
 
-def test_a_step_has_the_mean_gradient_of_the_samples_that_pass_a_stage() -> None:
-    model, model_seed = model_of(spec()), spec().seed
+def test_step_takes_the_mean_gradient_of_the_samples_that_pass_each_stage() -> None:
+    model, model_seed = make_model(spec()), spec().seed
     expected = dict(NETWORK.trunk(1).named_parameters())
     gradients: dict[str, Tensor] = {}
     statistics: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ def test_a_step_has_the_mean_gradient_of_the_samples_that_pass_a_stage() -> None
     for device in in_order(CUTS):
         features, labels = batch(model, device, 1, 0)
         trunk = copy.deepcopy(NETWORK).trunk(CUTS[device]).train()
-        seed_at(features.device, seed_for(model_seed, "trunk", device, 1, 0))  # of its dropout
+        seed_at(features.device, seed_for(model_seed, "trunk", device, 1, 0))  # seed of its dropout
         F.cross_entropy(trunk(features), labels).backward()
         for name, parameter in trunk.named_parameters():
             assert parameter.grad is not None
@@ -112,7 +112,7 @@ def test_a_step_has_the_mean_gradient_of_the_samples_that_pass_a_stage() -> None
             statistics[name] = statistics.get(name, torch.tensor(0.0)) + len(labels) * buffer
             counts[name] = counts.get(name, 0) + len(labels)
         train(model, device, 1, 0)
-    assert weights_digest(model.trunk_weights()) == weights_digest(NETWORK.trunk(1).state_dict())  # not yet
+    assert weights_digest(model.trunk_weights()) == weights_digest(NETWORK.trunk(1).state_dict())  # no step
     train(model, "a", 1, 1)
     found = model.trunk_weights()
     assert any(is_statistic(name) for name in statistics)
@@ -124,13 +124,13 @@ def test_a_step_has_the_mean_gradient_of_the_samples_that_pass_a_stage() -> None
         assert not name.endswith(COUNTER) or found[name] == 1
 
 
-def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
-    """Digest of what so many ranks commit, of which each has its devices' batches alone."""
-    model = model_of(run)
+def digest_of_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
+    """Digest of the commit of `count` ranks, each of which trains only the batches of its own devices."""
+    model = make_model(run)
     for number in range(1, rounds + 1):
         dealing = LaneDealing(count)
         dealt = dealing.deal(CUTS)
-        ranks = [model, *(model_of(run, ()) for _ in range(1, count))]
+        ranks = [model, *(make_model(run, ()) for _ in range(1, count))]
         own = [[device for device in in_order(CUTS) if dealt[device] == rank] for rank in range(count)]
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
             rank.borrow(unpack(pack(model.lend(devices, averages=True))))
@@ -142,7 +142,7 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
                     if step < STEPS[device]:
                         train(rank, device, number, step)
             if count > 1:
-                join(ranks, dealing)
+                join_step(ranks, dealing)
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
             for device in devices:
                 model.take_back(device, unpack(pack(rank.hand_over(device))))
@@ -150,7 +150,7 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
     return digest(model)
 
 
-def join(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
+def join_step(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
     first, *others = ranks
     parts = [other.part_of_step(dealing.lanes(rank)) for rank, other in enumerate(others, start=1)]
     changed = first.end_step(*[unpack(pack_state(part)) for part in parts], lanes=dealing.lanes(0))
@@ -170,17 +170,17 @@ def join(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
     ],
     ids=["plain", "scheduled", "with-memory", "robust", "supervised"],
 )
-def test_any_number_of_ranks_comes_to_the_same_weights(settings: dict[str, Any]) -> None:
+def test_committed_state_is_the_same_with_any_number_of_ranks(settings: dict[str, Any]) -> None:
     run = spec(**settings)
-    alone = in_ranks(run, 1)
-    assert [in_ranks(run, count) for count in (2, 3, 4)] == [alone] * 3
+    alone = digest_of_ranks(run, 1)
+    assert [digest_of_ranks(run, count) for count in (2, 3, 4)] == [alone] * 3
 
 
-def test_no_device_has_all_the_say_in_a_step() -> None:
-    """One that sends enormous features moves weights by no more than its clipped gradient's part."""
+def test_clipped_gradient_bounds_the_effect_of_a_device_with_huge_features() -> None:
+    """The device moves weights by at most the share of its clipped gradient."""
     weights = []
     for scale in (1.0, 1e4):
-        model = model_of(spec(clip_gradient=0.01))
+        model = make_model(spec(clip_gradient=0.01))
         for device in in_order(CUTS):
             features, labels = batch(model, device, 1, 0)
             features = features * scale if device == "b" else features
@@ -194,10 +194,10 @@ def test_no_device_has_all_the_say_in_a_step() -> None:
     assert 0 < moved <= 2 * RATE * 0.01
 
 
-def test_a_batch_that_cannot_be_trained_leaves_the_step_to_the_others() -> None:
+def test_untrainable_batch_does_not_change_the_step_of_the_other_devices() -> None:
     found = []
     for has_spoiled in (False, True):
-        model = model_of(spec())
+        model = make_model(spec())
         for device in in_order(CUTS):
             if device != "b":
                 train(model, device, 1, 0)
@@ -210,8 +210,8 @@ def test_a_batch_that_cannot_be_trained_leaves_the_step_to_the_others() -> None:
     assert found[0] == found[1]
 
 
-def test_a_step_whose_devices_all_fall_away_is_not_taken() -> None:
-    model = model_of(spec())
+def test_step_is_taken_unless_all_its_devices_are_forgotten() -> None:
+    model = make_model(spec())
     for device in ("a", "c"):
         train(model, device, 1, 0)
     model.forget("a")
@@ -219,5 +219,5 @@ def test_a_step_whose_devices_all_fall_away_is_not_taken() -> None:
     assert model.end_step(lanes=range(LANES)) == {}
     train(model, "a", 1, 0)
     train(model, "c", 1, 0)
-    model.forget("a")  # its batch counts, for the step is taken
+    model.forget("a")  # its batch counts all the same, as device c is left
     assert model.end_step(lanes=range(LANES))

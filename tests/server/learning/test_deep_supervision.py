@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trunks that learn through the fleet's exits too, against a step that is taken by hand."""
+"""Training of trunks through the exits of the fleet too, compared with a step computed by hand."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def step(model: FleetModel, device: str) -> float:
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
 @pytest.mark.parametrize("device", CUTS)
-def test_a_step_descends_the_loss_of_the_end_and_of_the_exits_on_the_way(strategy: str, device: str) -> None:
+def test_step_minimizes_trunk_loss_plus_weighted_exit_losses(strategy: str, device: str) -> None:
     run, network = spec(strategy, 0.5), copy.deepcopy(NETWORK)
     model = fleet(run)
     loss = step(model, device)
@@ -81,7 +81,7 @@ def test_a_step_descends_the_loss_of_the_end_and_of_the_exits_on_the_way(strateg
         torch.testing.assert_close(model.trunk_weights()[own + name], tensor)
 
 
-def test_exits_stay_as_they_are_and_are_those_of_the_commit() -> None:
+def test_step_trains_through_the_committed_exits_without_changing_them() -> None:
     run = spec("sequential", 0.5)
     model, again = fleet(run), fleet(run)
     for device in CUTS:
@@ -103,10 +103,10 @@ def test_exits_stay_as_they_are_and_are_those_of_the_commit() -> None:
     assert weights_digest(model.trunk_weights()) == weights_digest(again.trunk_weights())
 
 
-def test_without_exits_of_the_fleet_it_changes_nothing() -> None:
-    plain, asked = fleet(spec("sequential", 0.0, ())), fleet(spec("sequential", 0.5, ()))
+def test_deep_supervision_has_no_effect_without_fleet_exits() -> None:
+    plain, supervised = fleet(spec("sequential", 0.0, ())), fleet(spec("sequential", 0.5, ()))
     for device in CUTS:
-        assert step(plain, device) == step(asked, device)
-    assert weights_digest(plain.trunk_weights()) == weights_digest(asked.trunk_weights())
+        assert step(plain, device) == step(supervised, device)
+    assert weights_digest(plain.trunk_weights()) == weights_digest(supervised.trunk_weights())
     features, _ = batch("a")
     assert fleet(spec("averaging", 0.5)).logits("a", features).shape == (8, 10)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a commit does to the models of a fleet."""
+"""Effects of a commit on the models of a fleet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from splitee_server.learning.strategies.base import Untrainable
 
 
 @STRATEGIES
-def test_layerwise_every_stage_becomes_the_mean_of_its_holders(strategy: str) -> None:
+def test_layerwise_averaging_makes_every_stage_the_mean_of_its_holders(strategy: str) -> None:
     fleet = Fleet(strategy)
     sent = fleet.train(1)
     before = {device: fleet.whole(device, client) for device, client in sent.items()}
@@ -67,7 +67,7 @@ def test_same_cut_averages_client_networks_and_leaves_trunks_to_the_strategy(str
 
 
 @STRATEGIES
-def test_a_missing_device_takes_the_average_of_its_cut_or_keeps_its_network(strategy: str) -> None:
+def test_missing_device_takes_the_average_of_its_cut_or_keeps_its_network(strategy: str) -> None:
     fleet = Fleet(strategy)
     fleet.commit(1, fleet.train(1))
     only_one_at_its_cut = dict(fleet.model.client("d"))
@@ -78,7 +78,7 @@ def test_a_missing_device_takes_the_average_of_its_cut_or_keeps_its_network(stra
 
 
 @STRATEGIES
-def test_what_is_held_for_a_device_ends_with_the_next_round_that_it_finishes(strategy: str) -> None:
+def test_held_network_is_released_after_its_device_finishes_a_round(strategy: str) -> None:
     fleet = Fleet(strategy, "none")
     fleet.commit(1, fleet.train(1), a=2)
     moved, digest = dict(fleet.model.client("a")), fleet.model.digest("a")
@@ -90,7 +90,7 @@ def test_what_is_held_for_a_device_ends_with_the_next_round_that_it_finishes(str
 
 
 @STRATEGIES
-def test_a_late_joiner_starts_from_the_averages(strategy: str) -> None:
+def test_late_joiner_starts_from_the_averages(strategy: str) -> None:
     fleet = Fleet(strategy)
     fleet.commit(1, fleet.train(1))
     fleet.model.join("late", 2, 10)
@@ -107,8 +107,8 @@ def test_a_late_joiner_starts_from_the_averages(strategy: str) -> None:
 
 @STRATEGIES
 @pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 1), (2, 3)])
-def test_a_move_keeps_the_weights_of_every_stage(strategy: str, old: int, new: int) -> None:
-    """Which the commit has averaged before, as in a fleet where nobody moves."""
+def test_move_keeps_the_weights_of_every_stage(strategy: str, old: int, new: int) -> None:
+    """The commit averages the weights first, as in a fleet without a move."""
     cuts = {"a": old, "b": 3}
     fleet, unmoved = Fleet(strategy, cuts=cuts), Fleet(strategy, cuts=cuts)
     unmoved.commit(1, unmoved.train(1))
@@ -125,7 +125,7 @@ ROBUST = {"average": "trimmed", "clip_updates": 0.9, "largest_loss": 1.001, "lar
 
 @STRATEGIES
 @pytest.mark.parametrize("settings", [{}, ROBUST, {"average": "median", "aggregation_every": 1}])
-def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str, settings: dict[str, Any]) -> None:
+def test_reloaded_model_continues_bit_for_bit(strategy: str, settings: dict[str, Any]) -> None:
     settings = {"soft_labels": 1.0, **settings}
     fleet, restarted = Fleet(strategy, **settings), Fleet(strategy, cuts={}, **settings)
     assert fleet.model.soft_labels("b") is None
@@ -145,7 +145,7 @@ def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str, setting
         assert torch.equal(ours.probabilities, theirs.probabilities)
 
 
-def test_what_was_trained_counts_for_one_round() -> None:
+def test_trained_trunk_counts_for_one_round_only() -> None:
     fleet = Fleet("averaging")
     fleet.commit(1, fleet.train(1))
     own = fleet.trunk("b")
@@ -155,7 +155,7 @@ def test_what_was_trained_counts_for_one_round() -> None:
 
 
 @STRATEGIES
-def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None:
+def test_statistics_of_a_commit_are_means_over_all_devices(strategy: str) -> None:
     fleet, generator = Fleet(strategy, statistics_batches=2), torch.Generator().manual_seed(7)
     fleet.commit(1, fleet.train(1))
     before = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
@@ -165,7 +165,7 @@ def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None
     assert all(same(unchanged[device], before[device]) for device in CUTS), "trunks only looked"
     fleet.model.refresh(found)
     assert fleet.model.is_fresh
-    name = "first.1.running_mean"  # all hold it; cut 1 is behind it
+    name = "first.1.running_mean"  # all client networks hold it
     wanted = mean({device: {name: found[device][f"client.{name}"]} for device in CUTS}, name)
     wholes = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
     for device, whole in wholes.items():
@@ -184,10 +184,10 @@ def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None
 
 @STRATEGIES
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_a_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
+def test_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
     strategy: str, momentum: float
 ) -> None:
-    """Where rounds have a sample of the devices: its own network would be of long ago."""
+    """Rounds have a sample of the devices: the device's own network would be outdated."""
     fleet = Fleet(strategy, server_momentum=momentum, sample="2")
     for number in (1, 2, 3):
         fleet.commit(number, fleet.train(number, "a", "b"))
@@ -196,12 +196,12 @@ def test_a_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
     assert all(torch.equal(absent[name], committed[name]) for name in committed if not name.endswith(COUNTER))
     kept = {name: tensor.clone() for name, tensor in fleet.model.client("d").items()}
     fleet.train(4, "a", "b")
-    assert same(kept, fleet.model.client("d"))  # it shares no tensor with what is trained
+    assert same(kept, fleet.model.client("d"))  # it shares no tensor with a network in training
 
 
 @pytest.mark.parametrize("averaging", ["none", "layerwise"])
-def test_trunks_that_are_summed_up_one_by_one_leave_the_same_models(averaging: str) -> None:
-    """Also for one that joins later, which begins from the averages, with counters at nothing."""
+def test_trunks_summed_up_one_by_one_leave_the_same_weights(averaging: str) -> None:
+    """Also for a device that joins later, which begins from the averages, with counters at zero."""
     fleets = [Fleet("averaging", averaging, trunk_momentum="dropped") for _ in range(2)]
     for number in (1, 2):
         for fleet in fleets:
@@ -218,8 +218,8 @@ def test_trunks_that_are_summed_up_one_by_one_leave_the_same_models(averaging: s
 
 
 @STRATEGIES
-def test_a_step_keeps_no_gradients(strategy: str) -> None:
-    """Of many trunks they would take as much memory as the weights."""
+def test_training_step_keeps_no_gradients(strategy: str) -> None:
+    """Gradients of many trunks would take as much memory as the weights."""
     others = {id(one): one for one in _parameters()}
     fleet = Fleet(strategy)
     fleet.train(1)

@@ -50,7 +50,9 @@ class Trained:
 
 @pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}])
 @pytest.mark.parametrize("kind", ["sequential", "averaging"])
-def test_stages_that_are_reached_later_learn_as_without_it(kind: str, settings: dict[str, Any]) -> None:
+def test_fused_step_trains_stages_reached_later_like_the_plain_step(
+    kind: str, settings: dict[str, Any]
+) -> None:
     fused, plain = Trained(kind, fused=True, **settings), Trained(kind, **settings)
     before = fused.weights()
     for one in (fused, plain):
@@ -65,8 +67,8 @@ def test_stages_that_are_reached_later_learn_as_without_it(kind: str, settings: 
     torch.testing.assert_close(fused.weights(), plain.weights(), rtol=RTOL, atol=ATOL)
 
 
-def test_a_stage_that_comes_back_to_the_trunk_has_no_momentum_of_an_earlier_time() -> None:
-    """It is in the trunk of a device at cut 1, leaves it, and comes back with what its device has learnt."""
+def test_fused_step_equals_the_plain_step_after_a_stage_returns_to_the_trunk() -> None:
+    """The stage is in the trunk of a device at cut 1, leaves it, and returns with the device's weights."""
     trained = [Trained("sequential", fused=fused) for fused in (True, False)]
     for one in trained:
         own = one.strategy.trunk("shallow").state_dict()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What devices that are broken or hostile can do to the models of a fleet at a commit."""
+"""Limits on what broken or hostile devices can do to the models of a fleet at a commit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from splitee_server.learning.strategies.base import Untrainable
 
 
 @STRATEGIES
-def test_only_what_the_trunk_was_trained_with_weighs(strategy: str) -> None:
-    """A device that says it has many images, and sends no batch, is no part of any average."""
+def test_device_without_a_trained_batch_has_no_weight_in_averages(strategy: str) -> None:
+    """A device that reports many images, but sends no batch, is no part of any average."""
     fleet = Fleet(strategy)
     fleet.model.join("a", 1, 1 << 62)
     honest = fleet.train(1, "b", "c", "d")
@@ -30,7 +30,7 @@ def test_only_what_the_trunk_was_trained_with_weighs(strategy: str) -> None:
 
 
 @STRATEGIES
-def test_no_device_has_more_than_the_largest_share(strategy: str) -> None:
+def test_largest_share_of_a_quarter_weighs_four_devices_equally(strategy: str) -> None:
     capped, alike = Fleet(strategy, largest_share=0.25), Fleet(strategy, weighting="uniform")
     for fleet in (capped, alike):
         fleet.commit(1, fleet.train(1))
@@ -40,9 +40,7 @@ def test_no_device_has_more_than_the_largest_share(strategy: str) -> None:
 
 @STRATEGIES
 @pytest.mark.parametrize("average", ["trimmed", "median"])
-def test_one_client_network_among_four_cannot_move_an_average_beyond_the_others(
-    strategy: str, average: str
-) -> None:
+def test_robust_average_stays_within_the_range_of_three_honest_networks(strategy: str, average: str) -> None:
     fleet = Fleet(strategy, average=average, cuts=dict.fromkeys("abcd", 2))
     sent = fleet.train(1)
     honest = [{name: tensor.clone() for name, tensor in sent[device].items()} for device in "bcd"]
@@ -55,14 +53,14 @@ def test_one_client_network_among_four_cannot_move_an_average_beyond_the_others(
 
 
 @STRATEGIES
-def test_an_update_is_measured_from_what_the_device_began_the_round_with(strategy: str) -> None:
-    """In the first round the run's first weights, later what was committed for it."""
+def test_update_is_measured_from_the_weights_at_the_start_of_the_round(strategy: str) -> None:
+    """The run's initial weights in the first round, later those committed for the device."""
     fleet = Fleet(strategy, clip_updates=1.5)
     first = fleet.train(1)
     exit_of_a = first["a"]["exit.linear.weight"].clone()
     fleet.commit(1, first)
     alike = fleet.model.client("a")["exit.linear.weight"]
-    assert torch.equal(alike, exit_of_a)  # it is not clipped: all updates are as long
+    assert torch.equal(alike, exit_of_a)  # it is not clipped, as all updates have the same size
     sent = fleet.train(2)
     for device, client in sent.items():
         for name, tensor in client.items():
@@ -73,7 +71,7 @@ def test_an_update_is_measured_from_what_the_device_began_the_round_with(strateg
 
 
 @STRATEGIES
-def test_a_huge_update_moves_an_average_by_a_few_honest_ones_only(strategy: str) -> None:
+def test_clipping_bounds_the_effect_of_a_huge_update_on_the_average(strategy: str) -> None:
     fleet = Fleet(strategy, clip_updates=1.0, cuts=dict.fromkeys("abcd", 2))
     sent = fleet.train(1)
     for tensor in sent["a"].values():
@@ -85,8 +83,8 @@ def test_a_huge_update_moves_an_average_by_a_few_honest_ones_only(strategy: str)
 
 
 @STRATEGIES
-def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(strategy: str) -> None:
-    """Left out, it is answered still, and takes over the averages of the others."""
+def test_device_with_a_far_higher_loss_neither_trains_nor_counts(strategy: str) -> None:
+    """A device that is left out still gets a loss, and takes over the averages of the others."""
     cuts = dict.fromkeys("abcd", 2)
     fleet = Fleet(strategy, cuts=cuts, largest_loss=2.0)
     features, labels = fleet.features("a", torch.Generator().manual_seed(0)), torch.arange(BATCH) % 10
@@ -111,8 +109,8 @@ def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(s
 
 
 @STRATEGIES
-def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) -> None:
-    """Not the network of its cut's other device, whose batches the trunk was not trained on."""
+def test_absent_device_does_not_take_an_untrained_network_of_its_cut(strategy: str) -> None:
+    """The other device at its cut sends a network, but the trunk was not trained on its batches."""
     fleet = Fleet(strategy)
     fleet.commit(1, fleet.train(1))
     held = copy.deepcopy(dict(fleet.model.client("c")))
@@ -123,9 +121,7 @@ def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) ->
 
 @STRATEGIES
 @pytest.mark.parametrize("average", ["trimmed", "median"])
-def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it(
-    strategy: str, average: str
-) -> None:
+def test_robust_average_keeps_a_hostile_network_out_of_exits_and_stages(strategy: str, average: str) -> None:
     fleet = Fleet(strategy, average=average, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
     sent = fleet.train(1)
     honest = {device: copy.deepcopy(sent[device]) for device in "bcd"}
@@ -142,17 +138,17 @@ def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it
 
 @STRATEGIES
 @pytest.mark.parametrize("is_reversed", [False, True])
-def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
+def test_two_exits_of_a_cut_are_averaged_unless_they_contradict_each_other(
     strategy: str, is_reversed: bool
 ) -> None:
-    """Of two nobody knows which is wrong, and their mean has learnt nothing."""
+    """It is unknown which of the two is wrong, and their mean would have learnt nothing."""
     fleet = Fleet(strategy, clip_updates=10.0, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
     sent = fleet.train(1)
     own = copy.deepcopy(sent["b"])
     for name, tensor in sent["a"].items():
         if is_reversed and name.startswith(EXIT):
             tensor.copy_(2 * initial(2)[name] - tensor)
-    for device in "ab":  # each has counted its batches
+    for device in "ab":  # each network has counted batches
         for name, tensor in sent[device].items():
             if name.endswith(COUNTER):
                 tensor.add_(1000)
@@ -161,12 +157,12 @@ def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
     held = {device: fleet.model.client(device) for device in "ab"}
     assert all(torch.equal(held["b"][name], own[name]) for name in exits) == is_reversed
     assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
-    fleet.commit(2, fleet.train(2))  # what is apart stays apart
+    fleet.commit(2, fleet.train(2))  # exits that differ stay apart
     held = {device: fleet.model.client(device) for device in "ab"}
     assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
 
 
-def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
+def test_batch_with_statistics_out_of_bounds_is_rejected() -> None:
     fleet, generator = Fleet("sequential", statistics_batches=2), torch.Generator().manual_seed(7)
     fleet.commit(1, fleet.train(1))
     honest = Fleet("sequential", statistics_batches=2)
@@ -179,8 +175,8 @@ def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
     assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())
 
 
-def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
-    """Its network is right, and its statistics are a thousand times too large."""
+def test_statistics_of_a_hostile_device_are_clipped_if_updates_are() -> None:
+    """The network of the device is right; its statistics are a thousand times too large."""
     largest = {}
     for clip in (0.0, 1.0):
         fleet = Fleet("sequential", statistics_batches=2, clip_updates=clip)
@@ -195,8 +191,8 @@ def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
     assert largest[1.0] < 3
 
 
-def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_statistics() -> None:
-    """Nothing of it was trained on, and it says of its statistics that they are as they were."""
+def test_untrained_device_has_no_part_in_the_median_of_statistics_updates() -> None:
+    """The trunk was not trained on its batches, and it reports unchanged statistics."""
     trunks = []
     for takes_part in (False, True):
         fleet = Fleet("sequential", statistics_batches=2, clip_updates=1.0)

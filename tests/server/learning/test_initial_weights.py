@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run can begin from: the sources of weights, how they are fitted, and what is refused in one line."""
+"""Sources of the initial weights of a run: how they are fitted, and which are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("form", ["a.safetensors", "a.pt", "wrapped.pth", "parallel.pt"])
-def test_a_file_gives_all_the_networks_tensors(tmp_path: Path, form: str) -> None:
+def test_weights_file_in_any_form_gives_all_tensors_of_the_network(tmp_path: Path, form: str) -> None:
     path, tensors = tmp_path / form, trained()
     if form == "a.safetensors":
         save_file(tensors, path)
@@ -60,7 +60,7 @@ def test_a_file_gives_all_the_networks_tensors(tmp_path: Path, form: str) -> Non
     assert str(tmp_path) not in spec.weights
 
 
-def test_with_another_number_of_classes_only_the_head_is_new(tmp_path: Path) -> None:
+def test_only_the_head_is_new_with_another_number_of_classes(tmp_path: Path) -> None:
     tensors = trained(num_classes=7)
     save_file(tensors, tmp_path / "a.safetensors")
     _, initial = load(tmp_path / "a.safetensors")
@@ -78,7 +78,7 @@ class Code:
 
 
 def spoilt(tmp_path: Path, how: str) -> Path:
-    """A file that cannot be what a run begins from."""
+    """A weights file that a run cannot begin from."""
     path = tmp_path / ("a.pt" if how.startswith("pt") else "a.safetensors")
     tensors: dict[str, Any] = trained()
     if how == "pt with code":
@@ -116,7 +116,7 @@ def spoilt(tmp_path: Path, how: str) -> Path:
         ("nan", "first.0.weight holds a value that is not finite"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, how: str, words: str) -> None:
+def test_spoilt_weights_file_is_refused_in_one_line(tmp_path: Path, how: str, words: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         load(spoilt(tmp_path, how))
     assert words in str(refusal.value)
@@ -127,13 +127,15 @@ def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, how: str, words: 
 @pytest.mark.parametrize(
     "source", ["none.pt", "none.txt", "run:none", "https://example.org/a.pt", "torchvision"]
 )
-def test_what_is_not_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+def test_unavailable_weights_source_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=f"--weights {source}"):
         load(source)
 
 
-def test_torchvisions_weights_come_out_of_torchs_cache_with_their_normalisation(
+def test_torchvision_weights_are_read_from_the_cache_with_normalisation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
@@ -186,7 +188,7 @@ def earlier_run(path: Path, *, holds: bool = True) -> RunSpec:
     return spec
 
 
-def test_an_earlier_run_goes_on_with_its_classes_its_exits_and_its_normalisation(tmp_path: Path) -> None:
+def test_earlier_run_gives_weights_classes_exits_and_normalisation(tmp_path: Path) -> None:
     earlier_run(tmp_path / "spring")
     spec, initial = load(f"run:{tmp_path / 'spring'}")
     assert (spec.mean, spec.std) == ((0.25,), (0.125,))
@@ -205,7 +207,7 @@ def test_an_earlier_run_goes_on_with_its_classes_its_exits_and_its_normalisation
     )
 
 
-def test_other_class_names_are_said_and_head_and_exits_are_new(
+def test_other_class_names_are_logged_and_reset_head_and_exits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     earlier_run(tmp_path / "spring")
@@ -222,7 +224,7 @@ def test_other_class_names_are_said_and_head_and_exits_are_new(
         ({}, "holds no client networks"),
     ],
 )
-def test_an_earlier_run_that_does_not_fit_is_one_line(
+def test_earlier_run_that_does_not_fit_is_refused(
     tmp_path: Path, changed: dict[str, Any], words: str
 ) -> None:
     earlier_run(tmp_path / "spring", holds=bool(changed))
@@ -231,12 +233,12 @@ def test_an_earlier_run_that_does_not_fit_is_one_line(
 
 
 @pytest.mark.parametrize("text", ["weights", "fleet/1", "0.5", "0.5/0", "0.5,0.5/0.5", "2/0.5"])
-def test_a_normalisation_that_is_none_is_one_line(text: str) -> None:
+def test_invalid_normalisation_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--normalize"):
         with_weights(replace(SPEC, normalize=text), None)
 
 
-def test_a_run_that_is_resumed_needs_no_source_and_keeps_its_own(tmp_path: Path) -> None:
+def test_resumed_run_keeps_its_initial_weights_without_the_source_file(tmp_path: Path) -> None:
     source = tmp_path / "a.safetensors"
     save_file(trained(), source)
 

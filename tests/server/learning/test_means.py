@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of averages against plain NumPy, and what one holder of a tensor can do to them."""
+"""Rules of averages compared with NumPy, and the influence of one holder of a tensor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tensors(count: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6, 10, 11])
-def test_a_median_and_a_trimmed_mean_are_those_of_every_coordinate(
+def test_median_and_trimmed_mean_are_taken_per_coordinate(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = tensors(count)
@@ -44,7 +44,7 @@ def test_a_median_and_a_trimmed_mean_are_those_of_every_coordinate(
 
 
 @pytest.mark.parametrize("average", ["trimmed", "median"])
-def test_two_holders_are_averaged_by_weight_and_more_are_not(average: means.Average) -> None:
+def test_two_holders_are_averaged_by_weight_and_three_regardless_of_it(average: means.Average) -> None:
     values = tensors(3)
     two = combine(Rule(average), values[:2], [3, 1])
     torch.testing.assert_close(two, (3 * values[0].double() + values[1].double()) / 4)
@@ -53,21 +53,23 @@ def test_two_holders_are_averaged_by_weight_and_more_are_not(average: means.Aver
 
 @pytest.mark.parametrize("average", ["trimmed", "median"])
 @pytest.mark.parametrize("wild", [1e30, -1e30, float("inf"), float("nan")])
-def test_one_of_five_stays_between_the_others(average: means.Average, wild: float) -> None:
+def test_robust_average_of_five_stays_within_the_range_of_four_honest_holders(
+    average: means.Average, wild: float
+) -> None:
     values = tensors(4)
-    answer = combine(Rule(average), [*values, torch.full(SHAPE, wild)], [1.0] * 5)
+    average_of_all = combine(Rule(average), [*values, torch.full(SHAPE, wild)], [1.0] * 5)
     honest = torch.stack(values).double()
-    assert bool((answer >= honest.amin(0)).all() and (answer <= honest.amax(0)).all())
+    assert bool((average_of_all >= honest.amin(0)).all() and (average_of_all <= honest.amax(0)).all())
 
 
-def test_a_scalar_and_a_layout_of_channels_last_are_averaged_alike() -> None:
+def test_trimmed_mean_accepts_scalars_and_channels_last_tensors() -> None:
     assert trimmed_mean([torch.tensor(float(value)) for value in (1, 2, 9)], 1) == 2
     images = [torch.randn(2, 3, 4, 4) for _ in range(3)]
     turned = [image.to(memory_format=torch.channels_last) for image in images]
     assert torch.equal(trimmed_mean(images, 1), trimmed_mean(turned, 1))
 
 
-def test_who_counts_nothing_is_no_holder() -> None:
+def test_device_of_weight_zero_is_no_holder() -> None:
     holders = {name: {"x": torch.full((2,), value)} for name, value in {"a": 1.0, "b": 9.0, "c": 3.0}.items()}
     for rule in (Rule(), Rule("median")):
         average = average_by_name(holders, {"a": 1, "b": 0, "c": 1}, rule)["x"]
@@ -75,14 +77,14 @@ def test_who_counts_nothing_is_no_holder() -> None:
     assert average_by_name(holders, dict.fromkeys(holders, 0), Rule("median")) == {}
 
 
-def test_shares_below_the_largest_stay_as_they_are() -> None:
+def test_shares_below_the_limit_stay_unchanged() -> None:
     weights = [250, 240, 180]
     assert bounded(weights, 0.5) is weights
     assert bounded(weights, 1.0) is weights
     assert bounded([7], 0.1) == [1.0]
 
 
-def test_a_share_above_the_largest_is_given_to_the_others_in_their_proportions() -> None:
+def test_share_above_the_limit_is_reduced_without_changing_the_others() -> None:
     assert bounded([1 << 62, 2, 1], 0.5) == [3.0, 2, 1]
     assert bounded([8, 8, 1, 1], 0.3) == pytest.approx([1.5, 1.5, 1, 1])
     assert bounded([100, 1, 1], 1 / 3) == [1.0, 1.0, 1.0]
@@ -92,7 +94,7 @@ def test_a_share_above_the_largest_is_given_to_the_others_in_their_proportions()
     st.lists(st.integers(1, 1 << 40), min_size=1, max_size=30),
     st.floats(0.001, 1),
 )
-def test_no_share_is_above_the_largest_and_none_overtakes_another(weights: list[int], largest: float) -> None:
+def test_bounded_shares_respect_the_limit_and_keep_their_order(weights: list[int], largest: float) -> None:
     shares = np.array(bounded(weights, largest), dtype=np.float64)
     shares /= shares.sum()
     assert shares.max() <= max(largest, 1 / len(weights)) * (1 + 1e-9)

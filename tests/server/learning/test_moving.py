@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device that is cut elsewhere after a round: every stage keeps its weights, on whichever side it is."""
+"""Moves of a device to another cut: every stage keeps its weights on either side of the cut."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Fleet:
         return held
 
     def whole(self, device: str) -> dict[str, Tensor]:
-        """The network as this device's pictures see it, as it is now."""
+        """The present network of this device: its stages and those of its trunk."""
         own = {n.removeprefix(CLIENT): t for n, t in self.client(device).items() if n.startswith(CLIENT)}
         trunk = self.strategy.tensors(device)
         assert not own.keys() & trunk.keys()
@@ -92,8 +92,8 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("old", "new"), MOVES)
-def test_every_stage_keeps_its_weights_bit_for_bit(strategy: str, old: int, new: int) -> None:
-    """Whatever lies between the cuts goes over, BatchNorm's statistics too; nobody else's network changes."""
+def test_move_keeps_the_weights_of_every_stage_bit_for_bit(strategy: str, old: int, new: int) -> None:
+    """Stages between the cuts move, with statistics of BatchNorm; no other device's network changes."""
     fleet = Fleet({"mover": old, "other": 3}, spec(strategy))
     before = {device: fleet.whole(device) for device in fleet.cuts}
     other = fleet.client("other")
@@ -108,7 +108,7 @@ def test_every_stage_keeps_its_weights_bit_for_bit(strategy: str, old: int, new:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_move_outlives_the_server(strategy: str) -> None:
+def test_move_is_restored_from_the_saved_state(strategy: str) -> None:
     fleet = Fleet({"mover": 1, "other": 2}, spec(strategy))
     fleet.move(mover=3)
     again = Fleet({"mover": 3, "other": 2}, spec(strategy))
@@ -118,7 +118,7 @@ def test_a_move_outlives_the_server(strategy: str) -> None:
     assert fleet.clients.digest("mover") == again.clients.digest("mover")
 
 
-def test_a_shared_trunk_keeps_the_stages_that_others_train_in_it() -> None:
+def test_shared_trunk_keeps_the_stages_that_another_device_trains() -> None:
     fleet = Fleet({"mover": 3, "other": 2}, spec("sequential"))
     mover, other = fleet.whole("mover"), fleet.whole("other")
     fleet.move(mover=1)
@@ -129,8 +129,8 @@ def test_a_shared_trunk_keeps_the_stages_that_others_train_in_it() -> None:
     assert same(other, fleet.whole("other"))
 
 
-def test_a_device_that_moves_takes_the_exit_that_is_trained_there() -> None:
-    """By those at that cut, or by deeper ones beside their own; what it trained itself stays with it."""
+def test_moved_device_takes_the_exits_trained_at_its_new_cut() -> None:
+    """Exits are trained by devices at that cut or deeper; those that it trained itself stay with it."""
     run = spec("sequential", client_averaging="layerwise", exits="fleet", exit_cuts=(1, 2, 3))
     fleet = Fleet({"a": 1, "b": 3, "c": 3}, run)
     at = exits_by_cut(fleet.client("b"), 3)
@@ -146,7 +146,7 @@ def test_a_device_that_moves_takes_the_exit_that_is_trained_there() -> None:
     assert same(after, {name: before[name] for name in after})
 
 
-def test_devices_that_change_places_take_the_exits_that_were_there() -> None:
+def test_devices_that_exchange_cuts_take_the_exits_of_their_new_cuts() -> None:
     fleet = Fleet({"a": 1, "b": 2, "c": 3}, spec("averaging", client_averaging="same-cut"))
     exits = {device: fleet.exit(device) for device in fleet.cuts}
     fleet.move(a=2, b=1)
@@ -157,19 +157,19 @@ def test_devices_that_change_places_take_the_exits_that_were_there() -> None:
     assert not same(fleet.exit("c"), exits["c"])
 
 
-def test_exits_that_are_not_averaged_begin_anew() -> None:
+def test_moved_device_starts_with_a_fresh_exit_without_averaging() -> None:
     fleet = Fleet({"a": 1, "b": 2}, spec("averaging"))
     fleet.move(a=2)
     fresh = client_model(build_for(fleet.run), 2, fleet.run).state_dict()
     assert same(fleet.exit("a"), {name: t for name, t in fresh.items() if name.startswith(EXIT)})
 
 
-def test_a_moved_device_that_misses_rounds_can_still_get_its_network() -> None:
+def test_network_of_a_moved_device_is_held_until_the_device_has_trained() -> None:
     fleet = Fleet({"mover": 1, "other": 2}, spec("averaging"))
     fleet.move(mover=3)
     moved, digest = fleet.client("mover"), fleet.clients.digest("mover")
     fleet.end_round("other")
     assert same(fleet.client("mover"), moved)
     assert fleet.clients.digest("mover") == digest
-    fleet.clients.commit({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained: its own now
+    fleet.clients.commit({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained and has its own now
     assert "mover" not in fleet.clients

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mean over devices: the same bits whoever sums which lanes, and the value of a plain mean."""
+"""The mean over devices: the same bits however lanes are grouped, and the value of a plain mean."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ fleets = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 1 << 40
 
 
 def holders(devices: dict[str, int], seed: int) -> Holders:
-    """Every device holds `last`, some hold `first`: of values whose sum depends on its order."""
+    """Every device holds `last`, some hold `first`; the sum of the values depends on its order."""
     generator = torch.Generator().manual_seed(seed)
     found: Holders = {}
     for device in sorted(devices):
@@ -44,8 +44,8 @@ def summed(held: Holders, weights: dict[str, int], first: int, end: int) -> Lane
     return sums
 
 
-def in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict[str, Tensor]:
-    """The means where each group of lanes between two `bounds` is summed for itself."""
+def means_in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict[str, Tensor]:
+    """The means if each group of lanes between two `bounds` is summed separately."""
     first, *others = [summed(held, weights, start, end) for start, end in pairwise(bounds)]
     for other in others:
         first.merge(other.partials())
@@ -55,13 +55,13 @@ def in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict
 @pytest.mark.slow(2)
 @given(fleets, st.integers(0, 1 << 20), st.lists(st.integers(1, LANES - 1), unique=True, max_size=6))
 @settings(deadline=None)
-def test_a_mean_is_the_same_bits_however_its_lanes_are_grouped(
+def test_mean_has_the_same_bits_however_its_lanes_are_grouped(
     weights: dict[str, int], seed: int, cuts: list[int]
 ) -> None:
     held = holders(weights, seed)
-    alone = in_groups(held, weights, [0, LANES])
+    alone = means_in_groups(held, weights, [0, LANES])
     for bounds in ([0, 32, 64], [0, 16, 32, 48, 64], [0, 21, 42, 64], [0, *sorted(cuts), 64]):
-        grouped = in_groups(held, weights, bounds)
+        grouped = means_in_groups(held, weights, bounds)
         assert grouped.keys() == alone.keys()
         assert all(torch.equal(grouped[name], alone[name]) for name in alone)
     at_once = average_by_name(held, weights)
@@ -71,18 +71,18 @@ def test_a_mean_is_the_same_bits_however_its_lanes_are_grouped(
 @pytest.mark.slow(2)
 @given(fleets, st.integers(0, 1 << 20))
 @settings(deadline=None)
-def test_it_is_the_plain_mean(weights: dict[str, int], seed: int) -> None:
+def test_mean_of_lane_sums_is_the_plain_weighted_mean(weights: dict[str, int], seed: int) -> None:
     held = holders(weights, seed)
-    for name, mean in in_groups(held, weights, [0, LANES]).items():
-        having = [device for device in held if name in held[device]]
-        values = np.stack([held[device][name].double().numpy() for device in having])
-        counts = np.array([weights[device] for device in having], dtype=np.float64)
+    for name, mean in means_in_groups(held, weights, [0, LANES]).items():
+        devices = [device for device in held if name in held[device]]
+        values = np.stack([held[device][name].double().numpy() for device in devices])
+        counts = np.array([weights[device] for device in devices], dtype=np.float64)
         largest = np.average(np.abs(values), axis=0, weights=counts)
         difference = np.abs(mean.numpy() - np.average(values, axis=0, weights=counts))
         assert (difference <= 1e-12 * largest).all()
 
 
-def test_weights_may_be_given_by_tensor_as_bounded_shares_are() -> None:
+def test_weights_given_by_tensor_yield_the_mean_with_bounded_shares() -> None:
     weights = {"a": 1 << 30, "b": 3, "c": 1}
     held = holders(weights, 1)
     rule = Rule(largest_share=0.5)
@@ -98,7 +98,7 @@ def test_weights_may_be_given_by_tensor_as_bounded_shares_are() -> None:
     assert all(torch.equal(found[name].float(), expected[name]) for name in expected)
 
 
-def test_the_order_in_which_devices_are_named_changes_nothing() -> None:
+def test_average_is_the_same_in_any_order_of_devices() -> None:
     weights = {f"pi-{number}": number + 1 for number in range(50)}
     held = holders(weights, 2)
     names = list(held)
@@ -107,7 +107,7 @@ def test_the_order_in_which_devices_are_named_changes_nothing() -> None:
     assert all(torch.equal(tensor, shuffled[name]) for name, tensor in average_by_name(held, weights).items())
 
 
-def test_who_is_out_of_turn_is_refused() -> None:
+def test_device_or_lane_out_of_order_is_refused() -> None:
     one, other = in_order(["a", "b"])
     sums = LaneSums()
     sums.add(other, {"x": torch.ones(1)}, 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Strategies by name: what is unknown is refused, and what a strategy says of itself is true."""
+"""Strategies by name: unknown names are refused, and what a strategy declares is true."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def spec(strategy: str) -> RunSpec:
     return RunSpec(protocol=1, run="r", network=network, num_classes=10, rounds=1, strategy=strategy)
 
 
-def test_a_run_with_an_unknown_strategy_reads_but_is_not_trained() -> None:
+def test_run_with_an_unknown_strategy_is_decoded_but_not_trained() -> None:
     run = RunSpec.decode(spec("fedavg").encode())
     with pytest.raises(ConfigError, match="strategy 'fedavg': known are sequential, averaging"):
         make_strategy(build_network(run.network, num_classes=10), run)
@@ -34,19 +34,19 @@ def test_commands_refuse_an_unknown_strategy(
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_names_settings_of_a_run(name: str) -> None:
+def test_strategy_settings_are_fields_of_the_run_spec(name: str) -> None:
     assert issubclass(STRATEGIES[name].load(), Strategy)
     assert set(STRATEGIES[name].settings) <= set(RunSpec.__struct_fields__)
 
 
-def test_a_setting_names_its_strategies() -> None:
+def test_with_setting_lists_the_strategies_that_have_the_setting() -> None:
     assert with_setting("order") == "sequential"
     assert with_setting("aggregation_every") == "averaging"
     assert with_setting("seed") == ""
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_devices_share_a_trunks_name_only_with_its_weights_and_their_cut(name: str) -> None:
+def test_shared_with_is_equal_only_for_devices_that_share_trunk_tensors(name: str) -> None:
     network = build_network("tiny_networks:tiny", num_classes=10)
     strategy = make_strategy(network, spec(name))
     cuts = {"a": 1, "b": 2, "c": 2}

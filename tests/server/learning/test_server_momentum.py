@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the averages of a round become by what earlier commits have changed."""
+"""Momentum of the averages of a round, from the changes of earlier commits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tensors(weight: float, mean: float = 0.0) -> dict[str, Tensor]:
     }
 
 
-def test_what_a_commit_changes_goes_on_in_the_next() -> None:
+def test_momentum_carries_the_change_of_a_commit_into_the_next() -> None:
     momentum = ServerMomentum(0.5)
     committed: dict[str, Tensor] = {}
     found = []
@@ -36,19 +36,19 @@ def test_what_a_commit_changes_goes_on_in_the_next() -> None:
     assert found == [1.0, 3.0, 4.0, 3.5]
 
 
-def test_statistics_are_taken_as_they_are_averaged() -> None:
+def test_momentum_does_not_apply_to_statistics() -> None:
     carried = ServerMomentum(0.5).carry_on(tensors(2.0, mean=3.0), tensors(1.0, mean=1.0))
     assert carried.keys() == {"fc.weight"}
 
 
-def test_without_momentum_nothing_is_kept() -> None:
+def test_zero_momentum_changes_no_weights_and_keeps_no_state() -> None:
     momentum = ServerMomentum(0.0)
     assert momentum.carry_on(tensors(2.0), tensors(1.0)) == {}
     assert momentum.state() == {}
 
 
 @pytest.mark.parametrize("resumed", [False, True])
-def test_a_resumed_run_goes_on_with_it(resumed: bool) -> None:
+def test_momentum_continues_in_a_resumed_run(resumed: bool) -> None:
     momentum = ServerMomentum(0.5)
     momentum.carry_on(tensors(2.0), tensors(1.0))
     if resumed:
@@ -62,9 +62,9 @@ CUTS = {"a": 1, "b": 2, "c": 3}
 
 
 def committed(strategy: Any, **settings: Any) -> list[dict[str, dict[str, Tensor]]]:
-    """What each device and each trunk holds after each of three rounds, by the network's names.
+    """Tensors of each device and each trunk after each of three rounds, by the network's names.
 
-    Client networks that come in are the first ones, each moved by its device's number and the round's.
+    Devices send the initial client networks plus the product of their cut and the round's number.
     """
     run = RunSpec(
         protocol=1, run="r", network="tiny_networks:steady", num_classes=10, rounds=3, strategy=strategy,
@@ -102,7 +102,7 @@ def committed(strategy: Any, **settings: Any) -> list[dict[str, dict[str, Tensor
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_a_stage_is_the_same_wherever_it_is_held(strategy: str) -> None:
+def test_stage_is_the_same_in_every_network_and_trunk_that_holds_it(strategy: str) -> None:
     torch.manual_seed(1)
     for held in committed(strategy, server_momentum=0.5):
         everywhere: dict[str, Tensor] = {}
@@ -114,7 +114,7 @@ def test_a_stage_is_the_same_wherever_it_is_held(strategy: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_half_of_what_a_commit_changed_is_changed_once_more(strategy: str) -> None:
+def test_momentum_of_one_half_repeats_half_of_the_last_change(strategy: str) -> None:
     """The exit at cut 1 moves by 2 a round on average; the first commit has nothing to carry on from."""
     torch.manual_seed(1)
     carried = committed(strategy, server_momentum=0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose soft labels the server holds, and when it forgets them."""
+"""Which soft labels the server holds, and when it drops them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def store() -> SoftLabelStore:
     return store
 
 
-def test_answers_of_a_round_are_held_from_its_end(store: SoftLabelStore) -> None:
+def test_soft_labels_of_a_round_are_held_from_its_end(store: SoftLabelStore) -> None:
     for device in ("pi-1", "pi-2"):
         labels = store.of(device)
         assert labels is not None
         assert (labels.round, labels.probabilities.shape) == (1, (8, 3))
 
 
-def test_who_has_other_pictures_has_no_soft_labels_for_them(store: SoftLabelStore) -> None:
+def test_device_with_another_number_of_images_loses_its_soft_labels(store: SoftLabelStore) -> None:
     store.count("pi-1", 8)
     store.count("pi-2", 9)  # in two batches, as before
     assert store.of("pi-1") is not None
     assert store.of("pi-2") is None
 
 
-def test_a_round_that_began_with_other_pictures_leaves_none(store: SoftLabelStore) -> None:
+def test_round_with_a_changed_number_of_images_leaves_no_soft_labels(store: SoftLabelStore) -> None:
     store.add("pi-2", 2, BATCH)
     store.count("pi-2", 9)
     store.add("pi-2", 2, BATCH)
@@ -47,7 +47,7 @@ def test_a_round_that_began_with_other_pictures_leaves_none(store: SoftLabelStor
     assert store.of("pi-2") is None
 
 
-def test_a_new_process_knows_what_was_held(store: SoftLabelStore) -> None:
+def test_restored_soft_labels_are_held_until_the_number_of_images_changes(store: SoftLabelStore) -> None:
     again = SoftLabelStore(SPEC)
     again.load(store.state())
     again.count("pi-1", 8)

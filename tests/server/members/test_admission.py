@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may join: a device that is online and has said what it is, once both are of the same process."""
+"""Admission: a device joins once one process of it is online and has sent its profile."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def online(instance: int = 1) -> DeviceStatus:
     return DeviceStatus(state="online", instance=instance)
 
 
-def refused(found: list[Admitted | Refusal]) -> str:
-    """Why the one device is."""
+def reason_of_refusal(found: list[Admitted | Refusal]) -> str:
+    """The reason of the only refusal."""
     [refusal] = found
     assert isinstance(refusal, Refusal)
     return str(refusal)
@@ -54,7 +54,7 @@ def admission(members: Members) -> Admission:
     return Admission(RUN, 4, members, devices=1, most_images=1000)
 
 
-def test_a_device_joins_once_it_is_online_and_has_sent_its_profile(
+def test_device_joins_once_it_is_online_and_has_sent_its_profile(
     admission: Admission, members: Members
 ) -> None:
     assert admission.on_profile("pi-1", profile(1)) == []
@@ -62,17 +62,17 @@ def test_a_device_joins_once_it_is_online_and_has_sent_its_profile(
     [admitted] = admission.on_status("pi-1", online())
     assert isinstance(admitted, Admitted)
     assert (admitted.member.device, admitted.is_new) == ("pi-1", True)
-    assert admission.on_status("pi-1", online()) == []  # alive, but nothing new
+    assert admission.on_status("pi-1", online()) == []  # a sign of life without a change
     assert members.class_names == ("a", "b")
 
 
-def test_a_retained_profile_of_a_process_that_is_gone_lets_nobody_in(admission: Admission) -> None:
+def test_retained_profile_of_an_earlier_process_admits_no_device(admission: Admission) -> None:
     assert admission.on_profile("pi-1", profile(1, instance=1)) == []
     assert admission.on_status("pi-1", online(instance=2)) == []
 
 
-def test_a_retained_profile_for_an_earlier_run_lets_nobody_in(admission: Admission, members: Members) -> None:
-    """Its process lives: it has stayed for this run, and still looks what its images are now."""
+def test_retained_profile_for_an_earlier_run_admits_no_device(admission: Admission, members: Members) -> None:
+    """The process is alive: it has stayed for this run, and is still counting its present images."""
     admission.on_status("pi-1", online())
     assert admission.on_profile("pi-1", replace(profile(1, names=("x", "y")), run="of before")) == []
     assert not members.class_names
@@ -81,7 +81,7 @@ def test_a_retained_profile_for_an_earlier_run_lets_nobody_in(admission: Admissi
     assert (admitted.member.train_samples, members.class_names) == (96, ("a", "b"))
 
 
-def test_the_same_process_may_send_its_profile_again(admission: Admission) -> None:
+def test_process_may_send_its_profile_again(admission: Admission) -> None:
     admission.on_status("pi-1", online())
     admission.on_profile("pi-1", profile(1))
     [again] = admission.on_profile("pi-1", profile(1, next_cut=3))
@@ -90,7 +90,7 @@ def test_the_same_process_may_send_its_profile_again(admission: Admission) -> No
     assert again.member.next_cut == 3
 
 
-def test_a_member_asks_moves_and_may_still_speak_of_its_old_cut(
+def test_moved_member_may_still_report_its_old_cut_but_no_other(
     admission: Admission, members: Members
 ) -> None:
     admission.on_status("pi-1", online())
@@ -103,12 +103,12 @@ def test_a_member_asks_moves_and_may_still_speak_of_its_old_cut(
     assert (member.cut, member.next_cut) == (3, 0)
     admission.on_profile("pi-1", profile(3, next_cut=3, instance=2))
     assert member.next_cut == 0
-    assert "keep --cut 3" in refused(admission.on_profile("pi-1", profile(2, instance=2)))
-    said = refused(admission.on_profile("pi-1", profile(4, instance=2)))
-    assert "is cut at 4; net can be cut at 1..3" in said
+    assert "keep --cut 3" in reason_of_refusal(admission.on_profile("pi-1", profile(2, instance=2)))
+    reason = reason_of_refusal(admission.on_profile("pi-1", profile(4, instance=2)))
+    assert "is cut at 4; net can be cut at 1..3" in reason
 
 
-def test_devices_that_never_join_are_remembered_in_bounds(
+def test_number_of_known_devices_that_never_join_is_bounded(
     admission: Admission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "KNOWN_DEVICES", 2)
@@ -119,13 +119,13 @@ def test_devices_that_never_join_are_remembered_in_bounds(
 
 
 def join(admission: Admission, device: str, *names: str) -> list[tuple[str, bool]]:
-    """Who is let in or refused then, by name, and whether it is let in."""
+    """The devices that are then admitted or refused, each with whether it is admitted."""
     admission.on_status(device, online())
     found = admission.on_profile(device, profile(1, names=names))
     return [(one.member.device, True) if isinstance(one, Admitted) else (one.device, False) for one in found]
 
 
-def test_class_names_are_those_of_more_than_half_of_the_devices_never_of_the_first(members: Members) -> None:
+def test_class_names_need_the_votes_of_more_than_half_of_the_devices(members: Members) -> None:
     admission = Admission(RUN, 4, members, devices=3, most_images=1000)
     assert join(admission, "evil", "x", "y") == []
     assert join(admission, "pi-1", "a", "b") == []
@@ -136,29 +136,29 @@ def test_class_names_are_those_of_more_than_half_of_the_devices_never_of_the_fir
     assert join(admission, "pi-3", "x", "y") == [("pi-3", False)]
 
 
-def test_a_misspelt_class_is_named_and_taken_once_it_is_corrected(members: Members) -> None:
+def test_misspelt_class_is_named_in_the_refusal_and_accepted_once_corrected(members: Members) -> None:
     admission = Admission(RUN, 4, members, devices=2, most_images=1000)
     join(admission, "pi-1", "glass", "plastic")
     join(admission, "pi-2", "glass", "plastic")
     admission.on_status("pi-3", online())
-    said = refused(admission.on_profile("pi-3", profile(1, names=("glass", "platic"))))
-    assert "pi-3 has the classes [glass, platic], the fleet [glass, plastic] (set by pi-1, pi-2)" in said
-    assert "only it has [platic], it lacks [plastic]" in said
-    said = refused(admission.on_profile("pi-3", profile(1, names=("plastic", "glass"))))
-    assert "they are in another order" in said
+    reason = reason_of_refusal(admission.on_profile("pi-3", profile(1, names=("glass", "platic"))))
+    assert "pi-3 has the classes [glass, platic], the fleet [glass, plastic] (set by pi-1, pi-2)" in reason
+    assert "only it has [platic], it lacks [plastic]" in reason
+    reason = reason_of_refusal(admission.on_profile("pi-3", profile(1, names=("plastic", "glass"))))
+    assert "they are in another order" in reason
     admission.on_status("pi-3", online(instance=2))
     [admitted] = admission.on_profile("pi-3", profile(1, instance=2, names=("glass", "plastic")))
     assert isinstance(admitted, Admitted)
 
 
-def test_two_devices_must_agree_and_may_change_their_minds(members: Members) -> None:
+def test_two_devices_must_agree_on_class_names_and_may_change_theirs(members: Members) -> None:
     admission = Admission(RUN, 4, members, devices=2, most_images=1000)
     assert join(admission, "pi-1", "a", "b") == []
     assert join(admission, "pi-2", "b", "a") == []
     assert join(admission, "pi-2", "a", "b") == [("pi-1", True), ("pi-2", True)]
 
 
-def test_names_that_most_devices_had_misspelt_change_before_the_first_commit_and_not_after(
+def test_class_names_may_change_before_the_first_commit_but_not_after(
     members: Members,
 ) -> None:
     committed = [0]
@@ -179,28 +179,28 @@ def test_names_that_most_devices_had_misspelt_change_before_the_first_commit_and
     assert members.class_names == ("a", "b")
 
 
-def test_a_device_whose_own_names_grow_beyond_the_run_hears_what_helps(members: Members) -> None:
-    """It alone has set the fleet's: the others' folders are not what is wrong."""
+def test_refusal_of_too_many_classes_names_the_num_classes_flag(members: Members) -> None:
+    """The device alone has set the fleet's class names, so that no other folder is wrong."""
     admission = Admission(RUN, 4, members, devices=1, most_images=1000)
     join(admission, "pi-1", "a", "b")
-    said = refused(admission.on_profile("pi-1", profile(1, names=("a", "b", "c"))))
-    assert said == "pi-1 has 3 classes, the run 2: start the server with another --num-classes"
+    reason = reason_of_refusal(admission.on_profile("pi-1", profile(1, names=("a", "b", "c"))))
+    assert reason == "pi-1 has 3 classes, the run 2: start the server with another --num-classes"
 
 
-def test_the_operators_class_names_hold_from_the_start() -> None:
+def test_class_names_of_the_operator_hold_from_the_start() -> None:
     admission = Admission(RUN, 4, Members(("a", "b")), devices=3, most_images=1000)
     assert join(admission, "evil", "x", "y") == [("evil", False)]
     assert join(admission, "pi-1", "a", "b") == [("pi-1", True)]
 
 
 @pytest.mark.parametrize("samples", [1001, 1 << 61, 1 << 62])
-def test_more_images_than_the_operator_allows_are_refused(admission: Admission, samples: int) -> None:
+def test_device_with_more_images_than_allowed_is_refused(admission: Admission, samples: int) -> None:
     admission.on_status("pi-1", online())
-    said = refused(admission.on_profile("pi-1", profile(1, samples=samples)))
-    assert f"says that it has {samples} images; at most 1000 are taken" in said
+    reason = reason_of_refusal(admission.on_profile("pi-1", profile(1, samples=samples)))
+    assert f"says that it has {samples} images; at most 1000 are taken" in reason
 
 
-def test_who_is_in_quarantine_stays_there_until_it_is_let_back(members: Members) -> None:
+def test_device_stays_in_quarantine_until_it_is_readmitted(members: Members) -> None:
     for device in ("pi-1", "pi-2"):
         members.admit(device, profile(1))
     members.quarantine("pi-1")
@@ -213,12 +213,12 @@ def test_who_is_in_quarantine_stays_there_until_it_is_let_back(members: Members)
     assert after.quarantined() == ()
 
 
-def test_a_run_does_not_go_on_with_other_class_names() -> None:
+def test_run_does_not_resume_with_other_class_names() -> None:
     with pytest.raises(StateError, match=r"has the classes \[a, b\], not \[x, y\]"):
         Members(("x", "y")).load([], ("a", "b"))
 
 
-def test_totals_never_exceed_what_a_message_can_say(members: Members) -> None:
+def test_totals_never_exceed_the_largest_number_of_a_message(members: Members) -> None:
     members.admit("pi-1", profile(1))
     done = RoundDone(
         run="r", round=1, attempt=1, digest="0" * 64, batches=1 << 62, bytes=1 << 62, loss=1.0, accuracy=1.0,
@@ -230,7 +230,7 @@ def test_totals_never_exceed_what_a_message_can_say(members: Members) -> None:
     assert (totals.batches, totals.published) == (6, 1 << 62)
 
 
-def test_what_counts_outlives_the_process(members: Members) -> None:
+def test_cuts_and_commit_of_a_member_are_restored_from_the_saved_state(members: Members) -> None:
     members.admit("pi-1", profile(2, next_cut=3))
     members.start_from("pi-1", 4, "0" * 64)
     after = Members()

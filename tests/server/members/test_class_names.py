@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class names: the operator's, from a file, and those that devices vote for."""
+"""Class names that the operator gives in a file, and those that devices vote for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitee.errors import ConfigError
 from splitee_server.members.class_names import MOST_CHANGES, ClassVote, read_class_names
 
 
-def test_a_name_a_line_in_the_order_of_the_labels(tmp_path: Path) -> None:
+def test_class_names_are_read_one_per_line_in_order(tmp_path: Path) -> None:
     file = tmp_path / "classes.txt"
     file.write_text("glass\n  paper \n\nmétal\n", encoding="utf-8")
     assert read_class_names(file, 10) == ("glass", "paper", "métal")
@@ -28,14 +28,14 @@ def test_a_name_a_line_in_the_order_of_the_labels(tmp_path: Path) -> None:
         (b"a\n" + b"x" * 201, "expected a class name a line"),
     ],
 )
-def test_what_is_no_list_of_classes(tmp_path: Path, content: bytes, said: str) -> None:
+def test_file_that_is_no_list_of_classes_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "classes.txt"
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         read_class_names(file, 3)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_of_class_names_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_class_names(tmp_path / "none.txt", 3)
 
@@ -50,29 +50,29 @@ def vote(devices: int, *votes: tuple[str, tuple[str, ...]]) -> ClassVote:
     return found
 
 
-def test_more_than_half_of_the_latest_votes_decide_anew() -> None:
+def test_more_than_half_of_the_latest_votes_change_the_class_names() -> None:
     votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("pi-3", NEW))
-    assert votes.cast("pi-2", OTHER) == OLD  # nobody else's
+    assert votes.cast("pi-2", OTHER) == OLD  # no other device has these names
     assert votes.cast("pi-2", NEW) == NEW
     assert votes.voters(NEW) == ["pi-2", "pi-3"]
     assert votes.cast("pi-2", NEW) == NEW
 
 
-def test_as_many_votes_as_the_decided_names_have_are_not_enough() -> None:
+def test_tied_vote_does_not_change_the_class_names() -> None:
     """More devices may vote than the run waits for."""
     votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("pi-3", NEW))
     assert votes.cast("pi-4", NEW) == OLD
     assert votes.cast("pi-5", NEW) == NEW
 
 
-def test_a_device_that_flips_its_vote_is_heard_a_few_times_only() -> None:
+def test_device_that_flips_its_vote_changes_the_names_a_few_times_only() -> None:
     votes = vote(3, ("pi-1", OLD), ("pi-2", NEW), ("evil", OLD))
     decided = [votes.cast("evil", (NEW, OLD)[flip % 2]) for flip in range(100)]
     assert sum(before != after for before, after in pairwise([OLD, *decided])) == MOST_CHANGES
-    assert votes.cast("pi-1", decided[-1]) == decided[-1]  # others still are
+    assert votes.cast("pi-1", decided[-1]) == decided[-1]  # votes of other devices still count
 
 
-def test_a_vote_can_be_withdrawn() -> None:
+def test_vote_can_be_withdrawn() -> None:
     votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("evil", NEW))
     votes.withdraw("evil")
     votes.withdraw("nobody")
@@ -83,7 +83,7 @@ def test_a_vote_can_be_withdrawn() -> None:
 MORE, LESS = ("a", "b", "c"), ("a", "c")
 
 
-def test_who_has_an_empty_folder_for_a_class_votes_for_names_with_it_where_no_names_have_most_votes() -> None:
+def test_empty_folder_counts_for_names_with_its_class_without_a_majority() -> None:
     votes = ClassVote(2)
     votes.cast("pi-1", MORE)
     assert votes.cast("pi-2", LESS) == ()
@@ -93,7 +93,7 @@ def test_who_has_an_empty_folder_for_a_class_votes_for_names_with_it_where_no_na
     assert not any(votes.could_have(device, names) for device, names in (("pi-1", MORE), ("pi-9", MORE)))
 
 
-def test_names_that_are_decided_grow_by_a_class_that_all_have_added() -> None:
+def test_decided_names_grow_by_a_class_that_all_devices_have_added() -> None:
     votes = ClassVote(2)
     votes.cast("pi-1", LESS)
     votes.cast("pi-2", LESS)
@@ -101,7 +101,7 @@ def test_names_that_are_decided_grow_by_a_class_that_all_have_added() -> None:
     assert votes.cast("pi-2", LESS, ("b",)) == MORE
 
 
-def test_an_empty_folder_changes_nothing_where_most_devices_have_the_same_names() -> None:
+def test_empty_folder_does_not_count_against_names_of_a_majority() -> None:
     votes = ClassVote(3)
     votes.cast("pi-1", LESS, ("b",))
     assert votes.cast("pi-2", LESS, ("b",)) == LESS

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The payload of Home Assistant's discovery, and what its templates make of the fleet's own messages."""
+"""The payload of Home Assistant's discovery, and its templates applied to messages of the fleet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from splitee_server.monitoring.discovery import MOST_CLASSES, class_key, discove
 TOPICS = Topics("barn")
 # homeassistant/components/mqtt/discovery.py: TOPIC_MATCHER, behind the prefix
 DISCOVERY_TOPIC = re.compile(r"device/(?:[a-zA-Z0-9_-]+/)?[a-zA-Z0-9_-]+/config")
-# What DEVICE_DISCOVERY_SCHEMA takes at the root; one other key, and all of the device is refused.
+# Keys of DEVICE_DISCOVERY_SCHEMA at the root; with any other key the whole device is refused.
 ROOT = {
     "device",
     "origin",
@@ -36,7 +36,7 @@ ROOT = {
 
 
 def shown(payload: dict[str, Any], sensor: str, message: bytes) -> str:
-    """What Home Assistant shows of `sensor` after `message` on its topic."""
+    """The value that Home Assistant shows for `sensor` after `message` on its topic."""
     template = payload["components"][sensor]["value_template"]
     return rendered(template, message)
 
@@ -47,7 +47,7 @@ def rendered(template: str, message: bytes) -> str:
     )
 
 
-def test_the_payload_is_one_that_home_assistant_takes() -> None:
+def test_payload_has_the_fields_that_home_assistant_accepts() -> None:
     payload = discovery(TOPICS, "pi-1", profile(machine="Raspberry Pi 4 Model B"))
     assert set(payload) <= ROOT
     assert payload["device"]["model"] == "Raspberry Pi 4 Model B"
@@ -66,7 +66,7 @@ def test_the_payload_is_one_that_home_assistant_takes() -> None:
     assert "model" not in discovery(TOPICS, "pi-1", profile())["device"]
 
 
-def test_of_a_device_that_only_predicts_it_shows_nothing_of_training() -> None:
+def test_payload_of_a_device_that_only_predicts_has_no_training_sensors() -> None:
     payload = discovery(TOPICS, "pi-1", None, class_names=("cat",))
     inference = {"prediction", "state", "model_update", "software_update"}
     assert set(payload["components"]) == inference | {class_key("cat")}
@@ -75,7 +75,7 @@ def test_of_a_device_that_only_predicts_it_shows_nothing_of_training() -> None:
     assert payload["components"].items() <= whole["components"].items()
 
 
-def test_no_two_devices_of_any_fleets_share_a_topic_or_an_identity() -> None:
+def test_topics_and_identities_are_unique_across_devices_and_fleets() -> None:
     names = ("pi-1", "pi_1", "pi.1", "pi_2e1", "pi", "1", "a_5f", "a__", "a._")
     topics, identities = set(), set()
     for fleet in names:
@@ -90,7 +90,7 @@ def test_no_two_devices_of_any_fleets_share_a_topic_or_an_identity() -> None:
     assert len(identities) == len(names) ** 2 * 9
 
 
-def test_what_is_shown_of_a_device_that_trains_and_of_one_that_is_gone() -> None:
+def test_sensors_show_the_state_of_a_training_and_an_offline_device() -> None:
     payload = discovery(TOPICS, "pi-1", profile())
     states = {*get_args(Doing), "offline"}
     assert set(payload["components"]["status"]["options"]) == states, "Home Assistant refuses any other"
@@ -105,11 +105,11 @@ def test_what_is_shown_of_a_device_that_trains_and_of_one_that_is_gone() -> None
     for sensor in ("round", "temperature"):
         (availability,) = payload["components"][sensor]["availability"]
         assert availability["topic"] == payload["components"][sensor]["state_topic"]
-        said = [rendered(availability["value_template"], message) for message in (online, gone)]
-        assert said == ["online", "offline"], "Home Assistant's own words for it"
+        states_shown = [rendered(availability["value_template"], message) for message in (online, gone)]
+        assert states_shown == ["online", "offline"], "Home Assistant's own words for it"
 
 
-def test_accuracy_is_the_exits_in_percent() -> None:
+def test_accuracy_sensor_shows_the_accuracy_of_the_exit_in_percent() -> None:
     def measured(share: float | None, weakest: ClassRecall | None = None, images: int = 31) -> bytes:
         figures = DeviceMetrics(
             cut=1,
@@ -135,7 +135,7 @@ def test_accuracy_is_the_exits_in_percent() -> None:
     assert json.loads(rendered(attributes, measured(None, images=0))) == {"images": 0, "weakest_class": None}
 
 
-def test_the_last_prediction_is_its_label_with_the_rest_as_attributes() -> None:
+def test_prediction_sensor_shows_the_label_and_the_rest_as_attributes() -> None:
     payload = discovery(TOPICS, "pi-1", profile())
     report = PredictionReport(
         picture="x.jpg", label="snail", probability=0.9, entropy=0.1, source="exit", milliseconds=3, time=1.0
@@ -167,8 +167,8 @@ HOSTILE = (
 
 
 class TestByHomeAssistantItself:
-    """Its own schemas and its own template engine. 2024.3, the newest for Python 3.11, knows no payload of a
-    whole device: each component is asked alone, with what the device has in common.
+    """Checks by Home Assistant's own schemas and template engine. 2024.3, the newest for Python 3.11, knows
+    no payload of a whole device: each component is checked alone, with the fields of the device.
     """
 
     @pytest.fixture
@@ -180,7 +180,7 @@ class TestByHomeAssistantItself:
         shared = {key: payload[key] for key in ("device", "origin", "qos")}
         return {key: shared | component for key, component in payload["components"].items()}
 
-    def test_every_entity_is_taken_whole_and_what_is_wrong_would_not_be(
+    def test_entities_are_accepted_and_wrong_ones_are_refused_or_ignored(
         self, payload: dict[str, Any]
     ) -> None:
         components = payload["components"]
@@ -195,21 +195,21 @@ class TestByHomeAssistantItself:
         assert found["ignored"] == later | {"field": ["since"]}
         assert len(components) == 8 + len(HOSTILE)
 
-    def test_a_binary_sensor_is_on_for_its_own_class_alone(self, payload: dict[str, Any]) -> None:
-        messages = [*(said(label) for label in HOSTILE), said("unsure", unsure=True)]
-        asked = [(name, message) for name in HOSTILE for message in messages]
+    def test_binary_sensor_is_on_for_its_own_class_only(self, payload: dict[str, Any]) -> None:
+        messages = [*(predicted(label) for label in HOSTILE), predicted("unsure", unsure=True)]
+        pairs = [(name, message) for name in HOSTILE for message in messages]
         shown = verdict(
             self.entities(payload),
-            [(class_key(name), "value_template", message.decode()) for name, message in asked],
+            [(class_key(name), "value_template", message.decode()) for name, message in pairs],
         )["rendered"]
-        assert shown == ["ON" if message == said(name) else "OFF" for name, message in asked]
+        assert shown == ["ON" if message == predicted(name) else "OFF" for name, message in pairs]
 
-    def test_the_predicted_state_is_a_label_with_confidence_and_time(self, payload: dict[str, Any]) -> None:
+    def test_state_sensor_shows_a_label_with_confidence_and_time(self, payload: dict[str, Any]) -> None:
         labels = [label for label in HOSTILE if label.strip() == label]
-        states = [("state", "value_template", said(label).decode()) for label in labels]
+        states = [("state", "value_template", predicted(label).decode()) for label in labels]
         attributes = [
             ("state", "json_attributes_template", message.decode())
-            for message in (said("cat"), said("unsure", unsure=True))
+            for message in (predicted("cat"), predicted("unsure", unsure=True))
         ]
         (availability,) = payload["components"]["state"]["availability"]
         assert availability["topic"] == TOPICS.device("pi-1", "serving")
@@ -224,7 +224,7 @@ class TestByHomeAssistantItself:
         assert [json.loads(text) for text in found[len(labels) : -2]] == [cat, cat | {"unsure": True}]
         assert found[-2:] == ["online", "offline"]
 
-    def test_an_update_says_what_is_installed_what_is_latest_and_how_far_it_is(
+    def test_update_entity_shows_installed_and_latest_version_and_progress(
         self, payload: dict[str, Any]
     ) -> None:
         known = {"installed": "1.0", "latest": "1.1"}
@@ -259,18 +259,18 @@ class TestByHomeAssistantItself:
             (known | {"state": "expired"}, "off", {"latest_version": "1.0"}),
             (known | {"state": "rolled back"}, "off", {"latest_version": "1.0"}),
         ]
-        asked = [(kind, case) for kind in ("model", "software") for case in cases]
+        cases_by_kind = [(kind, case) for kind in ("model", "software") for case in cases]
         messages = [
             (
                 f"{kind}_update",
                 "value_template",
                 DeviceUpdate(**{kind: Update(**fields)}).encode().decode(),
             )
-            for kind, (fields, _, _) in asked
+            for kind, (fields, _, _) in cases_by_kind
         ]
         found = verdict(self.entities(payload), messages)
-        assert found["updates"] == [state for _, (_, state, _) in asked]
-        for (_, (fields, _, expected)), text in zip(asked, found["rendered"], strict=True):
+        assert found["updates"] == [state for _, (_, state, _) in cases_by_kind]
+        for (_, (fields, _, expected)), text in zip(cases_by_kind, found["rendered"], strict=True):
             shown = json.loads(text)
             assert set(shown) == {
                 "installed_version", "latest_version", "in_progress", "update_percentage", "release_summary",
@@ -285,12 +285,12 @@ class TestByHomeAssistantItself:
             assert shown == defaults | expected
 
 
-def said(label: str, *, unsure: bool = False) -> bytes:
+def predicted(label: str, *, unsure: bool = False) -> bytes:
     since = 1767323045.25
     return PredictedState(label=label, confidence=0.91234, since=since, time=since, unsure=unsure).encode()
 
 
-def test_a_click_is_the_message_that_the_server_takes() -> None:
+def test_click_on_install_sends_a_message_that_the_server_decodes() -> None:
     components = discovery(TOPICS, "pi-1", profile())["components"]
     for kind in ("model", "software"):
         entity = components[f"{kind}_update"]
@@ -299,7 +299,7 @@ def test_a_click_is_the_message_that_the_server_takes() -> None:
         assert not entity.get("retain", False), "a click that is kept would be carried out again"
 
 
-def test_names_of_classes_are_shortened_and_too_many_classes_have_no_sensors() -> None:
+def test_class_names_are_shortened_and_too_many_classes_have_no_sensors() -> None:
     components = discovery(TOPICS, "pi-1", profile(class_names=HOSTILE), class_names=HOSTILE)["components"]
     shown = {name: components[class_key(name)]["name"] for name in HOSTILE}
     assert shown["cat"] == "cat"

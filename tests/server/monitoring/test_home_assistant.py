@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home Assistant's discovery: when devices are announced, and taken back."""
+"""Discovery by Home Assistant: when devices are announced and removed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ TOPICS = Topics("barn")
 
 
 @pytest.mark.parametrize("prefix", ["", "a/#", "+", "/a", "a/", "$SYS"])
-def test_a_prefix_that_is_no_topic(prefix: str, tmp_path: Path) -> None:
+def test_prefix_that_is_no_topic_is_refused(prefix: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--home-assistant-prefix .*: expected a topic"):
         HomeAssistant(Link.__new__(Link), TOPICS, tmp_path, wanted=True, prefix=prefix)
 
 
 @pytest.mark.mosquitto
 class TestAtABroker:
-    """What a subscriber sees; each test has a prefix of its own, for the broker is shared."""
+    """Messages that a subscriber receives; each test has its own prefix, as the broker is shared."""
 
     @pytest.fixture
     def prefix(self, request: pytest.FixtureRequest) -> str:
@@ -44,7 +44,7 @@ class TestAtABroker:
     def retained(
         self, broker: RunningBroker, make_link: Callable[..., Link], prefix: str
     ) -> dict[str, dict[str, Any]]:
-        """{topic: payload} of what is retained below `prefix`."""
+        """{topic: payload} of the retained messages below `prefix`."""
         fence = f"{prefix}/fence"
         reader = make_link(broker.address, "reader", f"{prefix}/#")
         reader.publish(fence, b"")
@@ -55,7 +55,7 @@ class TestAtABroker:
         reader.close()
         return found
 
-    def test_a_device_is_announced_until_the_switch_is_off(
+    def test_device_is_announced_until_discovery_is_switched_off(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -86,7 +86,7 @@ class TestAtABroker:
         assert self.retained(mosquitto_broker, make_link, prefix) == {}
         assert not (tmp_path / RECORD).exists()
 
-    def test_a_device_that_is_dismissed_is_taken_back_alone_until_it_joins_again(
+    def test_dismissed_device_alone_is_removed_until_it_joins_again(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -100,11 +100,11 @@ class TestAtABroker:
         for device in ("pi-1", "pi-2"):
             watcher.on_admitted(device, profile())
         watcher.on_dismissed("pi-1")
-        watcher.on_message(b"online")  # Home Assistant starts anew
+        watcher.on_message(b"online")  # Home Assistant has restarted
         assert link.flush(DEADLINE)
         assert list(self.retained(mosquitto_broker, make_link, prefix)) == [two]
         assert (tmp_path / RECORD).read_text() == f"{two}\n"
-        link.publish(one, b"{}", retain=True)  # a server was killed before it had taken it back
+        link.publish(one, b"{}", retain=True)  # a server was killed before it had removed it
         (tmp_path / RECORD).write_text(f"{one}\n{two}\n")
         after = HomeAssistant(link, TOPICS, tmp_path, wanted=True, prefix=prefix)
         after.start()
@@ -115,7 +115,7 @@ class TestAtABroker:
         assert link.flush(DEADLINE)
         assert sorted(self.retained(mosquitto_broker, make_link, prefix)) == [one, two]
 
-    def test_a_device_that_only_predicts_is_announced_until_it_asks_to_join(
+    def test_device_that_only_predicts_is_announced_and_replaced_once_it_joins(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -147,7 +147,7 @@ class TestAtABroker:
         assert link.flush(DEADLINE)
         assert self.retained(mosquitto_broker, make_link, prefix) == {}
 
-    def test_another_prefix_takes_back_what_was_announced_under_the_first(
+    def test_new_prefix_removes_announcements_under_the_old_one(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -163,7 +163,7 @@ class TestAtABroker:
         found = self.retained(mosquitto_broker, make_link, prefix)
         assert list(found) == [TOPICS.discovery(f"{prefix}/two", "pi-1")]
 
-    def test_it_is_said_again_when_home_assistant_starts_and_when_the_broker_comes_back(
+    def test_device_is_announced_again_after_a_home_assistant_start_or_reconnect(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -175,8 +175,8 @@ class TestAtABroker:
         assert watcher.filters == (f"{prefix}/status",)
         reader = make_link(mosquitto_broker.address, "home-assistant", f"{prefix}/#")
 
-        def heard() -> list[str]:
-            """What has come since the last call, the state told by a message behind it."""
+        def received() -> list[str]:
+            """Topics received since the last call; a fence message marks the end."""
             fence = f"{prefix}/fence"
             assert link.flush(DEADLINE)
             link.publish(fence, b"")
@@ -188,17 +188,17 @@ class TestAtABroker:
         topic = TOPICS.discovery(prefix, "pi-1")
         watcher.on_admitted("pi-1", profile())
         watcher.on_admitted("pi-1", profile())
-        assert heard() == [topic], "once, as long as it stays the same"
+        assert received() == [topic], "once, as long as it stays the same"
         watcher.on_admitted("pi-1", profile(machine="a Pi that was profiled"))
-        assert heard() == [topic]
+        assert received() == [topic]
         watcher.on_message(b"offline")
-        assert heard() == []
+        assert received() == []
         watcher.on_message(b"online")
-        assert heard() == [topic]
+        assert received() == [topic]
         watcher.on_reconnected()
-        assert heard() == [topic]
+        assert received() == [topic]
 
-    def test_sensors_of_classes_go_with_the_classes_and_with_the_switch(
+    def test_class_sensors_are_removed_with_their_class_or_when_switched_off(
         self,
         mosquitto_broker: RunningBroker,
         make_link: Callable[..., Link],
@@ -209,7 +209,7 @@ class TestAtABroker:
         topic = TOPICS.discovery(prefix, "pi-1")
 
         def announced(*names: str, classes: bool) -> dict[str, str]:
-            """{key: name} of the binary sensors that a server announces; "": it is removed."""
+            """{key: name} of the binary sensors that a server announces; "": removed."""
             watcher = HomeAssistant(link, TOPICS, tmp_path, wanted=True, prefix=prefix, classes=classes)
             watcher.start()
             watcher.on_admitted("pi-1", profile(class_names=names))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/metrics: what a scrape gets, for how many devices, and that the documentation names all of it."""
+"""/metrics: content of a scrape, bounds on its size, and agreement with the documentation."""
 
 from __future__ import annotations
 
@@ -116,9 +116,9 @@ def scraped(figures: Figures) -> Iterator[dict[str, Metric]]:
 
 
 def scrape(port: int) -> dict[str, Metric]:
-    with urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain; version=")
-        return {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+    with urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=")
+        return {family.name: family for family in text_string_to_metric_families(response.read().decode())}
 
 
 def samples(families: dict[str, Metric]) -> dict[tuple[str, tuple[str, ...]], float]:
@@ -127,15 +127,15 @@ def samples(families: dict[str, Metric]) -> dict[tuple[str, tuple[str, ...]], fl
     return {(sample.name, tuple(sample.labels.values())): sample.value for sample in found}
 
 
-def told(progress: Progress) -> Figures:
+def figures_of(progress: Progress) -> Figures:
     figures = Figures(CERTIFICATE_END)
     figures.tick(lambda: progress)
     figures.on_rollouts(Rollouts(rollouts=(rollout(),)))
     return figures
 
 
-def test_a_scrape_tells_where_the_run_stands() -> None:
-    with scraped(told(progress())) as families:
+def test_scrape_reports_the_progress_of_the_run() -> None:
+    with scraped(figures_of(progress())) as families:
         found = samples(families)
     expected = {
         ("splitee_broker_connected", ()): 1,
@@ -202,24 +202,24 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         assert (unknown[0], unknown[1:]) not in found, "what is not known has no series"
 
 
-def test_names_are_those_of_the_documentation() -> None:
-    with scraped(told(progress())) as families:
+def test_metric_names_match_the_documentation() -> None:
+    with scraped(figures_of(progress())) as families:
         served = {name for name, _ in samples(families)}
     documented = re.findall(r"^\| `((?:splitee|process)_\w+)` \|", METRICS, re.MULTILINE)
     assert len(documented) == len(set(documented))
     assert set(documented) == served
 
 
-def test_labels_are_those_of_the_documentation() -> None:
-    with scraped(told(progress())) as families:
+def test_metric_labels_match_the_documentation() -> None:
+    with scraped(figures_of(progress())) as families:
         served = {s.name: set(s.labels) for family in families.values() for s in family.samples}
     rows = re.findall(r"^\| `((?:splitee|process)_\w+)` \| (.*?)\|", METRICS, re.MULTILINE)
     assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == served
 
 
-def test_names_follow_the_conventions() -> None:
+def test_metric_names_follow_the_prometheus_conventions() -> None:
     """prometheus.io, "Metric and label naming": counters end in _total, and in base units before it."""
-    with scraped(told(progress())) as families:
+    with scraped(figures_of(progress())) as families:
         for name, family in families.items():
             assert family.documentation
             assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name)
@@ -228,22 +228,22 @@ def test_names_follow_the_conventions() -> None:
                 assert {sample.name for sample in family.samples} == {f"{name}_total"}
 
 
-def test_before_the_run_is_open_only_the_process_is_told() -> None:
+def test_only_process_metrics_are_served_before_the_run_is_open() -> None:
     with scraped(Figures()) as families:
         assert families and all(name.startswith("process_") for name in families)
 
 
-def test_thousands_of_devices_have_a_bounded_number_of_series() -> None:
-    with scraped(told(progress(DEVICES + 500))) as families:
+def test_number_of_series_is_bounded_with_thousands_of_devices() -> None:
+    with scraped(figures_of(progress(DEVICES + 500))) as families:
         assert sum(sample.value for sample in families["splitee_devices"].samples) == DEVICES + 500
         for name, family in families.items():
-            each = 3 if name == "splitee_device_bytes" else 1  # what nothing travels for has no series
+            each = 3 if name == "splitee_device_bytes" else 1  # purposes without traffic have no series
             assert len(family.samples) <= each * DEVICES, name
             if name == "splitee_device_cut":
                 assert len(family.samples) == DEVICES
 
 
-def test_rollouts_are_told_by_devices_state_and_wave() -> None:
+def test_rollout_is_reported_by_devices_state_and_wave() -> None:
     figures = Figures()
     figures.on_rollouts(Rollouts(rollouts=(rollout("spring", "paused", kind="software"),)))
     of_one = ("software", "spring")  # kind, rollout
@@ -256,7 +256,7 @@ def test_rollouts_are_told_by_devices_state_and_wave() -> None:
     assert (found["splitee_rollout_wave", of_one], found["splitee_rollout_waves", of_one]) == (2, 3)
 
 
-def test_a_server_that_keeps_many_rollouts_has_a_bounded_number_of_series_each_once() -> None:
+def test_many_rollouts_have_a_bounded_number_of_unique_series() -> None:
     figures, waves = Figures(), (Wave(1),) * MOST_WAVES
     most = tuple(rollout(f"r{number % 19}", waves=waves) for number in range(MOST_ROLLOUTS))
     figures.on_rollouts(Rollouts(rollouts=most))
@@ -269,7 +269,7 @@ def test_a_server_that_keeps_many_rollouts_has_a_bounded_number_of_series_each_o
         assert not any(one.samples for name, one in families.items() if name.startswith("splitee_rollout"))
 
 
-def test_the_run_is_looked_at_once_a_second_however_often_it_is_ticked() -> None:
+def test_progress_is_read_once_for_many_ticks_within_a_second() -> None:
     figures, looks = Figures(), 0
 
     def look() -> Progress:
@@ -282,7 +282,9 @@ def test_the_run_is_looked_at_once_a_second_however_often_it_is_ticked() -> None
     assert looks == 1
 
 
-def test_a_port_that_is_in_use_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_metrics_port_in_use_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
         nowhere = ("--broker", f"mqtt://{HOST}:{free_port()}", "--connect-timeout", "1")
@@ -293,7 +295,7 @@ def test_a_port_that_is_in_use_is_one_line(capsys: pytest.CaptureFixture[str], t
     )
 
 
-def test_an_address_that_is_not_this_machines() -> None:
+def test_bind_address_of_another_machine_is_refused() -> None:
     for bind in ("192.0.2.1", "no such host"):
         with (
             pytest.raises(ConfigError, match=r"cannot listen on .+ \(.+\): .*--metrics-bind"),
@@ -302,11 +304,11 @@ def test_an_address_that_is_not_this_machines() -> None:
             pass
 
 
-def test_nothing_stays_behind() -> None:
-    """Neither a thread nor the port; and a second server in one process is not in the first's way."""
+def test_stopped_servers_leave_no_thread_and_free_their_port() -> None:
+    """Two servers run side by side in one process."""
     before, port = set(threading.enumerate()), free_port()
     for _ in range(2):
-        with serving(told(progress()), HOST, port), serving(told(progress()), HOST, free_port()):
+        with serving(figures_of(progress()), HOST, port), serving(figures_of(progress()), HOST, free_port()):
             assert "splitee_rounds" in scrape(port)
     for thread in set(threading.enumerate()) - before:
         thread.join(10)

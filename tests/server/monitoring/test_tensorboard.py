@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard's event files: each round once, whatever happened to the server between two of them."""
+"""Event files for TensorBoard: each round is written once, also after a restart of the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def metrics(number: int, *, run: str = "run-a", devices: dict[str, int] | None =
     )
 
 
-def test_a_device_has_a_folder_and_so_has_the_mean_of_its_cut(tmp_path: Path) -> None:
+def test_each_device_and_the_mean_of_each_cut_have_a_folder(tmp_path: Path) -> None:
     history: list[Metrics] = []
     watcher = TensorBoard(tmp_path, lambda: history)
     for number in (1, 2):
@@ -57,7 +57,7 @@ def test_a_device_has_a_folder_and_so_has_the_mean_of_its_cut(tmp_path: Path) ->
     assert found["run-a/cut-4"]["loss/exit"] == [(1, 4.0), (2, 2.0)]
 
 
-def test_the_mean_counts_every_device_of_the_cut(tmp_path: Path) -> None:
+def test_mean_of_a_cut_counts_each_of_its_devices(tmp_path: Path) -> None:
     one, other = metrics(2, devices={"pi-1": 3}), metrics(4, devices={"pi-2": 3})
     both = Metrics(**{**_fields(one), "devices": {**one.devices, **other.devices}})
     TensorBoard(tmp_path, lambda: [both]).on_evaluated(both)
@@ -68,7 +68,7 @@ def _fields(value: Metrics) -> dict[str, object]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
 
 
-def test_the_fleet_has_its_accuracies_and_the_recall_of_each_class(tmp_path: Path) -> None:
+def test_fleet_folder_has_accuracies_and_the_recall_of_each_class(tmp_path: Path) -> None:
     fleet = FleetMetrics(images=40, trunk_accuracy=0.75, class_recalls=(ClassRecall("glass", 10, 0.5),))
     evaluated = Metrics(**{**_fields(metrics(2)), "fleet": fleet})  # type: ignore[arg-type]
     TensorBoard(tmp_path, lambda: [evaluated]).on_evaluated(evaluated)
@@ -80,11 +80,11 @@ def test_the_fleet_has_its_accuracies_and_the_recall_of_each_class(tmp_path: Pat
     }
 
 
-def test_a_server_that_is_resumed_writes_each_round_once(tmp_path: Path) -> None:
+def test_resumed_server_writes_each_round_once(tmp_path: Path) -> None:
     history = [metrics(1), metrics(2)]
     before = TensorBoard(tmp_path, lambda: history)
     before.on_evaluated(history[-1])
-    # It was killed after round 3 stood in the history, lost that round's state, and does round 3 again.
+    # The server was killed with round 3 in the history but not in its state, and repeats round 3.
     history += [metrics(3), metrics(3, devices={"pi-1": 6})]
     after = TensorBoard(tmp_path, lambda: history)
     after.on_evaluated(history[1])
@@ -98,21 +98,21 @@ def test_a_server_that_is_resumed_writes_each_round_once(tmp_path: Path) -> None
     assert found["run-a/cut-6/pi-1"]["loss/exit"] == [(3, 2.0)]
 
 
-def test_another_runs_curves_stay(tmp_path: Path) -> None:
+def test_curves_of_another_run_stay(tmp_path: Path) -> None:
     for run in ("run-a", "run-b"):
         TensorBoard(tmp_path, lambda run=run: [metrics(1, run=run)]).on_evaluated(metrics(1, run=run))  # type: ignore[misc]
     assert {name.split("/")[0] for name in curves(tmp_path)} == {"run-a", "run-b"}
 
 
-def test_time_goes_on_where_it_stood_still(tmp_path: Path) -> None:
-    """Rounds are as far apart as the run's own seconds, however long the server was away."""
+def test_wall_times_of_rounds_differ_by_the_seconds_of_the_run(tmp_path: Path) -> None:
+    """Rounds are as far apart as the run's own seconds, however long the server was stopped."""
     TensorBoard(tmp_path, lambda: [metrics(1), metrics(4)]).on_evaluated(metrics(4))
     (path,) = (tmp_path / "run-a" / "cut-2" / "pi-1").iterdir()
     times = [event.wall_time for event in events(path) if event.HasField("summary")]
     assert times[1] - times[0] == pytest.approx(30.0)
 
 
-def test_a_large_fleet_has_curves_of_some_devices_and_of_all_cuts(tmp_path: Path) -> None:
+def test_large_fleet_has_curves_of_some_devices_and_of_all_cuts(tmp_path: Path) -> None:
     many = metrics(2, devices={f"pi-{index:03}": 1 + index % 2 for index in range(module.DEVICES + 10)})
     TensorBoard(tmp_path, lambda: [many]).on_evaluated(many)
     found = curves(tmp_path)
@@ -120,13 +120,13 @@ def test_a_large_fleet_has_curves_of_some_devices_and_of_all_cuts(tmp_path: Path
     assert {"run-a/cut-1", "run-a/cut-2"} <= set(found)
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) -> None:
+def test_unwritable_folder_is_refused_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match=r"--tensorboard .*/file/x: .*; choose another directory"):
         TensorBoard(tmp_path / "file" / "x", list)
 
 
-def test_a_folder_that_fails_later_costs_the_curves_alone(
+def test_folder_that_fails_later_is_logged_and_its_curves_are_made_up_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     history = [metrics(1)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several brokers as one port: devices are spoken to where they are, and everybody everywhere."""
+"""Several brokers as one port: messages to a device go to its broker, messages to all to each broker."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def brokers(ports: list[FakePort]) -> SeveralBrokers:
     return several
 
 
-def where(ports: list[FakePort], topic: str) -> list[int]:
-    """How often each broker was told something on a topic."""
+def messages_at_each(ports: list[FakePort], topic: str) -> list[int]:
+    """The number of messages on a topic at each broker."""
     return [len(port.payloads(topic)) for port in ports]
 
 
-def hear(brokers: SeveralBrokers) -> list[bytes]:
+def receive_all(brokers: SeveralBrokers) -> list[bytes]:
     found = []
     while (event := brokers.receive(0)) is not None:
         assert isinstance(event, Message)
@@ -45,45 +45,49 @@ def hear(brokers: SeveralBrokers) -> list[bytes]:
     return found
 
 
-def test_everybody_is_told_at_each_broker(brokers: SeveralBrokers, ports: list[FakePort]) -> None:
+def test_message_to_all_devices_is_published_at_each_broker(
+    brokers: SeveralBrokers, ports: list[FakePort]
+) -> None:
     assert brokers.publish(TOPICS.round, b"x", retain=True)
-    assert where(ports, TOPICS.round) == [1, 1]
+    assert messages_at_each(ports, TOPICS.round) == [1, 1]
     ports[1].connected = False
     assert not brokers.connected
     assert not brokers.publish(TOPICS.round, b"x", retain=True)
-    assert where(ports, TOPICS.round) == [2, 1]
+    assert messages_at_each(ports, TOPICS.round) == [2, 1]
 
 
-def test_a_device_is_told_where_it_was_heard_last(brokers: SeveralBrokers, ports: list[FakePort]) -> None:
+def test_message_to_a_device_is_published_at_its_latest_broker(
+    brokers: SeveralBrokers, ports: list[FakePort]
+) -> None:
     brokers.publish(ACK, b"nobody knows where")
-    assert where(ports, ACK) == [1, 1]
+    assert messages_at_each(ports, ACK) == [1, 1]
     ports[1].deliver(STATUS, b"here")
     ports[0].deliver(routes.STATUS.topic(TOPICS, "pi-2"), b"there")
-    assert sorted(hear(brokers)) == [b"here", b"there"]
+    assert sorted(receive_all(brokers)) == [b"here", b"there"]
     brokers.publish(ACK, b"known")
-    assert where(ports, ACK) == [1, 2]
+    assert messages_at_each(ports, ACK) == [1, 2]
     assert brokers.broker_of("pi-1") == ports[1].address
     assert brokers.broker_of("pi-3") is None
     ports[0].deliver(STATUS, b"moved")
-    hear(brokers)
+    receive_all(brokers)
     brokers.publish(ACK, b"known")
-    assert where(ports, ACK) == [2, 2]
+    assert messages_at_each(ports, ACK) == [2, 2]
 
 
-def test_what_is_retained_of_a_device_that_has_moved_does_not_count(
+def test_retained_status_at_the_old_broker_of_a_moved_device_is_ignored(
     brokers: SeveralBrokers, ports: list[FakePort]
 ) -> None:
     ports[0].deliver(STATUS, b"of its last process", retained=True)
-    hear(brokers)
+    receive_all(brokers)
     assert brokers.broker_of("pi-1") == ports[0].address
     ports[1].deliver(STATUS, b"of this one")
-    hear(brokers)
+    receive_all(brokers)
     ports[0].deliver(STATUS, b"of its last process", retained=True)  # after a reconnect
-    hear(brokers)
+    receive_all(brokers)
     assert brokers.broker_of("pi-1") == ports[1].address
 
 
-def test_all_links_are_counted(brokers: SeveralBrokers, ports: list[FakePort]) -> None:
+def test_meter_counts_the_messages_of_all_links(brokers: SeveralBrokers, ports: list[FakePort]) -> None:
     brokers.meter = meter = Counted()
     brokers.publish(TOPICS.commit, b"12345")
     assert meter.sent == [(TOPICS.commit, 5, 0)] * 2

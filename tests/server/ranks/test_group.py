@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ranks over torchrun's store: messages in their order, settings compared, a rank that fails ends all."""
+"""Ranks over torchrun's store: order of messages, comparison of settings, end after a failed rank."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from splitee_server.rounds.policy import Policy
 
 @pytest.fixture
 def groups() -> Callable[[int], list[Group]]:
-    """So many ranks in this process, with one store and one clock."""
+    """Groups of a number of ranks in this process, with one store and one clock."""
 
     def make(size: int) -> list[Group]:
         store, clock = HashStore(), FakeClock()
@@ -32,7 +32,7 @@ def groups() -> Callable[[int], list[Group]]:
     return make
 
 
-def test_messages_are_heard_once_and_in_their_order(groups: Callable[[int], list[Group]]) -> None:
+def test_messages_are_received_once_and_in_order(groups: Callable[[int], list[Group]]) -> None:
     one, two, three = groups(3)
     assert list(two.heard(0)) == []
     one.post(1, b"first")
@@ -46,7 +46,7 @@ def test_messages_are_heard_once_and_in_their_order(groups: Callable[[int], list
     assert list(three.heard(0)) == [b"other"]
 
 
-def test_a_rank_that_fails_ends_the_others_with_its_line(groups: Callable[[int], list[Group]]) -> None:
+def test_failed_rank_ends_another_with_its_error(groups: Callable[[int], list[Group]]) -> None:
     one, two, three = groups(3)
     two.fail("no broker at mqtt://b:1883")
     three.fail("another rank is gone")  # as a consequence
@@ -54,7 +54,7 @@ def test_a_rank_that_fails_ends_the_others_with_its_line(groups: Callable[[int],
         list(one.heard(1))
 
 
-def test_a_rank_that_is_asked_to_stop_lets_the_others_know(groups: Callable[[int], list[Group]]) -> None:
+def test_stopped_rank_is_reported_to_another(groups: Callable[[int], list[Group]]) -> None:
     one, two = groups(2)
     stop = threading.Event()
     stop.set()
@@ -64,7 +64,7 @@ def test_a_rank_that_is_asked_to_stop_lets_the_others_know(groups: Callable[[int
         one.look()
 
 
-def test_a_rank_that_gives_no_sign_counts_as_lost() -> None:
+def test_rank_without_a_sign_of_life_counts_as_lost() -> None:
     store, clock = HashStore(), FakeClock()
     one, two = (Group(Place(rank, 2), store, clock) for rank in range(2))
 
@@ -74,7 +74,7 @@ def test_a_rank_that_gives_no_sign_counts_as_lost() -> None:
             clock.advance(LOOK)
 
     look_for(SILENCE)
-    two.signs.start()  # one, on a thread, whatever `two` works on
+    two.signs.start()  # one sign, on a thread, whatever `two` works on
     two.signs.stop()
     look_for(SILENCE)
     with pytest.raises(RankLost, match=r"^rank 1 has given no sign of life for 60 s$"):
@@ -86,22 +86,24 @@ def test_ranks_with_the_same_settings_agree(groups: Callable[[int], list[Group]]
         list(pool.map(lambda group: agree(group, {"rounds": 3, "fleet": "a"}), groups(3)))
 
 
-def test_ranks_with_other_settings_are_told_which(groups: Callable[[int], list[Group]]) -> None:
-    def told(group: Group) -> str:
+def test_ranks_with_different_settings_are_refused_with_the_difference(
+    groups: Callable[[int], list[Group]],
+) -> None:
+    def refusal_of(group: Group) -> str:
         with pytest.raises(ConfigError) as refused:
             agree(group, {"fleet": "a", "rounds": 4 if group.rank else 5})
         return str(refused.value)
 
     with ThreadPoolExecutor() as pool:
-        first, second = pool.map(told, groups(2))
+        first, second = pool.map(refusal_of, groups(2))
     assert first == (
         "the ranks' settings differ: rounds is 5 for rank 0, 4 for rank 1: start all with the same"
     )
     assert "4 for rank 1, 5 for rank 0" in second
 
 
-def test_ranks_meet_whatever_those_before_them_have_written() -> None:
-    """Twice in one store, as torchrun starts all again when one has died."""
+def test_ranks_meet_in_a_store_with_entries_of_earlier_ranks() -> None:
+    """Twice in one store, as torchrun restarts all ranks after one has died."""
     store = HashStore()
     store.set("hello/2", "of a rank that died before rank 0 came")
     meetings = []

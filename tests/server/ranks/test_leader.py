@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rank 0 and another rank, which runs on a thread, through phases without torchrun and a broker."""
+"""Phases of rank 0 and another rank, which runs on a thread, without torchrun and a broker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ STEPS = 3
 
 
 class MemoryGroup(Group):
-    """Ranks of one process: their states go through queues."""
+    """A group of ranks in one process, which send states through queues."""
 
     def __init__(
         self, rank: int, store: HashStore, states: dict[tuple[int, int], queue.Queue[bytes]]
@@ -75,7 +75,7 @@ class MemoryGroup(Group):
 
 
 class PatientPort(FakePort):
-    """Waits a little where nothing comes, as another thread is to bring it."""
+    """Waits a little for events, as another thread delivers them."""
 
     def receive(self, timeout: float | None) -> Event | None:
         if not self.has_events:
@@ -84,14 +84,14 @@ class PatientPort(FakePort):
 
 
 class Ranks:
-    """Rank 0 by hand, and the other one at work."""
+    """Rank 0, which a test drives, and the other one, which runs on a thread."""
 
     def __init__(self, spec: RunSpec = SPEC) -> None:
         self.spec = spec
         store, queues = HashStore(), {(0, 1): queue.Queue[bytes](), (1, 0): queue.Queue[bytes]()}
         self.group = MemoryGroup(0, store, queues)
         self.port, self.other_port = FakePort(FakeClock()), PatientPort(FakeClock())
-        self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, where it is not all
+        self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, if not all can
         dealing = LaneDealing(2) if spec is JOINT else Dealing(2, self.bound.get)
         self.leader = Leader(self.group, self.port, TOPICS, dealing)
         self.model = self.new_model()
@@ -172,7 +172,7 @@ def acknowledged(ranks: Ranks) -> list[tuple[int, bool]]:
     return [(ack.step, ack.resend) for ack in acks]
 
 
-def test_batches_are_trained_where_their_device_is_dealt_to(ranks: Ranks) -> None:
+def test_batches_are_trained_by_the_rank_that_their_device_is_dealt_to(ranks: Ranks) -> None:
     phase = ranks.open()
     assert [ranks.leader.serves(device) for device in CUTS] == [False, True, False]
     assert ranks.port.subscribed == [routes.FEATURES.topic(TOPICS, one) for one in ("pi-1", "pi-3")]
@@ -180,8 +180,8 @@ def test_batches_are_trained_where_their_device_is_dealt_to(ranks: Ranks) -> Non
     for step in (1, 0, 2):
         ranks.say("pi-2", features(phase, "pi-2", step))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
-    asked_for = (0, True)  # where one comes before it
-    assert acknowledged(ranks) == [(0, False), asked_for, (1, False), (2, False), (3, False)]
+    requested = (0, True)  # once batch 1 has come before batch 0
+    assert acknowledged(ranks) == [(0, False), requested, (1, False), (2, False), (3, False)]
     ranks.leader.collect(phase, ranks.model)
     assert phase.trunk_loss("pi-2") is not None
     found = ranks.model.hand_over("pi-2")
@@ -189,51 +189,51 @@ def test_batches_are_trained_where_their_device_is_dealt_to(ranks: Ranks) -> Non
     assert found["strategy"]["trunk"]
 
 
-def test_what_a_device_sends_twice_or_wrongly_is_told_to_rank_0(ranks: Ranks) -> None:
+def test_duplicate_and_malformed_messages_are_reported_to_rank_0(ranks: Ranks) -> None:
     phase = ranks.open()
     refused, duplicates = Counter[tuple[str, str]](), 0
     ranks.say("pi-2", b"no message")
     ranks.say("pi-2", features(phase, "pi-2", 0))
     ranks.say("pi-2", features(phase, "pi-2", 0))
 
-    def all_is_told() -> bool:
+    def all_is_reported() -> bool:
         nonlocal duplicates
         refused.update(ranks.leader.take_refused())
         duplicates += ranks.leader.take_duplicates()
         return bool(refused and duplicates)
 
-    ranks.follow(phase, all_is_told)
+    ranks.follow(phase, all_is_reported)
     assert refused == {("pi-2", "malformed"): 1}
     assert duplicates == 1
-    until(lambda: len(acknowledged(ranks)) == 3)  # at first, of the batch, and of what came twice
+    until(lambda: len(acknowledged(ranks)) == 3)  # at the start, for the batch, and for its duplicate
     assert (1, False) in acknowledged(ranks)
     assert len(ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2"))) == 1
 
 
-def test_what_is_refused_between_two_phases_counts(ranks: Ranks) -> None:
+def test_message_refused_between_two_phases_is_counted(ranks: Ranks) -> None:
     ranks.leader.collect(ranks.open("evaluate"), ranks.model)
     ranks.say("pi-2", b"no message")
     until(lambda: ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2")))
     phase = ranks.open(number=2)
     refused = Counter[tuple[str, str]]()
 
-    def is_told() -> bool:
+    def is_reported() -> bool:
         refused.update(ranks.leader.take_refused())
         return bool(refused)
 
-    ranks.follow(phase, is_told)
+    ranks.follow(phase, is_reported)
     assert refused == {("pi-2", "malformed"): 1}
 
 
-def test_a_device_that_has_missed_a_word_is_told_again(ranks: Ranks) -> None:
+def test_device_is_acknowledged_again_on_request_and_after_a_reconnect(ranks: Ranks) -> None:
     ranks.open()
     ranks.leader.acknowledge("pi-2")
     until(lambda: acknowledged(ranks) == [(0, False), (0, True)])
-    ranks.other_port.happen(Connected(fresh=True))  # of that rank's link
+    ranks.other_port.happen(Connected(fresh=True))  # the link of that rank
     until(lambda: acknowledged(ranks) == [(0, False), (0, True), (0, True)])
 
 
-def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_forgotten(
+def test_dropped_device_is_unsubscribed_and_its_training_is_forgotten(
     ranks: Ranks,
 ) -> None:
     phase = ranks.open()
@@ -255,7 +255,7 @@ def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_
     assert trunk_digest(ranks.model) == trunk_digest(alone)
 
 
-def test_a_device_that_changes_its_rank_takes_its_momentum_along(ranks: Ranks) -> None:
+def test_device_that_changes_its_rank_keeps_its_momentum(ranks: Ranks) -> None:
     alone = ranks.new_model()
     for device, cut in CUTS.items():
         alone.join(device, cut, 4 * STEPS)
@@ -279,7 +279,7 @@ def test_a_device_that_changes_its_rank_takes_its_momentum_along(ranks: Ranks) -
 
 
 def train_here(model: FleetModel, phase: Phase) -> None:
-    """All batches of pi-2 in a phase, by no rank."""
+    """Train all batches of pi-2 in a phase without a rank."""
     for step in range(STEPS):
         train_batch(model, phase, "pi-2", step, batch_of(model, phase, "pi-2", step))
 
@@ -298,18 +298,18 @@ def trunk_digest(model: FleetModel) -> str:
     return weights_digest(model.hand_over("pi-2")["strategy"]["trunk"])
 
 
-def test_a_new_attempt_begins_with_what_rank_0_has(ranks: Ranks) -> None:
+def test_new_attempt_starts_at_step_0_and_ignores_batches_of_the_last_one(ranks: Ranks) -> None:
     phase = ranks.open()
     ranks.say("pi-2", features(phase, "pi-2", 0))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
     again = ranks.open(attempt=2)
-    ranks.say("pi-2", features(phase, "pi-2", 1))  # of the one before
+    ranks.say("pi-2", features(phase, "pi-2", 1))  # of attempt 1
     ranks.say("pi-2", features(again, "pi-2", 0))
     ranks.follow(again, lambda: again.next_step("pi-2") == 1)
     assert acknowledged(ranks) == [(0, False), (1, False)] * 2
 
 
-def test_scores_and_statistics_come_back(ranks: Ranks) -> None:
+def test_scores_and_statistics_are_collected_from_the_other_rank(ranks: Ranks) -> None:
     phase = ranks.open("statistics")
     for step in range(STEPS):
         ranks.say("pi-2", features(phase, "pi-2", step))
@@ -325,11 +325,11 @@ def test_scores_and_statistics_come_back(ranks: Ranks) -> None:
     assert ranks.leader.traffic_of("pi-2").up.evaluation > 0
 
 
-def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
-    """As that in which a resumed run is evaluated, where no device has held-out images."""
+def test_phase_without_participants_is_collected_without_the_other_rank(ranks: Ranks) -> None:
+    """Such a phase evaluates a resumed run in which no device has held-out images."""
     opened = RoundOpen(run=SPEC.run, round=1, attempt=1, phase="evaluate")
-    nobody = windows_of(opened, {})
-    phase = Phase(opened, {}, order="any", window=8, windows=nobody, num_classes=3, clock=time.monotonic)
+    no_windows = windows_of(opened, {})
+    phase = Phase(opened, {}, order="any", window=8, windows=no_windows, num_classes=3, clock=time.monotonic)
     ranks.leader.collect(phase, ranks.model)
     phase = ranks.open(number=2)
     ranks.say("pi-2", features(phase, "pi-2", 0))
@@ -337,18 +337,18 @@ def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
 
 
 class JointRanks(Ranks):
-    """They end each step together."""
+    """Ranks that end each step together."""
 
     def __init__(self) -> None:
         super().__init__(JOINT)
 
     def offer_here(self, phase: Phase) -> None:
-        """All batches of pi-1, which is rank 0's own."""
+        """Offer all batches of pi-1, which rank 0 serves."""
         for step in range(STEPS):
             phase.offer("pi-1", step, batch_of(self.model, phase, "pi-1", step))
 
     def work_until(self, phase: Phase, step: int) -> None:
-        """Until rank 0 has had its own batches below `step`, which follow those of the others."""
+        """Work until rank 0 has trained its own batches below `step`, which follow those of the others."""
 
         def worked() -> bool:
             while (taken := phase.take()) is not None:
@@ -371,7 +371,7 @@ def joint_ranks() -> Iterator[JointRanks]:
     made.end()
 
 
-def test_a_step_waits_for_all_batches_of_the_one_before_wherever_they_are(joint_ranks: JointRanks) -> None:
+def test_joint_step_waits_for_the_batches_of_the_last_step_on_all_ranks(joint_ranks: JointRanks) -> None:
     ranks = joint_ranks
     phase = ranks.open()
     assert [ranks.leader.serves(device) for device in CUTS] == [False, True, True]
@@ -398,7 +398,7 @@ def test_a_step_waits_for_all_batches_of_the_one_before_wherever_they_are(joint_
     assert mine == expected
 
 
-def test_a_round_that_all_devices_leave_is_opened_again(joint_ranks: JointRanks) -> None:
+def test_round_that_all_devices_have_left_can_be_opened_again(joint_ranks: JointRanks) -> None:
     ranks = joint_ranks
     phase = ranks.open()
     ranks.offer_here(phase)

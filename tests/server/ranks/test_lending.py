@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A phase whose trunks another rank has trained leaves the same commit, bit for bit, as one without ranks."""
+"""A phase leaves the same commit, bit for bit, if another rank has trained some of its trunks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spec(**settings: Any) -> RunSpec:
 
 
 class Server:
-    """The models of a server, with those of a second rank where it has one."""
+    """The models of a server, and those of its second rank if it has one."""
 
     def __init__(self, run: RunSpec, *, has_ranks: bool) -> None:
         self.spec = run
@@ -123,7 +123,7 @@ def digest(state: Mapping[str, Any]) -> str:
 
 
 def leaves(state: Mapping[Any, Any], path: str = "") -> list[tuple[str, Tensor]]:
-    """All values of a commit's state, numbers as tensors."""
+    """All values of a commit's state by path, those that are no tensors as tensors of bytes."""
     found: list[tuple[str, Tensor]] = []
     for key, value in state.items():
         here = f"{path}/{key}"
@@ -146,7 +146,7 @@ def leaves(state: Mapping[Any, Any], path: str = "") -> list[tuple[str, Tensor]]
     ],
     ids=["usual", "with-memory", "robust", "without-momentum"],
 )
-def test_the_commit_is_that_of_a_server_by_itself(settings: dict[str, Any]) -> None:
+def test_commit_with_a_second_rank_equals_that_of_a_server_alone(settings: dict[str, Any]) -> None:
     alone, shared = (Server(spec(**settings), has_ranks=has) for has in (False, True))
     for server in (alone, shared):
         server.round(1)
@@ -160,12 +160,12 @@ def test_the_commit_is_that_of_a_server_by_itself(settings: dict[str, Any]) -> N
             assert torch.equal(mine, theirs)
 
 
-def test_what_is_equal_travels_once() -> None:
+def test_equal_tensors_are_packed_once() -> None:
     server = Server(spec(), has_ranks=False)
     server.round(1)
     one, four = (len(pack(server.model.lend(list(CUTS)[:count], averages=True))) for count in (1, 4))
     without = len(pack(server.model.lend(CUTS, averages=False)))
-    assert four < 1.5 * one  # each device's exits and counters come in addition
+    assert four < 1.5 * one  # plus the exits and counters of each device
     assert without < four
     weights = server.model.trunk_weights()
     trunks = {device: {n: t for n, t in weights.items() if n.startswith(device)} for device in "bc"}
@@ -178,7 +178,7 @@ def test_what_is_equal_travels_once() -> None:
     assert len(kept) == len(found["b"]) == len(found["c"])
 
 
-def test_only_the_same_bits_are_equal() -> None:
+def test_tensors_are_packed_once_only_if_all_their_bits_are_equal() -> None:
     values = {"a": {"w": torch.tensor([0.0, 1.0])}, "b": {"w": torch.tensor([-0.0, 1.0])}}
     values["c"] = {"w": torch.tensor([float("nan"), 1.0])}
     values["d"] = {"w": torch.tensor([float("nan"), 1.0])}
@@ -188,7 +188,7 @@ def test_only_the_same_bits_are_equal() -> None:
     assert found["c"]["w"].data_ptr() == found["d"]["w"].data_ptr()
 
 
-def test_scores_travel_whole() -> None:
+def test_score_is_packed_and_unpacked_completely() -> None:
     draw = np.random.default_rng(1)
     score = Score(room=100)
     for count in (5, 3):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States between two processes: what arrives is what was sent, in the same order in memory."""
+"""States sent between two processes: values, types and order in memory are kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import warm  # noqa: F401  what the other process has loaded
+import warm  # noqa: F401  modules that the other process then has loaded
 from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 
@@ -20,7 +20,7 @@ from splitee_server.ranks.place import Place
 
 
 def joined(rank: int, meeting: Path, shares_memory: bool) -> Group:
-    """A rank that shares its memory, or sends all over the network."""
+    """A rank that shares its memory, or sends everything over the network."""
     init = meeting.with_suffix(".gloo").as_uri()
     distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
     group = Group(Place(rank, 2), FileStore(str(meeting), 2))
@@ -30,7 +30,7 @@ def joined(rank: int, meeting: Path, shares_memory: bool) -> Group:
 
 
 def send_back(meeting: Path, shares_memory: bool) -> None:
-    """The other process, twice, as the second state needs more room than the first."""
+    """Run the other process, with two states, as the second one needs more room than the first."""
     group = joined(1, meeting, shares_memory)
     for _ in range(2):
         send_apart(group, [0], receive_apart(group, 0))
@@ -50,7 +50,7 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Group]:
     assert other.exitcode == 0
 
 
-def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
+def test_state_arrives_as_it_was_sent(group: Group) -> None:
     values = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     state: dict[str, Any] = {
         "at": [1, 2, 3],
@@ -78,7 +78,7 @@ def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
     assert found["sums"][0]["channels-last"].is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_has_been_sent_lies_where_it_can_be_sent_again(group: Group) -> None:
+def test_sent_tensors_can_be_changed_and_sent_again_in_place(group: Group) -> None:
     places = send_apart(group, [1], {"weights": torch.zeros(1000)})
     receive_apart(group, 1)
     places["weights"].fill_(1)

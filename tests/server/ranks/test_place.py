@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rank a process is, and what several ranks refuse before they meet."""
+"""The rank of a process, and settings that several ranks refuse before they meet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=1, strate
 OWN = BrokerAddress.parse("mqtt://server:secret@own.test")
 
 
-def test_torchrun_says_which_rank_this_is() -> None:
+def test_place_is_read_from_the_variables_of_torchrun() -> None:
     assert Place.of(TORCHRUN) == Place(1, 2)
     assert Place.of({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}) == Place(1, 2)
     assert Place.of({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}) == Place(1, 2, on_one_machine=True)
@@ -29,13 +29,13 @@ def test_torchrun_says_which_rank_this_is() -> None:
 @pytest.mark.parametrize(
     "changed", [{"RANK": "two"}, {"RANK": "2"}, {"MASTER_ADDR": ""}, {"WORLD_SIZE": "-1"}]
 )
-def test_what_torchrun_does_not_say_is_refused(changed: dict[str, str]) -> None:
+def test_invalid_variables_of_torchrun_are_refused(changed: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"WORLD_SIZE"):
         Place.of(TORCHRUN | changed)
 
 
 @pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
-def test_all_that_torchrun_says_is_needed(missing: str) -> None:
+def test_missing_variable_of_torchrun_is_refused(missing: str) -> None:
     with pytest.raises(ConfigError, match=f"torchrun sets with it .*{missing}"):
         Place.of({name: value for name, value in TORCHRUN.items() if name != missing})
 
@@ -48,10 +48,10 @@ def test_all_that_torchrun_says_is_needed(missing: str) -> None:
         (SPEC, 1, "--devices 1: 2 ranks .* start at most 1"),
     ],
 )
-def test_a_run_that_ranks_cannot_share_is_refused(
+def test_run_that_ranks_cannot_share_is_refused(
     spec: RunSpec, devices: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert place_in(spec, devices, 0) is None  # one process can serve it
+    assert place_in(spec, devices, 0) is None  # a single process can serve the run
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
@@ -61,7 +61,7 @@ def test_a_run_that_ranks_cannot_share_is_refused(
         place_in(SPEC, 3, 4)
 
 
-def test_brokers_are_named_one_a_rank() -> None:
+def test_brokers_flag_names_one_broker_per_rank() -> None:
     place = Place(0, 2)
     assert brokers_of_ranks(None, OWN, place, SPEC) == [OWN, OWN]
     assert brokers_of_ranks(None, OWN, None, SPEC) == [OWN]
@@ -78,14 +78,14 @@ def test_brokers_are_named_one_a_rank() -> None:
         brokers_of_ranks("mqtt://a,mqtt://b", OWN, place, joint)
 
 
-def test_devices_are_dealt_evenly_by_their_ids_and_stay() -> None:
+def test_devices_are_dealt_evenly_by_id_and_keep_their_rank() -> None:
     dealing = Dealing(2)
     assert dealing.deal("cab") == {"a": 0, "b": 1, "c": 0}
     assert dealing.deal("bdz") == {"b": 1, "d": 0, "z": 0}
     assert dealing.deal("abc") == {"a": 0, "b": 1, "c": 0}
 
 
-def test_lanes_are_dealt_in_the_order_of_the_ranks_and_none_of_them_is_split() -> None:
+def test_lanes_are_dealt_in_rank_order_and_are_not_split() -> None:
     devices = [f"pi-{number}" for number in range(200)]
     for ranks in (1, 2, 4):
         dealt = LaneDealing(ranks).deal(devices)
@@ -101,7 +101,7 @@ def test_lanes_are_dealt_in_the_order_of_the_ranks_and_none_of_them_is_split() -
     assert dealing.deal([]) == {}
 
 
-def test_a_device_is_dealt_to_a_rank_of_the_broker_that_it_uses() -> None:
+def test_device_is_dealt_to_a_rank_of_its_broker() -> None:
     at = {"a": [0], "b": [1, 2], "c": [1, 2]}
     dealing = Dealing(3, at.get)
     assert dealing.deal("abcd") == {"a": 0, "b": 1, "c": 2, "d": 0}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Words that come late, come again, or are of an earlier rollout of the same release."""
+"""Reports that come late, come twice, or are of an earlier rollout of the same release."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
     return fleet
 
 
-def test_a_download_that_was_replaced_is_not_taken_up_again(fleet: ReleaseFleet) -> None:
+def test_late_report_of_a_replaced_rollout_does_not_restore_its_offer(fleet: ReleaseFleet) -> None:
     fleet.begin("a", b"old", AT_ONCE)
     *_, last = fleet.begin("b", b"newer", WAVES)
-    fleet.says(last, "downloading", "a", have=3)  # it has not heard yet
+    fleet.says(last, "downloading", "a", have=3)  # it has not got the newer offer yet
     assert fleet.offer(last) is None
     older = fleet.releases.rollouts.find("a")
     assert older is not None
     assert older.record.devices[last].reason == "replaced by b"
 
 
-def test_a_server_that_is_killed_before_the_older_one_is_written_replaces_it(fleet: ReleaseFleet) -> None:
+def test_server_killed_before_recording_a_replacement_makes_it_at_restart(fleet: ReleaseFleet) -> None:
     fleet.begin("a", b"old", AT_ONCE)
     fleet.releases.begin(fleet.content(b"newer"), "b", WAVES)
     fleet.restart()
@@ -40,8 +40,8 @@ def test_a_server_that_is_killed_before_the_older_one_is_written_replaces_it(fle
     assert len(fleet.offered) == 1
 
 
-def test_what_has_failed_may_be_released_anew(fleet: ReleaseFleet) -> None:
-    """The broker tells the earlier report again, whenever the server connects to it."""
+def test_retained_failure_of_an_earlier_rollout_does_not_count_in_the_next(fleet: ReleaseFleet) -> None:
+    """The broker delivers the earlier report again whenever the server connects to it."""
     fleet.begin("a", pace=replace(AT_ONCE, max_failures="0"), devices=["d0"])
     fleet.says("d0", "failed", reason="a power cut", time=7.0)
     assert fleet.rollout("a").state == "stopped"
@@ -54,8 +54,8 @@ def test_what_has_failed_may_be_released_anew(fleet: ReleaseFleet) -> None:
     assert fleet.rollout("b").reason == "1 failed, 0 may: d0: once more"
 
 
-def test_what_is_in_service_already_needs_no_other_word(fleet: ReleaseFleet) -> None:
-    """Its offer is the same as before, so that no device says anything."""
+def test_rollout_of_a_release_already_in_service_finishes_without_reports(fleet: ReleaseFleet) -> None:
+    """Its offer is the same as before, so that no device reports anything."""
     fleet.begin("a", pace=AT_ONCE)
     for device in fleet.devices:
         fleet.says(device, "in service", time=7.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run: a model directory for each device, with no more graphs made than there are networks."""
+"""The export of a run: a model directory for each device, and one graph for each distinct network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def committed(averaged: Trained, **taken_from: str) -> Committed:
 
 
 def evaluated(seed: int, images: int) -> Score:
-    """Of a device whose trunk is always right and whose exit is so for low uncertainties only."""
+    """The score of a device: its trunk is always right, its exit for low uncertainties only."""
     generator, score = np.random.default_rng(seed), Score()
     labels = generator.integers(0, 10, images)
     uncertainty = generator.random(images).astype("f4")
@@ -60,7 +60,7 @@ def evaluated(seed: int, images: int) -> Score:
 
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Grows with each network that torch exports."""
+    """The class names of the networks that torch has exported."""
     made: list[str] = []
     export = torch.onnx.export
 
@@ -72,10 +72,10 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
+def test_devices_with_averaged_networks_share_a_graph_and_a_threshold(
     averaged: Trained, exports: list[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """pi-2 and pi-3 hold out 240 images, pi-4 the same as pi-3; pi-1's are too few to choose on."""
+    """pi-2 and pi-3 hold out 240 images, pi-4 the same as pi-3; pi-1 too few to choose a threshold."""
     caplog.set_level("INFO", "splitee_server")
     stored = committed(averaged, pi_1="pi-1", pi_2="pi-2", pi_3="pi-2", pi_4="pi-2")
     stored.trunk_of["pi-4"] = stored.trunk_of["pi-3"]
@@ -112,10 +112,10 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
     assert len(exports) == 4
 
 
-def test_where_exit_and_trunk_know_different_things_they_are_combined(
+def test_complementary_exit_and_trunk_are_combined_if_all_logits_were_kept(
     averaged: Trained, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """Each is sure about half of the classes; all logits must have been kept for it."""
+    """Each is certain about half of the classes; pi-2 has kept the logits of some images only."""
     caplog.set_level("INFO", "splitee_server")
     generator, scores = np.random.default_rng(1), {}
     for device, room in (("pi-1", 1000), ("pi-2", 200)):
@@ -140,7 +140,7 @@ def test_where_exit_and_trunk_know_different_things_they_are_combined(
     assert re.search(r"cut 1: offloaded images: \d+\.\d+ x exit \+ \d+\.\d+ x trunk", caplog.text)
 
 
-def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
+def test_devices_with_separate_networks_get_separate_graphs(
     averaged: Trained, exports: list[str], tmp_path: Path
 ) -> None:
     stored = committed(averaged, pi_2="pi-2", pi_3="pi-3")
@@ -153,8 +153,8 @@ def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
     folders = export_run(spec(averaged), stored, scores, tmp_path)
     manifests = (read_manifest(folder, ClientManifest) for folder in folders)
     assert [manifest.threshold_images for manifest in manifests] == [300, 0]
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)
-    features, other = (ClientModel(folder, threads=1)(pictures)[0] for folder in folders)
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)
+    features, other = (ClientModel(folder, threads=1)(images)[0] for folder in folders)
     assert not np.allclose(features, other)
     trunks = TrunkModels(tmp_path / "trunks").manifest
     assert trunks.devices == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the next wave waits for: late devices, those that vanish in a trial, and what is not known yet."""
+"""What delays the next wave: late devices, devices that vanish in a trial, and unknown states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def wait(fleet: ReleaseFleet, seconds: int) -> None:
         fleet.tick(5.0)
 
 
-def test_a_device_that_does_not_decide_holds_the_wave_up_for_a_time(fleet: ReleaseFleet) -> None:
+def test_undecided_device_delays_the_next_wave_until_it_is_late(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.says(first, "in service")
@@ -38,7 +38,7 @@ def test_a_device_that_does_not_decide_holds_the_wave_up_for_a_time(fleet: Relea
     assert (fleet.update(second).state, fleet.update(second).reason) == ("in service", "")
 
 
-def test_who_wakes_and_sleeps_in_turns_holds_it_up_no_longer(fleet: ReleaseFleet) -> None:
+def test_device_that_wakes_and_sleeps_in_turns_does_not_delay_waves_forever(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
     fleet.says(first, "in service")
@@ -50,7 +50,7 @@ def test_who_wakes_and_sleeps_in_turns_holds_it_up_no_longer(fleet: ReleaseFleet
     assert fleet.offered == set(fleet.devices)
 
 
-def test_a_device_that_vanishes_in_its_trial_is_not_asleep(fleet: ReleaseFleet) -> None:
+def test_device_that_vanishes_in_its_trial_counts_as_failed_when_late(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.says(second, "trying")
@@ -66,7 +66,7 @@ def test_a_device_that_vanishes_in_its_trial_is_not_asleep(fleet: ReleaseFleet) 
     assert fleet.offered == {first, second}
 
 
-def test_the_time_of_a_download_is_none_of_the_trial(fleet: ReleaseFleet) -> None:
+def test_download_time_does_not_count_towards_the_trial_limit(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.says(first, "in service")
@@ -76,7 +76,7 @@ def test_the_time_of_a_download_is_none_of_the_trial(fleet: ReleaseFleet) -> Non
     assert (fleet.update(second).state, fleet.offered) == ("trying", {first, second})
 
 
-def test_after_a_start_the_server_first_hears_who_is_awake_and_what_has_failed(fleet: ReleaseFleet) -> None:
+def test_restarted_server_collects_device_states_before_the_next_wave(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.says(first, "in service")
@@ -88,7 +88,7 @@ def test_after_a_start_the_server_first_hears_who_is_awake_and_what_has_failed(f
     assert fleet.offered == {first, second}
 
 
-def test_without_the_broker_no_wave_follows(fleet: ReleaseFleet) -> None:
+def test_next_wave_does_not_start_while_the_broker_is_disconnected(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
     fleet.says(first, "in service")
@@ -103,7 +103,7 @@ def test_without_the_broker_no_wave_follows(fleet: ReleaseFleet) -> None:
     assert (fleet.rollout().state, fleet.rollout().wave) == ("stopped", 1)
 
 
-def test_a_first_wave_of_which_all_are_dismissed_does_not_stop_it(fleet: ReleaseFleet) -> None:
+def test_rollout_goes_on_when_its_whole_first_wave_is_dismissed(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=replace(WAVES, waves=("1", "2", "100%")))
     fleet.gone.add(first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a member can do with the messages of rollouts: its reports, its words on predictions, and clicks."""
+"""Hostile messages of a device about rollouts: reports, serving statuses and install clicks."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from splitee_server.release.rollouts import LINES
 
 EVIL = "d3"
 OF_DEVICES = [route for route in ROUTES if route.of_device]
-SAID = st.sampled_from(OF_DEVICES).flatmap(
+ATTEMPTS = st.sampled_from(OF_DEVICES).flatmap(
     lambda route: st.tuples(
         st.just(route), (valid := messages(route.message).map(lambda each: each.encode())) | damaged(valid)
     )
 )
 
 
-def test_a_report_that_flips_fills_no_log_and_the_others_are_heard(
+def test_log_lines_about_flipping_reports_are_limited_per_device(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet = ReleaseFleet(tmp_path)
@@ -40,16 +40,16 @@ def test_a_report_that_flips_fills_no_log_and_the_others_are_heard(
     assert any(line.startswith("d0: model") for line in lines)
 
 
-def test_nothing_that_is_said_of_releases_raises_what_nobody_foresees(tmp_path: Path) -> None:
+def test_arbitrary_release_messages_of_a_device_raise_no_unhandled_error(tmp_path: Path) -> None:
     fleet = ReleaseFleet(tmp_path)
     fleet.begin()
 
     @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-    @given(SAID)
-    def said(attempt: tuple[Route, bytes]) -> None:
+    @given(ATTEMPTS)
+    def attempt_is_handled(attempt: tuple[Route, bytes]) -> None:
         route, payload = attempt
         fleet.hear(route, EVIL, payload)
         assert fleet.gate.rejected[EVIL, "unhandled"] == 0
 
-    said()
+    attempt_is_handled()
     assert fleet.gate.rejected[EVIL, "malformed"] > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orders of an operator, on a fake port: what is asked for, what is refused, and what nobody asked for."""
+"""Orders of an operator, on a fake port: uploads that are requested, refused or rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitee_server.release.plans import Content
 
 
 class Operator:
-    """Gives one order, part by part; `cut` bytes at a time."""
+    """Sends one order in parts of at most `cut` bytes."""
 
     def __init__(self, fleet: ReleaseFleet, content: Content, name: str = "a", cut: int = 1 << 20) -> None:
         self.fleet = fleet
@@ -48,13 +48,13 @@ class Operator:
         return self.fleet.hear(routes.RELEASE_UPLOAD, "", upload.encode())
 
     def go_on(self, parts: int = 1000) -> ReleaseAnswer:
-        """Sends what is wanted, at most so many parts."""
-        answer = self.answer
-        while answer.want and parts:
-            data = self.files[answer.want][answer.offset : answer.offset + self.cut]
-            assert self.upload(answer.want, answer.offset, data)
-            answer, parts = self.answer, parts - 1
-        return answer
+        """Sends the data that the server requests, at most `parts` parts."""
+        reply = self.answer
+        while reply.want and parts:
+            data = self.files[reply.want][reply.offset : reply.offset + self.cut]
+            assert self.upload(reply.want, reply.offset, data)
+            reply, parts = self.answer, parts - 1
+        return reply
 
 
 @pytest.fixture
@@ -62,12 +62,12 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
     return ReleaseFleet(tmp_path)
 
 
-def test_only_what_the_server_lacks_is_sent_and_once(fleet: ReleaseFleet) -> None:
+def test_upload_contains_only_missing_files_and_each_once(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model" * 100))
     operator.say()
     assert operator.go_on() == ReleaseAnswer(request=7, message="rollout a: 4 devices, in 3 waves")
     assert len(operator.sent) == 2, "the plan, and one file for four devices"
-    assert operator.say().message == "rollout a: running"  # its answer may have been lost
+    assert operator.say().message == "rollout a: running"  # its reply may have been lost
     another = Operator(fleet, fleet.content(b"model" * 100), "b")
     another.say()
     assert another.go_on().message == "rollout b: 4 devices, in 3 waves"
@@ -76,7 +76,7 @@ def test_only_what_the_server_lacks_is_sent_and_once(fleet: ReleaseFleet) -> Non
 
 
 @pytest.mark.parametrize("parts", [0, 1, 3, 7])
-def test_an_upload_goes_on_after_a_kill(fleet: ReleaseFleet, parts: int) -> None:
+def test_upload_resumes_after_a_server_kill(fleet: ReleaseFleet, parts: int) -> None:
     operator = Operator(fleet, fleet.content(bytes(range(256)) * 10), cut=500)
     operator.say()
     operator.go_on(parts)
@@ -88,8 +88,8 @@ def test_an_upload_goes_on_after_a_kill(fleet: ReleaseFleet, parts: int) -> None
 
 
 @pytest.mark.parametrize("of_plan", [True, False])
-def test_an_upload_goes_on_after_a_kill_at_its_last_byte(fleet: ReleaseFleet, of_plan: bool) -> None:
-    """All bytes are here, and nobody has looked yet whether they are the right ones."""
+def test_upload_resumes_after_a_server_kill_at_its_last_byte(fleet: ReleaseFleet, of_plan: bool) -> None:
+    """All bytes are stored, but the server has not compared them with their digest yet."""
     operator = Operator(fleet, fleet.content(b"model"))
     operator.say()
     operator.go_on(0 if of_plan else 1)
@@ -101,14 +101,14 @@ def test_an_upload_goes_on_after_a_kill_at_its_last_byte(fleet: ReleaseFleet, of
     assert want not in [digest for digest, _ in operator.sent]
 
 
-def test_a_plan_without_its_record_is_cleared_away(fleet: ReleaseFleet) -> None:
+def test_plan_without_a_record_is_deleted_at_start(fleet: ReleaseFleet) -> None:
     fleet.begin("v1.0")
     (fleet.store.path / "v1.1.plan").write_bytes(b"of a server that was killed before the record was written")
     fleet.restart()
     assert [path.name for path in fleet.store.path.glob("*.plan")] == ["v1.0.plan"]
 
 
-def test_what_an_order_has_brought_is_kept_while_other_rollouts_change(fleet: ReleaseFleet) -> None:
+def test_uploaded_plan_is_kept_while_other_rollouts_change(fleet: ReleaseFleet) -> None:
     first, *_ = fleet.begin("a", b"first")
     operator = Operator(fleet, fleet.content(b"second"), "b")
     operator.say()
@@ -118,7 +118,7 @@ def test_what_an_order_has_brought_is_kept_while_other_rollouts_change(fleet: Re
     assert len(operator.sent) == 2
 
 
-def test_a_part_that_comes_twice_or_too_early_changes_nothing(fleet: ReleaseFleet) -> None:
+def test_duplicate_or_early_upload_part_is_ignored(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model" * 100), cut=300)
     want = operator.say()
     data = operator.files[want.want]
@@ -129,7 +129,7 @@ def test_a_part_that_comes_twice_or_too_early_changes_nothing(fleet: ReleaseFlee
     assert operator.go_on().message
 
 
-def test_what_nobody_asked_for_is_rejected(fleet: ReleaseFleet) -> None:
+def test_unrequested_uploads_and_malformed_orders_are_rejected(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model"))
     assert not operator.upload("0" * 64, 0, b"x")
     want = operator.say()
@@ -152,7 +152,7 @@ def test_what_nobody_asked_for_is_rejected(fleet: ReleaseFleet) -> None:
         ({"releases": "lost"}, ExitCode.MODEL, "without its file"),
     ],
 )
-def test_a_plan_that_does_not_agree_is_refused_in_a_line(
+def test_inconsistent_plan_is_refused_with_its_reason(
     fleet: ReleaseFleet, change: dict[str, object], code: ExitCode, reason: str
 ) -> None:
     content = fleet.content(b"model")
@@ -167,12 +167,12 @@ def test_a_plan_that_does_not_agree_is_refused_in_a_line(
     operator.have(msgspec.structs.replace(plan, **named), {plan.files[0].sha256: b"model"})
     operator.order = msgspec.structs.replace(operator.order, rollout="a")
     operator.say()
-    answer = operator.go_on()
-    assert (answer.code, reason in answer.message) == (code, True), answer
+    reply = operator.go_on()
+    assert (reply.code, reason in reply.message) == (code, True), reply
     assert fleet.releases.rollouts.find("a") is None
 
 
-def test_bytes_that_are_not_those_of_their_digest_are_dropped(fleet: ReleaseFleet) -> None:
+def test_upload_that_does_not_match_its_digest_is_refused_and_deleted(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model"))
     want = operator.say()
     operator.upload(want.want, 0, bytes(len(operator.files[want.want])))
@@ -180,15 +180,15 @@ def test_bytes_that_are_not_those_of_their_digest_are_dropped(fleet: ReleaseFlee
     assert list(fleet.store.path.glob("files/*")) == []
 
 
-def test_a_full_disk_is_said_before_anything_is_sent(
+def test_full_disk_is_reported_before_the_upload(
     fleet: ReleaseFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollout_store, "MARGIN", 1 << 62)
-    answer = Operator(fleet, fleet.content(b"model")).say()
-    assert (answer.code, "has no room for" in answer.message) == (ExitCode.STATE, True)
+    reply = Operator(fleet, fleet.content(b"model")).say()
+    assert (reply.code, "has no room for" in reply.message) == (ExitCode.STATE, True)
 
 
-def test_a_name_that_is_taken_is_refused(fleet: ReleaseFleet) -> None:
+def test_order_with_a_taken_or_unknown_rollout_name_is_refused(fleet: ReleaseFleet) -> None:
     fleet.begin("a", b"first")
     operator = Operator(fleet, fleet.content(b"second"))
     operator.say()

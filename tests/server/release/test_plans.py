@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What becomes a plan: bundles that share a file, signatures for both ways, and what cannot be released."""
+"""Plans: bundles that share a file, signatures of offer and rollback, and content that is rejected."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def exported(path: Path, device: str) -> Path:
 
 
 def packed(path: Path) -> Path:
-    """A file of software whose name says nothing."""
+    """A software file whose name does not tell its content."""
     wheel = small_wheel(path, "hetero_splitee", "0.3.0")
     return software_file(path / "new", make_keys(path / "keys")[0], wheel)
 
@@ -52,7 +52,7 @@ def begun(content: plans.Content) -> Rollout:
     return rollout
 
 
-def test_a_bundle_is_a_head_of_its_own_and_a_file_that_devices_share(tmp_path: Path) -> None:
+def test_bundles_of_devices_share_a_file_and_differ_in_their_heads(tmp_path: Path) -> None:
     paths = [exported(tmp_path / "models", device) for device in DEVICES]
     content = plans.models(paths, "barn", None)
     [(digest, file)] = content.paths.items()
@@ -64,7 +64,7 @@ def test_a_bundle_is_a_head_of_its_own_and_a_file_that_devices_share(tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["model", "software"])
-def test_the_offer_and_the_way_back_are_signed_for_each_device(
+def test_offer_and_rollback_are_signed_for_each_device(
     tmp_path: Path, signer: ReleaseSigner, kind: str
 ) -> None:
     key = ReleaseKey.read(tmp_path / RELEASE_KEY)
@@ -86,7 +86,9 @@ def test_the_offer_and_the_way_back_are_signed_for_each_device(
     assert (back.action, back.signed_at) == ("roll back", first.signed_at + 1)
 
 
-def test_what_cannot_be_released_is_said_in_a_line(tmp_path: Path, signer: ReleaseSigner) -> None:
+def test_unreleasable_models_and_software_are_rejected_with_the_reason(
+    tmp_path: Path, signer: ReleaseSigner
+) -> None:
     model = exported(tmp_path, "pi-1")
     with pytest.raises(ModelError, match="a second model for pi-1"):
         plans.models([model, model], "barn", None)
@@ -106,5 +108,5 @@ def test_what_cannot_be_released_is_said_in_a_line(tmp_path: Path, signer: Relea
 
 
 @pytest.mark.parametrize("text", ["2026-11-29 22:18/x", "../../etc", "", "-" * 80, "a" * 80, "._-"])
-def test_any_text_becomes_a_name(text: str) -> None:
+def test_rollout_name_is_valid_for_any_text(text: str) -> None:
     assert NAME.fullmatch(plans.rollout_name(text))

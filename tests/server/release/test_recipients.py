@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices a file of software goes to, where a fleet has several kinds of machines."""
+"""The devices that a software file goes to in a fleet with several kinds of machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KNOWN = {
 }
 
 
-def test_software_for_one_machine_goes_to_those_that_are_known_to_be_of_it() -> None:
+def test_software_for_one_machine_goes_only_to_devices_known_to_match() -> None:
     chosen = choose(manifest("cp311", "aarch64"), KNOWN)
     assert chosen.devices == ("pi",)
     assert chosen.others == {
@@ -37,11 +37,11 @@ def test_software_for_one_machine_goes_to_those_that_are_known_to_be_of_it() -> 
     }
 
 
-def test_software_for_any_machine_goes_to_all_that_run_nothing_newer() -> None:
+def test_software_for_any_machine_goes_to_all_devices_without_this_version() -> None:
     assert choose(manifest(), KNOWN).devices == ("hub", "old", "pi", "trains")
 
 
-def test_whom_the_operator_names_gets_it_unless_it_is_of_another_machine() -> None:
+def test_named_devices_get_the_software_unless_they_are_of_another_machine() -> None:
     chosen = choose(manifest("cp311", "aarch64"), KNOWN, ["stranger", "new", "hub", "old", "new"])
     assert chosen.devices == ("new", "old", "stranger")
     assert chosen.others == {"hub": "x86_64 and cp312"}

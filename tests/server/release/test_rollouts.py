@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases in waves, on a fake port and clock: who is offered what, when, and what is known after a kill."""
+"""Releases in waves, on a fake port and clock: offers, reports of devices, and restarts of the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
     return ReleaseFleet(tmp_path)
 
 
-def test_a_wave_follows_when_all_that_are_awake_have_decided(fleet: ReleaseFleet) -> None:
+def test_next_wave_starts_when_all_awake_devices_have_decided(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin()
     assert fleet.offered == {first}
@@ -41,7 +41,7 @@ def test_a_wave_follows_when_all_that_are_awake_have_decided(fleet: ReleaseFleet
     assert fleet.update(third).installed == "run round 5"
 
 
-def test_the_soak_time_is_one_without_a_failure(fleet: ReleaseFleet) -> None:
+def test_soak_time_restarts_on_a_failure_but_not_on_a_server_restart(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, soak=60.0, max_failures="1"))
     fleet.says(first, "in service")
@@ -60,7 +60,7 @@ def test_the_soak_time_is_one_without_a_failure(fleet: ReleaseFleet) -> None:
     assert fleet.offered == {second, third, fourth}
 
 
-def test_devices_that_sleep_hold_nobody_up_and_get_it_when_they_wake(fleet: ReleaseFleet) -> None:
+def test_sleeping_devices_delay_no_wave_and_get_the_release_on_waking(fleet: ReleaseFleet) -> None:
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("2", "100%")))
     fleet.tick(1000)
     assert fleet.offered == {first, second}, "nobody has it in service yet"
@@ -76,7 +76,7 @@ def test_devices_that_sleep_hold_nobody_up_and_get_it_when_they_wake(fleet: Rele
     assert fleet.rollout().state == "finished"
 
 
-def test_more_failures_than_may_stop_it_and_take_offers_back(fleet: ReleaseFleet) -> None:
+def test_too_many_failures_stop_the_rollout_and_withdraw_its_offers(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, max_failures="1"))
     fleet.says(first, "in service")
@@ -90,20 +90,20 @@ def test_more_failures_than_may_stop_it_and_take_offers_back(fleet: ReleaseFleet
         f"2 failed, 1 may: {third}: it does not load; {second}: worse",
     )
     assert fleet.fetch(fourth) is None
-    fleet.says(fourth, "downloading", have=3)  # it has not heard yet
+    fleet.says(fourth, "downloading", have=3)  # it still has the withdrawn offer
     assert fleet.update(fourth).state == "expired", "it will not come"
     with pytest.raises(ConfigError, match="rollout a is stopped: there is nothing to resume"):
         fleet.releases.rollouts.carry_out("resume", "a")
 
 
-def test_a_wave_of_which_nobody_has_it_in_service_is_the_last(fleet: ReleaseFleet) -> None:
+def test_rollout_stops_after_a_wave_with_no_device_in_service(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, *_ = fleet.begin(pace=replace(WAVES, max_failures="100%"))
     fleet.says(first, "failed", reason="torn")
     assert (fleet.rollout().state, fleet.offered) == ("stopped", set())
 
 
-def test_a_pause_lets_downloads_end_and_offers_no_more(fleet: ReleaseFleet) -> None:
+def test_paused_rollout_lets_downloads_end_and_starts_no_wave(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin()
     assert fleet.releases.rollouts.carry_out("pause", "a") == "rollout a: paused"
@@ -121,7 +121,7 @@ def test_a_pause_lets_downloads_end_and_offers_no_more(fleet: ReleaseFleet) -> N
     assert fleet.offered == {first, second}
 
 
-def test_what_is_not_taken_in_time_is_taken_back(fleet: ReleaseFleet) -> None:
+def test_offer_that_is_not_taken_in_time_expires(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices[:3])
     fleet.begin(pace=replace(AT_ONCE, expires=3600.0))
     for device in fleet.devices[:3]:
@@ -135,7 +135,7 @@ def test_what_is_not_taken_in_time_is_taken_back(fleet: ReleaseFleet) -> None:
     assert fleet.fetch("d3") is None
 
 
-def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> None:
+def test_rollback_is_offered_to_every_device_until_it_has_gone_back(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=AT_ONCE)
     for device in (first, second):
@@ -152,7 +152,7 @@ def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> 
     fleet.says(third, "in service")  # it was about to
     assert fleet.offered == {second, third}
     old = ModelReport(release="0" * 64, state="in service", serves=ServedModel("0" * 64, "old", 1, 1.0))
-    for device in (second, third):  # the last word that the broker keeps may be of the model before
+    for device in (second, third):  # the report that the broker retains may be of the previous model
         fleet.hear(routes.MODEL_REPORT, device, old.encode(), retained=True)
     fleet.settle()
     assert fleet.offered == set()
@@ -162,7 +162,7 @@ def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> 
     assert list(fleet.store.path.glob("files/*")) == []
 
 
-def test_a_newer_release_replaces_what_a_device_has_not_decided_on(fleet: ReleaseFleet) -> None:
+def test_newer_release_replaces_an_undecided_one(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin()
     fleet.says(first, "in service")
@@ -181,7 +181,7 @@ def test_a_newer_release_replaces_what_a_device_has_not_decided_on(fleet: Releas
     assert offer is not None and offer.release == fleet.release_of(first, "b")
 
 
-def test_a_click_gives_the_latest_before_its_wave(fleet: ReleaseFleet) -> None:
+def test_install_click_offers_the_release_before_the_wave_of_the_device(fleet: ReleaseFleet) -> None:
     first, *_, last = fleet.begin()
     fleet.clicks(last, "software")
     assert fleet.offered == {first}
@@ -195,8 +195,8 @@ def test_a_click_gives_the_latest_before_its_wave(fleet: ReleaseFleet) -> None:
 
 
 @pytest.mark.parametrize("kill_after", range(12))
-def test_a_server_that_is_killed_goes_on_where_it_was(fleet: ReleaseFleet, kill_after: int) -> None:
-    """After each of its steps; the broker retains what devices have said, and tells it again in any order."""
+def test_killed_server_resumes_the_rollout_at_any_step(fleet: ReleaseFleet, kill_after: int) -> None:
+    """After each of its steps; the broker retains the reports of devices, and delivers them in any order."""
     steps = 0
 
     def step() -> None:
@@ -221,7 +221,7 @@ def test_a_server_that_is_killed_goes_on_where_it_was(fleet: ReleaseFleet, kill_
     assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(1, 0), (0, 1), (2, 0)]
 
 
-def test_devices_decide_while_no_server_runs(fleet: ReleaseFleet) -> None:
+def test_device_reports_are_counted_after_a_server_restart(fleet: ReleaseFleet) -> None:
     first, second, *_ = fleet.begin(pace=AT_ONCE)
     fleet.restart()
     for device in (first, second):
@@ -229,7 +229,7 @@ def test_devices_decide_while_no_server_runs(fleet: ReleaseFleet) -> None:
     assert [wave.in_service for wave in fleet.rollout().waves] == [2]
 
 
-def test_what_is_dismissed_is_not_offered_and_not_waited_for(fleet: ReleaseFleet) -> None:
+def test_dismissed_device_gets_no_offer_and_is_not_waited_for(fleet: ReleaseFleet) -> None:
     fleet.gone.add("d0")
     fleet.wake(*fleet.devices)
     fleet.begin(pace=AT_ONCE)
@@ -243,7 +243,7 @@ def test_what_is_dismissed_is_not_offered_and_not_waited_for(fleet: ReleaseFleet
     assert "d0" in fleet.offered and fleet.fetch("d0") == b"d0:model"
 
 
-def test_files_are_kept_once_and_for_as_long_as_a_device_may_ask(fleet: ReleaseFleet) -> None:
+def test_release_file_is_stored_once_and_deleted_when_the_rollout_stops(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     fleet.begin(data=b"x" * 1000)
     [kept] = fleet.store.path.glob("files/*")
@@ -253,7 +253,7 @@ def test_files_are_kept_once_and_for_as_long_as_a_device_may_ask(fleet: ReleaseF
     assert list(fleet.store.path.glob("files/*")) == []
 
 
-def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the_servers_link(
+def test_repeated_downloads_of_a_release_are_limited_per_device(
     fleet: ReleaseFleet,
 ) -> None:
     fleet.begin(data=bytes(1 << 20), pace=AT_ONCE)
@@ -266,7 +266,7 @@ def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the
     assert fleet.fetch("d0", name="b") is not None
 
 
-def test_what_cannot_be_written_is_not_announced(
+def test_next_wave_is_offered_only_when_its_record_can_be_written(
     fleet: ReleaseFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.wake(*fleet.devices)
@@ -280,7 +280,7 @@ def test_what_cannot_be_written_is_not_announced(
     assert fleet.offered == {first, second}
 
 
-def test_a_damaged_record_is_left_alone_and_the_others_go_on(
+def test_damaged_rollout_record_is_logged_and_other_rollouts_go_on(
     fleet: ReleaseFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet.begin("a", b"one", AT_ONCE, ["d0"])
@@ -293,20 +293,20 @@ def test_a_damaged_record_is_left_alone_and_the_others_go_on(
     assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}
 
 
-def test_viewers_are_told_of_as_many_as_one_message_carries(fleet: ReleaseFleet) -> None:
+def test_rollout_list_fits_one_message_and_keeps_an_open_rollout(fleet: ReleaseFleet) -> None:
     fleet.begin("open", b"open", devices=["d3"])
     for number in range(MOST_ROLLOUTS + 5):
         fleet.begin(f"r{number}", bytes([number]), replace(AT_ONCE, max_failures="0"), ["d0"])
         fleet.says("d0", "failed", f"r{number}", reason="w" * 1000)
     fleet.tick()
-    said = Rollouts.decode(fleet.retained(routes.ROLLOUTS.topic(TOPICS)))
-    assert len(said.encode()) <= routes.LARGEST_WHOLE
-    assert [one.rollout for one in said.rollouts][:2] == ["r24", "r23"]
-    assert said.rollouts[-1].rollout == "open"
+    published = Rollouts.decode(fleet.retained(routes.ROLLOUTS.topic(TOPICS)))
+    assert len(published.encode()) <= routes.LARGEST_WHOLE
+    assert [one.rollout for one in published.rollouts][:2] == ["r24", "r23"]
+    assert published.rollouts[-1].rollout == "open"
     assert len(list(fleet.store.path.glob("*.json"))) == MOST_ROLLOUTS
 
 
-def test_on_a_slow_link_telling_devices_leaves_time_for_other_work(tmp_path: Path) -> None:
+def test_offers_over_a_slow_link_are_spread_over_several_ticks(tmp_path: Path) -> None:
     fleet = ReleaseFleet(tmp_path, devices=20)
     fleet.wake(*fleet.devices)
     fleet.port.on_sent = lambda _sent: fleet.now.advance(0.1)

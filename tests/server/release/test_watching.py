@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `splitee release` makes of a server's words: when it ends, and how."""
+"""How `splitee release` follows the server's messages: when it ends, and with which error."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def end(found: Watch, *, wait: float = 10.0, stop: bool = False) -> None:
     wait_for(found, lambda _s: None, lambda _w: None, wait=wait, stop=lambda: stop, hint="it goes on")
 
 
-def test_a_command_that_is_stopped_does_not_say_that_all_is_well() -> None:
+def test_stopped_release_command_raises_stalled() -> None:
     with pytest.raises(Stalled, match="stopped before the release was over: it goes on"):
         end(watch("running", "offered", 3), stop=True)
 
 
-def test_of_a_large_fleet_only_the_first_are_named() -> None:
+def test_errors_about_a_large_fleet_name_only_the_first_devices() -> None:
     with pytest.raises(Stalled, match=f"pi-019 and {100 - SHOWN} more within 0 s: it goes on"):
         end(watch("running", "offered", 100), wait=0.0)
     stopped = watch("stopped", "failed", 100)

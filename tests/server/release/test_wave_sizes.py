@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many devices a wave is of, whatever counts and shares are named."""
+"""The number of devices in each wave, for all counts and percentages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ AMOUNTS = st.one_of(
 
 
 @given(st.lists(AMOUNTS, min_size=1, max_size=6), st.integers(1, 250))
-def test_each_wave_is_of_more_devices_than_the_one_before_or_is_refused(
-    waves: list[str], devices: int
-) -> None:
+def test_wave_sizes_increase_strictly_or_are_refused(waves: list[str], devices: int) -> None:
     try:
         sizes = wave_sizes(read_waves(",".join(waves)), devices)
     except ConfigError as error:
@@ -33,13 +31,13 @@ def test_each_wave_is_of_more_devices_than_the_one_before_or_is_refused(
     ("waves", "devices", "sizes"),
     [
         ("1,10%,100%", 20, (1, 2, 20)),
-        ("1,10%,100%", 5, (1, 5)),  # 10 % of 5 is the one that has it already
+        ("1,10%,100%", 5, (1, 5)),  # 10 % of 5 is the device of the first wave
         ("100%", 1, (1,)),
         ("33.5%", 3, (2,)),
         ("3", 20, (3,)),
     ],
 )
-def test_shares_are_rounded_up(waves: str, devices: int, sizes: tuple[int, ...]) -> None:
+def test_percentages_of_waves_are_rounded_up(waves: str, devices: int, sizes: tuple[int, ...]) -> None:
     assert wave_sizes(read_waves(waves), devices) == sizes
 
 
@@ -62,17 +60,17 @@ def test_shares_are_rounded_up(waves: str, devices: int, sizes: tuple[int, ...])
         ("50%,10%", "wave 10% names nobody"),
     ],
 )
-def test_a_wave_that_names_nobody_is_one_clear_line(waves: str, reason: str) -> None:
+def test_invalid_wave_is_refused_with_its_reason(waves: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         wave_sizes(read_waves(waves), 20)
 
 
 @given(st.sets(st.integers(0, 1000).map("pi-{}".format), min_size=1, max_size=30))
-def test_the_order_of_devices_depends_on_nothing_but_the_names(devices: set[str]) -> None:
+def test_wave_order_is_independent_of_the_input_order(devices: set[str]) -> None:
     assert in_wave_order("a", sorted(devices)) == in_wave_order("a", sorted(devices, reverse=True))
     assert set(in_wave_order("a", devices)) == devices
 
 
-def test_the_first_wave_of_another_rollout_is_of_another_device() -> None:
+def test_first_device_of_the_wave_order_varies_between_rollouts() -> None:
     devices = [f"pi-{number}" for number in range(20)]
     assert len({in_wave_order(f"release-{number}", devices)[0] for number in range(40)}) > 10

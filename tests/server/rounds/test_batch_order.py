@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order of batches: every one exactly once, whatever order they arrive in."""
+"""The order of batches: each is taken exactly once, in any order of arrival."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def drain(schedule: BatchOrder[str]) -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("order", ["step", "joint", "device"])
-def test_batches_come_in_the_defined_order_however_they_arrive(
+def test_batches_are_taken_in_the_defined_order_for_any_arrivals(
     order: Literal["step", "joint", "device"],
 ) -> None:
     for seed in range(20):
@@ -46,7 +46,9 @@ def test_batches_come_in_the_defined_order_however_they_arrive(
 
 
 @given(st.lists(st.sampled_from([(d, s) for d, n in STEPS.items() for s in range(n + 2)]), max_size=60))
-def test_any_arrivals_are_trained_once_and_in_each_devices_order(arrivals: list[tuple[str, int]]) -> None:
+def test_order_any_takes_each_batch_once_and_in_step_order_per_device(
+    arrivals: list[tuple[str, int]],
+) -> None:
     schedule: BatchOrder[str] = BatchOrder("any", STEPS, window=2)
     taken: list[tuple[str, int]] = []
     for device, step in arrivals:
@@ -61,7 +63,7 @@ def test_any_arrivals_are_trained_once_and_in_each_devices_order(arrivals: list[
         assert schedule.next_step(device) == len(mine)
 
 
-def test_by_share_all_end_together_however_many_batches_each_has() -> None:
+def test_order_share_interleaves_devices_in_proportion_to_their_batches() -> None:
     taken = []
     schedule: BatchOrder[str] = BatchOrder("share", {"a": 4, "b": 2, "c": 1}, window=4)
     for device, count in (("b", 2), ("c", 1), ("a", 4)):
@@ -71,7 +73,7 @@ def test_by_share_all_end_together_however_many_batches_each_has() -> None:
     assert taken == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("a", 2), ("b", 1), ("a", 3)]
 
 
-def test_a_duplicate_is_told_whether_it_waits_or_was_trained() -> None:
+def test_duplicate_is_recognized_before_and_after_its_batch_is_taken() -> None:
     schedule: BatchOrder[str] = BatchOrder("step", {"a": 2, "b": 2}, window=2)
     assert schedule.offer("a", 0, "a0") == "taken"
     assert schedule.offer("a", 0, "a0") == "duplicate"
@@ -79,14 +81,14 @@ def test_a_duplicate_is_told_whether_it_waits_or_was_trained() -> None:
     assert schedule.offer("a", 0, "a0") == "duplicate"
 
 
-def test_what_is_beyond_the_window_is_not_held() -> None:
+def test_batch_beyond_the_window_is_refused() -> None:
     schedule: BatchOrder[str] = BatchOrder("any", {"a": 10}, window=3)
     assert schedule.offer("a", 3, "a3") == "ahead"
     assert schedule.offer("a", 2, "a2") == "taken"
 
 
 @pytest.mark.parametrize("order", ["step", "device", "any"])
-def test_the_others_go_on_without_a_dropped_device(order: Literal["step", "device", "any"]) -> None:
+def test_batches_of_remaining_devices_are_taken_after_a_drop(order: Literal["step", "device", "any"]) -> None:
     schedule: BatchOrder[str] = BatchOrder(order, STEPS, window=3)
     schedule.offer("a", 0, "a0")
     assert drain(schedule) == [("a", 0)]
@@ -101,7 +103,7 @@ def test_the_others_go_on_without_a_dropped_device(order: Literal["step", "devic
 
 @pytest.mark.parametrize("order", ["step", "device"])
 @pytest.mark.timeout(10)
-def test_turns_of_a_dropped_device_cost_nothing_however_many_it_claimed(
+def test_turns_of_a_dropped_device_with_a_huge_claim_are_skipped_at_once(
     order: Literal["step", "device"],
 ) -> None:
     batches: BatchOrder[str] = BatchOrder(order, {"a": 2, "evil": 1 << 57}, window=8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's state: falls back when it is torn, is refused where it does not belong."""
+"""The server's state: a torn file falls back to an earlier one, and another run's state is refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def committed(number: int) -> Committed:
 
 
 def metrics(number: int, seconds: float = 1.0, *, right: int | None = None) -> Metrics:
-    """`right`: of 100 held-out images; None: there are none."""
+    """`right`: correct predictions for 100 held-out images; None: there are no images."""
     device = DeviceMetrics(cut=2, stage="layer1.0", train_samples=10, trunk_accuracy=0.5)
     return Metrics(
         run="run-a",
@@ -60,7 +60,7 @@ def tear(store: Checkpoints, number: int) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-def test_what_was_saved_is_loaded(store: Checkpoints) -> None:
+def test_newest_commit_is_loaded_and_only_two_rounds_are_kept(store: Checkpoints) -> None:
     assert store.load() is None
     for number in (1, 2, 3):
         store.save(committed(number))
@@ -76,7 +76,7 @@ def test_what_was_saved_is_loaded(store: Checkpoints) -> None:
     ]
 
 
-def test_a_torn_round_falls_back_to_the_one_before_with_one_line(
+def test_torn_round_falls_back_to_the_previous_one_with_one_warning(
     store: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (1, 2, 3):
@@ -94,14 +94,14 @@ def test_a_torn_round_falls_back_to_the_one_before_with_one_line(
     assert [record.levelno for record in caplog.records] == 3 * [logging.WARNING]
 
 
-def test_a_run_is_taken_up_where_its_settings_are_the_same(store: Checkpoints) -> None:
+def test_run_with_the_same_settings_is_resumed(store: Checkpoints) -> None:
     assert store.open(SPEC, fresh=False) == SPEC
     store.save(committed(1))
     assert store.open(replace(SPEC, run="run-b"), fresh=False).run == "run-a"
     assert store.newest() == 1
 
 
-def test_other_settings_are_refused_with_both_named_and_fresh_starts_over(store: Checkpoints) -> None:
+def test_run_with_other_settings_is_refused_unless_fresh(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     store.save(committed(1))
     other = replace(SPEC, run="run-b", network="resnet34", batch_size=9)
@@ -117,7 +117,7 @@ def test_other_settings_are_refused_with_both_named_and_fresh_starts_over(store:
     assert store.open(other, fresh=False) == other
 
 
-def test_a_run_may_be_given_more_rounds_for_good_but_not_fewer_than_are_committed(store: Checkpoints) -> None:
+def test_number_of_rounds_may_change_but_not_below_the_committed_ones(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     for number in (1, 2, 3):
         store.save(committed(number))
@@ -128,7 +128,7 @@ def test_a_run_may_be_given_more_rounds_for_good_but_not_fewer_than_are_committe
         store.open(replace(SPEC, rounds=2), fresh=False)
 
 
-def test_a_run_of_a_release_without_fused_steps_goes_on_without_them(store: Checkpoints) -> None:
+def test_run_begun_without_fused_steps_resumes_without_them(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     assert "fused" not in json.loads((store.path / "run.json").read_bytes())
     here = build_run_spec(run="run-b", network="resnet18", num_classes=10, rounds=5, seed=1)
@@ -137,7 +137,7 @@ def test_a_run_of_a_release_without_fused_steps_goes_on_without_them(store: Chec
     assert store.open(here, fresh=True).fused
 
 
-def test_the_best_round_is_kept_beside_the_newest_two(store: Checkpoints) -> None:
+def test_best_round_is_kept_in_addition_to_the_newest_two(store: Checkpoints) -> None:
     for number, right in enumerate((30, 80, 60, 60, 78, 50, 50), start=1):
         store.save(committed(number))
         store.add_metrics(metrics(number, right=right))
@@ -162,7 +162,7 @@ def test_the_best_round_is_kept_beside_the_newest_two(store: Checkpoints) -> Non
         ((80, None, 40, 40), 1, 2),  # a round without held-out images does not count
     ],
 )
-def test_the_best_round_is_the_latest_that_chance_does_not_tell_from_the_highest(
+def test_best_round_is_the_latest_within_one_standard_error_of_the_highest(
     right: tuple[int | None, ...], best: int | None, without_better: int
 ) -> None:
     history = [metrics(number, right=hits) for number, hits in enumerate(right, start=1)]
@@ -170,13 +170,13 @@ def test_the_best_round_is_the_latest_that_chance_does_not_tell_from_the_highest
     assert (found.best.round if found.best else None, found.without_better) == (best, without_better)
 
 
-def test_facts_of_another_release_are_refused(store: Checkpoints) -> None:
+def test_run_file_of_another_release_is_refused(store: Checkpoints) -> None:
     (store.path / "run.json").write_text('{"run": "run-a", "network": "resnet18"}')
     with pytest.raises(StateError, match=r"not of this release .* --fresh starts over"):
         store.open(SPEC, fresh=False)
 
 
-def test_the_last_line_of_a_round_counts(store: Checkpoints) -> None:
+def test_last_metrics_of_a_round_replace_earlier_ones(store: Checkpoints) -> None:
     assert store.evaluated(1) is None
     for line in (metrics(1), metrics(2, seconds=2.0), metrics(2, seconds=3.0)):
         store.add_metrics(line)
@@ -186,7 +186,7 @@ def test_the_last_line_of_a_round_counts(store: Checkpoints) -> None:
     assert store.evaluated(3) is None
 
 
-def test_a_commit_does_not_read_the_history_again(store: Checkpoints) -> None:
+def test_commit_does_not_reread_the_metrics_history(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     for number in range(1, 201):
         store.add_metrics(metrics(number, right=number % 90))
@@ -201,7 +201,7 @@ def test_a_commit_does_not_read_the_history_again(store: Checkpoints) -> None:
     assert store.evaluated(179) == metrics(179, right=89)
 
 
-def test_a_resumed_history_is_what_it_was(store: Checkpoints) -> None:
+def test_reopened_history_gives_the_same_course_and_metrics(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     for number, right in ((1, 50), (2, 80), (3, 60), (2, 70)):
         store.add_metrics(metrics(number, right=right))
@@ -214,7 +214,9 @@ def test_a_resumed_history_is_what_it_was(store: Checkpoints) -> None:
     assert store.course(4).without_better == 2
 
 
-def test_a_torn_line_is_dropped_with_one_line(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+def test_torn_last_line_of_the_history_is_dropped_and_logged_once(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
     store.open(SPEC, fresh=False)
     for number in (1, 2):
         store.add_metrics(metrics(number))

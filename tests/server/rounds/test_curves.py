@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Curves over the rounds of a run of any length, and what they are compared with."""
+"""Curves over the rounds of a run of any length, and their baselines."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def metrics(number: int, seconds: float = 0.0, devices: dict[str, DeviceMetrics]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, MOST_POINTS - 1, MOST_POINTS, MOST_POINTS + 1, 1000, 12_345])
-def test_a_curve_of_any_length_is_thinned_evenly_and_has_its_ends(count: int) -> None:
+def test_curve_of_any_length_is_thinned_evenly_and_keeps_its_ends(count: int) -> None:
     rounds = [DevicePoint(round=number) for number in range(1, count + 1)]
     chosen = [point.round for point in thinned(rounds)]
     assert min(count, MOST_POINTS // 2 - 2) <= len(chosen) <= MOST_POINTS
@@ -51,7 +51,7 @@ def test_a_curve_of_any_length_is_thinned_evenly_and_has_its_ends(count: int) ->
         assert len({after - before for before, after in pairwise(chosen[1:-1])}) <= 1
 
 
-def test_a_curve_that_is_thinned_as_it_grows_is_nearly_as_even() -> None:
+def test_curve_thinned_while_it_grows_is_nearly_even() -> None:
     curves, count = DeviceCurves(), 12_345
     for number in range(1, count + 1):
         curves.add(metrics(number, devices={"a": DEVICE}))
@@ -63,7 +63,7 @@ def test_a_curve_that_is_thinned_as_it_grows_is_nearly_as_even() -> None:
     assert max(gaps) <= 2 * count / MOST_POINTS
 
 
-def test_a_thousand_rounds_fit_what_every_broker_takes() -> None:
+def test_history_of_a_thousand_rounds_fits_one_message() -> None:
     rounds = [metrics(number) for number in range(1, 1001)]
     told = fleet_history("r" * 64, rounds, rounds[-1])
     assert len(told.encode()) < LARGEST_WHOLE
@@ -71,7 +71,7 @@ def test_a_thousand_rounds_fit_what_every_broker_takes() -> None:
     assert told.points[-1].round == 1000
 
 
-def test_a_device_has_the_rounds_in_which_it_was_evaluated() -> None:
+def test_device_curve_has_only_the_rounds_that_evaluated_the_device() -> None:
     earlier, none = replace(DEVICE, evaluated=1), replace(DEVICE, held_out_samples=0)
     curves = DeviceCurves(
         [
@@ -88,13 +88,13 @@ def test_a_device_has_the_rounds_in_which_it_was_evaluated() -> None:
     assert told["b"].points[0].exit == 0.9, "of a round that was evaluated twice the last figures count"
 
 
-def test_a_fleet_that_has_grown_large_has_no_curves_of_devices() -> None:
+def test_device_curves_are_dropped_when_the_fleet_grows_too_large() -> None:
     curves = DeviceCurves([metrics(1, devices={"a": DEVICE})])
     curves.add(metrics(2, devices={f"pi-{index}": DEVICE for index in range(MOST_CURVES + 1)}))
     assert not dict(curves.of("r1", ["a", "pi-1"]))
 
 
-def test_baselines_are_of_the_images_that_were_evaluated() -> None:
+def test_baselines_are_weighted_by_images_and_need_every_class() -> None:
     recalls = (ClassRecall("a", 75, 0.5), ClassRecall("b", 25, 0.5))
     devices = {
         "a": replace(DEVICE, alone_accuracy=0.5),
@@ -107,7 +107,7 @@ def test_baselines_are_of_the_images_that_were_evaluated() -> None:
     assert baselines(part) == Baselines(), "of a run of very many classes not all are told"
 
 
-def test_what_a_round_took_is_known_of_earlier_releases_too() -> None:
+def test_round_duration_is_derived_from_totals_without_its_breakdown() -> None:
     first, second = metrics(1, 100.0), metrics(2, 130.0)
     assert round_took(first, None) is None
     assert round_took(second, first) == 30.0

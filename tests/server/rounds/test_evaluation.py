@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation counts, class by class, against a plain count; and what of it is written and sent."""
+"""Counts of an evaluation by class, against a plain count; and what of them is written and published."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def score(seed: int, images: int, classes: int) -> Score:
 
 
 @given(st.integers(0, 1 << 20), st.integers(0, 60), st.sampled_from([2, 5, MOST_CLASSES, MOST_CLASSES + 1]))
-def test_counts_are_those_of_a_plain_count(seed: int, images: int, classes: int) -> None:
+def test_confusion_counts_match_a_plain_count(seed: int, images: int, classes: int) -> None:
     found = score(seed, images, classes).predictions
     confusion = Confusion.count(found.labels, found.trunk, classes)
     pairs = list(zip(found.labels.tolist(), found.trunk.tolist(), strict=True))
@@ -47,7 +47,7 @@ def test_counts_are_those_of_a_plain_count(seed: int, images: int, classes: int)
         assert confusion.matrix.sum() == images
 
 
-def test_adaptive_is_the_exit_up_to_the_threshold_and_the_trunk_above_it() -> None:
+def test_adaptive_predictions_are_the_exits_up_to_the_threshold() -> None:
     found = Score()
     labels, exits, trunks = np.array([[0, 1, 2, 2], [0, 0, 2, 2], [1, 1, 1, 2]])
     found.add(labels, exits, np.array([0.5, 0.6, 0.1, 0.9], "f4"), trunks, THRESHOLD)
@@ -57,12 +57,12 @@ def test_adaptive_is_the_exit_up_to_the_threshold_and_the_trunk_above_it() -> No
     )
 
 
-def test_nothing_is_known_of_no_images() -> None:
+def test_accuracies_and_weakest_class_are_unknown_without_images() -> None:
     assert Score().accuracies() == Accuracies()
     assert weakest_class(()) is None
 
 
-def test_the_fleet_counts_each_devices_images() -> None:
+def test_fleet_accuracy_is_weighted_by_the_images_of_each_device() -> None:
     one, other = score(1, 30, 4), score(2, 10, 4)
     both = Score.over([one, other])
     assert both.images == 40
@@ -70,19 +70,19 @@ def test_the_fleet_counts_each_devices_images() -> None:
     assert both.accuracies().trunk_accuracy == pytest.approx((30 * shares[0] + 10 * shares[1]) / 40, abs=1e-5)
 
 
-def test_one_missed_image_does_not_make_the_weakest_class() -> None:
+def test_class_with_one_missed_image_is_not_the_weakest() -> None:
     glass, paper = ClassRecall("glass", 100, 0.4), ClassRecall("paper", 1, 0.0)
     assert weakest_class((paper, glass)) == glass
     assert weakest_class((ClassRecall("paper", 20, 0.0), glass)) != glass
 
 
-def test_classes_without_a_name_are_numbered_and_those_without_images_left_out() -> None:
+def test_unnamed_classes_are_numbered_and_classes_without_images_omitted() -> None:
     labels = np.array([0, 2, 2])
     recalls = class_recalls(Confusion.count(labels, np.array([0, 2, 1]), 3), ("glass",))
     assert recalls == (ClassRecall("glass", 1, 1.0), ClassRecall("class 2", 2, 0.5))
 
 
-def test_the_report_has_each_class_with_its_images_and_intervals() -> None:
+def test_class_report_has_images_and_intervals_of_each_class() -> None:
     scores = {"pi-1": score(1, 50, 3), "pi-2": score(2, 20, 3)}
     report = class_report("run", 4, scores, 3, ("a", "b", "c"))
     assert (report.run, report.round, report.class_names) == ("run", 4, ("a", "b", "c"))
@@ -102,7 +102,7 @@ def test_the_report_has_each_class_with_its_images_and_intervals() -> None:
     assert np.trace(fleet.trunk.confusion) == round((fleet.trunk.accuracy.share or 0) * 70)
 
 
-def test_what_a_run_has_evaluated_is_in_its_state_its_report_and_its_metrics(tmp_path: Path) -> None:
+def test_evaluation_file_report_and_metrics_of_a_run_agree(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, "pi-1", "pi-2")
     report = fleet.run()
     written = msgspec.json.decode((tmp_path / EVALUATION).read_bytes(), type=ClassReport)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A phase of a round: what it holds is gone with it."""
+"""A phase of a round: its memory is freed with it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from splitee_server.rounds.windows import Budget, Windows
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """As in a process of many objects, where cycles wait for a long time to be found."""
+    """Without the garbage collector: in a process of many objects it finds cycles late."""
     gc.disable()
     yield
     gc.enable()
 
 
-def test_the_client_networks_that_a_phase_has_collected_go_with_it(no_collector: None) -> None:
+def test_collected_client_networks_are_freed_with_their_phase(no_collector: None) -> None:
     opened = RoundOpen(run="r", round=1, attempt=1, phase="train", participants=1)
     assembler = WeightsAssembler({"client.weight": torch.ones(3)})
     held = weakref.ref(assembler)

@@ -9,7 +9,7 @@ from splitee.protocol.fleet import RoundSeconds
 from splitee_server.rounds.round_seconds import RoundClock
 
 
-def test_time_goes_to_the_phase_that_is_open_or_to_what_is_done_between_two() -> None:
+def test_time_is_assigned_to_the_open_phase_or_the_work_between_phases() -> None:
     clock = FakeClock()
     spent = RoundClock(clock)
 
@@ -44,7 +44,7 @@ def test_time_goes_to_the_phase_that_is_open_or_to_what_is_done_between_two() ->
     assert spent.take(trained=24.0) == RoundSeconds(training=4.0, waiting=56.0)
 
 
-def test_time_is_never_negative() -> None:
+def test_waiting_time_is_never_negative() -> None:
     clock = FakeClock()
     spent = RoundClock(clock)
     spent.open("train")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices a round has: the same for the same seed, round and commit, and everybody's turn comes."""
+"""The devices of a round: the same for the same seed, round and commit, and each device gets its turn."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def picked(rounds: int = 20, **settings: Any) -> list[list[str]]:
         ("10%", 101, 1, 11), ("1%", 7, 1, 1), ("1%", 7, 2, 2), ("100%", 7, 1, 7), ("50%", 0, 1, 0),
     ],
 )  # fmt: skip
-def test_a_round_has_as_many_as_asked_for_but_no_fewer_than_it_needs(
+def test_sample_size_is_as_requested_but_not_below_the_minimum(
     of: str, devices: int, least: int, size: int
 ) -> None:
     assert sample_size(of, devices, least) == size
 
 
-def test_who_has_waited_longest_comes_first() -> None:
+def test_longest_waiting_devices_are_sampled_first() -> None:
     found = picked(sample="3")
     assert all(len(set(one)) == 3 for one in found)
     for begin in range(len(found) - 4):  # in four rounds of three each of the ten has had a turn
         assert {device for one in found[begin : begin + 4] for device in one} == set(TEN)
 
 
-def test_a_uniform_draw_takes_everybody_about_as_often() -> None:
+def test_uniform_sampling_picks_devices_about_equally_often() -> None:
     times = Counter(device for one in picked(rounds=600, sample="20%", sample_by="uniform") for device in one)
     assert sum(times.values()) == 1200
     assert all(80 < times[device] < 160 for device in TEN)  # 120 +- 4 standard deviations
 
 
 @pytest.mark.parametrize("by", ["waiting", "uniform"])
-def test_the_seed_and_the_round_decide(by: Any) -> None:
+def test_sample_is_determined_by_seed_and_round(by: Any) -> None:
     same, other = picked(sample="3", sample_by=by), picked(sample="3", sample_by=by, seed=2)
     assert same == picked(sample="3", sample_by=by)
     assert same != other
@@ -55,7 +55,7 @@ def test_the_seed_and_the_round_decide(by: Any) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(TEN), st.integers(0, 5), min_size=4), st.randoms())
-def test_the_order_in_which_devices_are_known_changes_nothing(last: dict[str, int], draw: Any) -> None:
+def test_sample_is_independent_of_the_order_of_devices(last: dict[str, int], draw: Any) -> None:
     run, shuffled = tiny_run(sample="3"), list(last.items())
     draw.shuffle(shuffled)
     found = pick(run, 6, last)
@@ -63,7 +63,7 @@ def test_the_order_in_which_devices_are_known_changes_nothing(last: dict[str, in
     assert max(last[device] for device in found) <= min(last[d] for d in last.keys() - set(found))
 
 
-def test_whoever_leaves_changes_nobody_elses_lot() -> None:
+def test_uniform_sample_is_unchanged_when_an_unsampled_device_leaves() -> None:
     run = tiny_run(sample="3", sample_by="uniform")
     first = pick(run, 1, dict.fromkeys(TEN, 0))
     gone = next(device for device in TEN if device not in first)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain of earlier runs in a server's state: read from the earlier one's, and kept without it."""
+"""The chain of earlier runs in a server's state: read from the earlier run's state, and kept without it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def run_season(
             store.add_metrics(figures(run, number, images))
 
 
-def test_each_season_knows_those_before_it_and_needs_their_states_no_more(tmp_path: Path) -> None:
+def test_season_chain_is_kept_without_the_states_of_earlier_runs(tmp_path: Path) -> None:
     spring, summer, autumn = (tmp_path / name for name in ("spring", "summer", "autumn"))
     run_season(spring, "spring", rounds=3, images=100)
     run_season(summer, "summer", rounds=2, images=300, after=spring, at=2)
@@ -63,12 +63,12 @@ def test_each_season_knows_those_before_it_and_needs_their_states_no_more(tmp_pa
     assert all(one.ended > 0 for one in kept.seasons)
 
 
-def test_a_season_that_was_never_evaluated_is_named(tmp_path: Path) -> None:
+def test_season_without_an_evaluation_is_listed(tmp_path: Path) -> None:
     run_season(tmp_path / "spring", "spring", rounds=0, images=1)
     assert seasons_up_to(tmp_path / "spring", "spring", 4) == (Season(run="spring", rounds=4),)
 
 
-def test_a_run_of_its_own_has_none_and_starting_over_forgets_them(tmp_path: Path) -> None:
+def test_first_run_has_no_earlier_seasons_and_fresh_start_drops_them(tmp_path: Path) -> None:
     spring, summer = tmp_path / "spring", tmp_path / "summer"
     run_season(spring, "spring", rounds=1, images=100)
     run_season(summer, "summer", rounds=1, images=100, after=spring, at=1)
@@ -81,7 +81,7 @@ def test_a_run_of_its_own_has_none_and_starting_over_forgets_them(tmp_path: Path
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"run":"x","seasons":[{"run":"/","rounds":1}]}'])
-def test_a_damaged_chain_hinders_nothing(
+def test_damaged_season_chain_is_ignored_and_logged(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / SEASONS).write_bytes(content)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves to the fleet's images: robust against a liar, and settled once."""
+"""Settings that depend on the fleet's images: robust against false reports, and settled once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ HONEST = [
 
 
 @pytest.mark.parametrize("lie", [0.0, 1.0])
-def test_one_liar_moves_nothing_beyond_what_an_honest_device_says(lie: float) -> None:
+def test_settled_normalization_stays_within_the_values_of_honest_devices(lie: float) -> None:
     settled = settle(FLEET, build_for(FLEET), [*HONEST, Joined(1, 1, (lie,) * 3, (lie,) * 3)])
     assert 0.4 <= settled.mean[0] <= 0.42
     assert settled.mean[1:] == (0.5, 0.6)
     assert 0.2 <= settled.std[1] <= 0.3
 
 
-def test_images_of_one_grey_and_other_channels_are_no_harm() -> None:
+def test_constant_or_missing_pixel_statistics_settle_to_valid_values() -> None:
     told = [Joined(1, 10, (0.4,) * 3, (0.0,) * 3), Joined(1, 10, (0.4,), (0.1,)), Joined(1, 10)]
     settled = settle(FLEET, build_for(FLEET), told)
     assert settled.mean == (0.4,) * 3
@@ -36,7 +36,7 @@ def test_images_of_one_grey_and_other_channels_are_no_harm() -> None:
     assert settle(FLEET, build_for(FLEET), [Joined(1, 10)]).mean == (0.5,)
 
 
-def test_a_run_is_settled_durably_and_told_before_its_first_round(tmp_path: Path) -> None:
+def test_run_is_settled_durably_and_published_before_its_first_round(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, "pi-1", "pi-2", normalize="fleet")
     for name, mean in (("pi-1", 0.25), ("pi-2", 0.75)):
         device = fleet.devices[name]

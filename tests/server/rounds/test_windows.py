@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rooms: what is on its way stays within the budget, and every batch gets its turn."""
+"""Windows: batches in flight stay within the budget, and every batch gets its turn."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ def windows_of(
     return Windows(steps, costs, budget, window=window, order=order, served=served)
 
 
-def test_few_devices_have_the_whole_window() -> None:
+def test_few_devices_get_the_whole_window() -> None:
     windows = windows_of({"a": 20, "b": 20}, Budget(1 << 30, 4096))
     assert [windows.room(device) for device in "ab"] == [8, 8]
     assert windows.note_taken("a", 0) is None
 
 
-def test_many_devices_share_bytes_and_events() -> None:
+def test_many_devices_share_the_byte_and_event_budgets() -> None:
     steps = {f"pi-{number:04}": 20 for number in range(1000)}
     assert windows_of(steps, Budget(500_000, 100_000)).room("pi-0000") == 5
     assert windows_of(steps, Budget(1 << 30, 3000)).room("pi-0000") == 3
     assert windows_of(steps, Budget(1 << 30, 6000), cost=Budget(100, 2)).room("pi-0000") == 3
 
 
-def test_a_batch_costs_its_features_and_each_of_its_parts() -> None:
+def test_batch_cost_covers_the_features_and_each_part() -> None:
     cost = batch_cost(32, (64, 56, 56), 1 << 20)
     assert 4 * 32 * 64 * 56 * 56 < cost.size < 4 * 32 * 64 * 56 * 56 + 2000
     assert cost.events == 1259  # 20 KiB each, as behind a slow link
     assert batch_cost(4, (8, 2, 2), 1 << 20).events == 1
 
 
-def test_the_queue_grows_with_the_devices() -> None:
+def test_event_queue_grows_with_the_number_of_devices() -> None:
     assert queue_events(3) >= 4096
     share = Budget(1 << 40, queue_events(1000) // 2).share(1000)
     assert share.events >= 8 * 4  # a whole window, in four parts each
 
 
-def test_a_window_passes_on_to_whoevers_batch_is_needed_first() -> None:
+def test_window_passes_to_the_device_whose_batch_is_needed_first() -> None:
     windows = windows_of({"a": 2, "b": 1, "c": 2}, Budget(200, 10))
     assert [windows.room(device) for device in "abc"] == [1, 1, 0]
     assert windows.note_taken("a", 0) == "c"
@@ -63,7 +63,7 @@ def test_a_window_passes_on_to_whoevers_batch_is_needed_first() -> None:
     assert [windows.room(device) for device in "abc"] == [1, 0, 1]
 
 
-def test_a_device_that_is_dropped_leaves_its_window_to_another() -> None:
+def test_dropped_device_passes_its_window_to_another() -> None:
     windows = windows_of({"a": 2, "b": 1, "c": 2}, Budget(100, 10))
     assert windows.drop("b") is None
     assert windows.drop("a") == "c"
@@ -78,7 +78,7 @@ def test_a_device_that_is_dropped_leaves_its_window_to_another() -> None:
     dropped=st.sets(st.sampled_from("abcdefgh")),
     choices=st.randoms(use_true_random=False),
 )
-def test_every_batch_comes_and_never_more_are_on_their_way_than_the_budget_holds(
+def test_all_batches_arrive_and_those_in_flight_stay_within_the_budget(
     steps: dict[str, int], size: int, order: Order, window: int, dropped: set[str], choices: object
 ) -> None:
     """Devices send as soon as they may, in any order; some are dropped on the way."""
@@ -102,12 +102,12 @@ def test_every_batch_comes_and_never_more_are_on_their_way_than_the_budget_holds
         device = choices.choice(may)  # type: ignore[attr-defined]
         assert batches.offer(device, sent[device], sent[device]) == "taken"
         sent[device] += 1
-        on_their_way = sum(sent[d] - batches.next_step(d) for d in sent)
-        assert ONE.size * on_their_way <= max(size, ONE.size)
+        in_flight = sum(sent[d] - batches.next_step(d) for d in sent)
+        assert ONE.size * in_flight <= max(size, ONE.size)
 
 
-def test_windows_go_to_devices_in_the_order_in_which_they_are_served() -> None:
-    """Those that are served later would else keep all windows, and wait for those that are served now."""
+def test_windows_are_given_to_devices_in_the_order_of_service() -> None:
+    """Otherwise devices served later would keep all windows, and wait for those served now."""
     windows = windows_of({"a": 2, "b": 1, "c": 2}, Budget(100, 10), served=["c", "a", "b"])
     assert [windows.room(device) for device in "abc"] == [0, 0, 1]
     assert windows.note_taken("c", 0) == "c"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one look after the other finds, and what a browser is told of it."""
+"""The changes between two looks at a fleet, and what browsers receive of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Watched:
         self.view.take(Message(topic, status.encode(), retained=age is not None, age=age), self.now)
 
     def look(self, is_settled: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The rows and the events that are told."""
+        """The rows and the events that are sent."""
         changes = self.looks.look(self.now, is_settled=is_settled)
         self.board.take(changes)
         return [json.loads(row) for row in changes.rows], [json.loads(event) for event in changes.events]
@@ -48,7 +48,7 @@ class Watched:
         return found
 
 
-def test_a_row_has_the_fields_that_changed_and_the_whole_has_all() -> None:
+def test_row_has_only_changed_fields_and_the_whole_state_has_all() -> None:
     watched = Watched()
     watched.hear("pi-1", STATUS)
     (row,), _ = watched.look()
@@ -60,7 +60,7 @@ def test_a_row_has_the_fields_that_changed_and_the_whole_has_all() -> None:
     assert device == {**row, "step": 2}
 
 
-def test_a_value_that_goes_back_to_none_is_told() -> None:
+def test_value_that_becomes_none_is_sent() -> None:
     watched = Watched()
     watched.hear("pi-1", STATUS)
     watched.look()
@@ -68,7 +68,7 @@ def test_a_value_that_goes_back_to_none_is_told() -> None:
     assert watched.look()[0] == [{"id": "pi-1", "loss": None}]
 
 
-def test_what_was_there_before_anybody_looked_is_no_news() -> None:
+def test_devices_before_the_first_look_are_not_reported_as_new() -> None:
     watched = Watched()
     watched.hear("pi-1", STATUS, age=0)
     watched.hear("pi-2", replace(STATUS, state="offline"), age=86_400)
@@ -81,20 +81,20 @@ def test_what_was_there_before_anybody_looked_is_no_news() -> None:
     assert [(event["kind"], event["device"]) for event in events] == [("came", "pi-3")]
 
 
-def test_sums_over_devices_are_told_now_and_then_and_what_else_changes_at_once() -> None:
+def test_fleet_sums_are_delayed_and_server_changes_are_sent_at_once() -> None:
     watched = Watched()
     watched.hear("pi-1", STATUS)
     assert watched.looks.look(NOW, is_settled=True).fleet is not None
     watched.hear("pi-1", replace(STATUS, step=2))
     assert watched.looks.look(NOW + 1, is_settled=True).fleet is None
     watched.view.take(Message(TOPICS.server_status, SERVER.encode()), NOW)
-    told = watched.looks.look(NOW + 2, is_settled=True).fleet
-    assert told is not None and json.loads(told)["server"]["state"] == "online"
+    sent = watched.looks.look(NOW + 2, is_settled=True).fleet
+    assert sent is not None and json.loads(sent)["server"]["state"] == "online"
     assert watched.looks.look(NOW + 2 + SUMS, is_settled=True).fleet is None, "the same sums"
 
 
-def test_a_device_that_flips_its_state_leaves_the_log_to_the_others() -> None:
-    """Its row shows the last one all the same, and after a while its events are told again."""
+def test_device_that_flips_its_state_does_not_crowd_out_other_events() -> None:
+    """Its row shows the last state all the same, and after a while its events are sent again."""
     watched = Watched()
     watched.hear("pi-1", STATUS)
     watched.look()
@@ -115,7 +115,7 @@ def test_a_device_that_flips_its_state_leaves_the_log_to_the_others() -> None:
     assert any(event["device"] == "pi-1" for event in watched.whole["log"])
 
 
-def test_thousands_of_devices_that_flap_fill_no_memory() -> None:
+def test_event_log_is_bounded_for_thousands_of_flapping_devices() -> None:
     watched = Watched()
     for state in ("online", "offline", "online"):
         for number in range(2 * MOST_EVENTS):
@@ -126,7 +126,7 @@ def test_thousands_of_devices_that_flap_fill_no_memory() -> None:
     assert {event["kind"] for event in watched.whole["log"]} == {"online"}
 
 
-def test_a_device_that_is_gone_is_told_once() -> None:
+def test_removed_device_is_reported_once() -> None:
     watched = Watched()
     watched.hear("pi-1", STATUS)
     watched.look()

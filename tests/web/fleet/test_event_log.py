@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What two looks at a fleet, one after the other, say that has happened."""
+"""The events that follow from two looks at a fleet, one after the other."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def kinds_and_texts(events: Any) -> list[tuple[str, str]]:
         ({"cut": None}, {}, [("joined", "asks to join with cut 3, 200 images for training")]),
     ],
 )
-def test_what_a_device_has_done(
+def test_device_changes_become_events(
     before: dict[str, Any], after: dict[str, Any], expected: list[tuple[str, str]]
 ) -> None:
     found = list(events_of_device(replace(DEVICE, **before), replace(DEVICE, **after), NOW))
@@ -79,15 +79,15 @@ def test_what_a_device_has_done(
     assert {(event.device, event.time) for event in found} <= {("pi-1", NOW - 1)}
 
 
-def test_a_device_that_comes_and_one_that_was_there() -> None:
+def test_new_device_gives_events_and_a_known_one_only_if_offline() -> None:
     assert [event.kind for event in events_of_device(None, DEVICE, NOW)] == ["came", "joined"]
     assert list(events_of_stranger(DEVICE)) == []
     long_gone = replace(DEVICE, online=False, seen=NOW - 86_400)
     assert list(events_of_stranger(long_gone)) == [Event(NOW - 86_400, "offline", "pi-1", "offline")]
-    assert list(events_of_stranger(replace(long_gone, seen=None))) == []  # nobody knows since when
+    assert list(events_of_stranger(replace(long_gone, seen=None))) == []  # unknown since when
 
 
-def test_a_death_that_nobody_saw_keeps_its_time() -> None:
+def test_late_offline_event_keeps_the_time_of_death() -> None:
     """The retained last will of a device that died while the page had no broker."""
     (event,) = events_of_device(DEVICE, replace(DEVICE, online=False, seen=NOW - 3600), NOW)
     assert event.time == NOW - 3600
@@ -96,7 +96,7 @@ def test_a_death_that_nobody_saw_keeps_its_time() -> None:
     assert (event.kind, event.time) == ("server-offline", NOW - 7200)
 
 
-def test_no_event_is_of_the_future() -> None:
+def test_event_times_are_not_in_the_future() -> None:
     model = ModelInService("1" * 64, "in service", since=NOW + 1e6)
     after = replace(DEVICE, online=False, seen=NOW + 1e6, model=model)
     assert [event.time for event in events_of_device(DEVICE, after, NOW)] == [NOW, NOW]
@@ -111,7 +111,7 @@ def test_no_event_is_of_the_future() -> None:
         ("rolled back", "model-rolled-back"),
     ],
 )
-def test_what_became_of_a_model(state: Any, kind: str) -> None:
+def test_model_state_changes_become_events(state: Any, kind: str) -> None:
     model = ModelInService("ab" * 32, state, reason="it is", round=4)
     found = list(events_of_device(DEVICE, replace(DEVICE, model=model), NOW))
     assert kinds_and_texts(found) == [(kind, f"model abababab of round 4 {state}: it is")]
@@ -120,12 +120,12 @@ def test_what_became_of_a_model(state: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["downloading", "trying"])
-def test_what_a_row_shows_for_seconds_is_no_event(state: Any) -> None:
+def test_model_download_and_trial_are_no_events(state: Any) -> None:
     after = replace(DEVICE, model=ModelInService("ab" * 32, state))
     assert list(events_of_device(DEVICE, after, NOW)) == []
 
 
-def test_what_became_of_software() -> None:
+def test_software_results_become_events() -> None:
     def device(state: Any, latest: str = "0.3.0", reason: str = "") -> DeviceView:
         installed = latest if state == "in service" else "0.2.0"
         software = Update(installed=installed, latest=latest, state=state, reason=reason, have=1, size=2)
@@ -144,7 +144,7 @@ def test_what_became_of_software() -> None:
     ]
 
 
-def test_a_state_that_changes_is_told_with_when_it_began() -> None:
+def test_predicted_state_change_is_an_event_at_the_time_it_began() -> None:
     def device(label: str, since: float = NOW - 5) -> DeviceView:
         state = PredictedState(label=label, confidence=0.934, since=since, time=NOW)
         return replace(DEVICE, predicted_state=state)
@@ -155,7 +155,7 @@ def test_a_state_that_changes_is_told_with_when_it_began() -> None:
     assert [event.time for event in found] == [NOW - 5]
 
 
-def test_how_a_rollout_goes() -> None:
+def test_rollout_progress_becomes_events() -> None:
     def at(*rollouts: Rollout) -> FleetSnapshot:
         return replace(FLEET, rollouts=rollouts)
 
@@ -182,7 +182,7 @@ def phase(name: Any, number: int, **others: Any) -> RoundOpen:
     return RoundOpen(run="r1", round=number, attempt=1, phase=name, **others)
 
 
-def test_a_round_and_the_end() -> None:
+def test_rounds_and_the_end_of_the_run_become_events() -> None:
     metrics = Metrics(
         run="r1",
         round=1,
@@ -214,14 +214,14 @@ def test_a_round_and_the_end() -> None:
     ]
 
 
-def test_another_run_begins_anew() -> None:
+def test_new_run_is_an_event_and_counts_its_commits_anew() -> None:
     before = replace(FLEET, committed=5)
     assert FLEET.run is not None
     after = replace(FLEET, run=struct_with(FLEET.run, run="r2"), committed=1)
     assert [event.kind for event in events_of_fleet(before, after, NOW)] == ["run-began", "round-committed"]
 
 
-def test_the_server_names_devices_and_its_last_will_takes_nothing_back() -> None:
+def test_dismissal_and_quarantine_events_are_not_undone_by_the_last_will() -> None:
     def at(**status: Any) -> FleetSnapshot:
         return replace(FLEET, server=struct_with(SERVER, **status))
 
@@ -238,13 +238,13 @@ def test_the_server_names_devices_and_its_last_will_takes_nothing_back() -> None
     assert event.text == "the server was started again"
 
 
-def test_rounds_from_before_have_their_own_times() -> None:
+def test_past_rounds_become_events_at_their_own_times() -> None:
     points = (HistoryPoint(round=1), HistoryPoint(round=2, time=NOW - 50, exit=0.5))
     (event,) = events_of_past(replace(FLEET, history=points))
     assert (event.time, event.text) == (NOW - 50, "round 2 evaluated: exit 50.0 %")
 
 
-def test_a_text_from_the_wire_is_one_bounded_line_that_turns_nothing_around() -> None:
+def test_event_text_from_the_wire_is_bounded_and_printable() -> None:
     model = ModelInService("1" * 64, "failed", reason="<script>\u202e\n" + "x" * 1000)
     (event,) = events_of_device(DEVICE, replace(DEVICE, model=model), NOW)
     assert len(event.text) == LONGEST

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee page` as a process of its own, on a real Mosquitto, as browsers hear it."""
+"""`splitee page` as a process of its own, on a real Mosquitto, as browsers receive it."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def page(folder: Path, broker: object, fleet: str, *flags: str) -> Iterator[str]
 
 @pytest.fixture
 def topics(request: pytest.FixtureRequest) -> Topics:
-    """Of a fleet of the test's own."""
+    """The topics of a fleet of the test's own."""
     return Topics(request.node.name[5:69].rstrip("_"))
 
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
+def test_dead_device_is_shown_at_once_and_a_reload_has_the_same_state(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     status = topics.device("pi-1", "status")
@@ -86,7 +86,7 @@ def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
         until(lambda: seen.devices.get("pi-1", {}).get("online"))
         assert seen.fleet["run"]["run"] == "r1" and seen.broker["connected"]
         server.publish(topics.device("pi-1", "metrics"), b"{no message", retain=True)
-        device.publish(status, GONE.encode(), retain=True)  # what its last will says
+        device.publish(status, GONE.encode(), retain=True)  # its last will
         died = time.monotonic()
         until(lambda: seen.devices["pi-1"]["online"] is False, long=RED)
         assert time.monotonic() - died < RED
@@ -97,9 +97,9 @@ def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
             assert reloaded.names[0] == "whole"
             assert (reloaded.fleet, reloaded.devices) == (seen.fleet, seen.devices)
             assert (reloaded.log, reloaded.broker) == (seen.log, seen.broker)
-        with urllib.request.urlopen(f"{url}api/fleet", timeout=30) as answer:  # noqa: S310
-            told = json.load(answer)
-        assert told["fleet"]["devices"] == list(seen.devices.values())
+        with urllib.request.urlopen(f"{url}api/fleet", timeout=30) as reply:  # noqa: S310
+            state = json.load(reply)
+        assert state["fleet"]["devices"] == list(seen.devices.values())
         server.publish(status, b"", retain=True)
         server.publish(topics.device("pi-1", "profile"), b"", retain=True)
         until(lambda: not seen.devices)
@@ -107,7 +107,7 @@ def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_a_server_that_dies_and_comes_back(
+def test_page_shows_a_server_that_dies_and_comes_back(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     dead = ServerStatus(state="offline", instance=1)
@@ -130,7 +130,7 @@ def test_a_server_that_dies_and_comes_back(
 
 
 def _said(link: Link, topic: str, seen: PageStream) -> bool:
-    """Devices that come one after the other, until one is told as news."""
+    """Devices that come one after the other, until one is reported as new."""
     name = f"pi-{len(seen.devices) + 10}"
     link.publish(topic.replace("pi-9", name), ONLINE.encode())
     until(lambda: name in seen.devices)
@@ -139,7 +139,7 @@ def _said(link: Link, topic: str, seen: PageStream) -> bool:
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_a_broker_that_comes_late_dies_and_comes_back(
+def test_page_follows_a_broker_that_starts_late_dies_and_restarts(
     make_broker: Callable[..., OwnBroker], topics: Topics, tmp_path: Path, make_link: Callable[..., Link]
 ) -> None:
     own = make_broker()
@@ -166,7 +166,7 @@ def test_a_broker_that_comes_late_dies_and_comes_back(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_an_identity_that_is_refused_is_said_on_the_page(
+def test_page_shows_that_the_broker_refuses_its_identity(
     make_broker: Callable[..., OwnBroker], topics: Topics, tmp_path: Path
 ) -> None:
     own = make_broker("mosquitto", "allow_anonymous false\n")
@@ -177,7 +177,7 @@ def test_an_identity_that_is_refused_is_said_on_the_page(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_hostile_names_and_texts_stay_what_they_are(
+def test_hostile_device_names_are_dropped_and_texts_are_kept_as_text(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     link = make_link(mosquitto_broker.address, "hostile")
@@ -194,14 +194,14 @@ def test_hostile_names_and_texts_stay_what_they_are(
         link.publish(topics.server_status, ServerStatus(state="online", instance=2, doing=evil).encode())
         until(lambda: seen.fleet["server"]["instance"] == 2)
         assert set(seen.names) <= {"whole", "fleet", "devices", "log", "broker"}
-        with urllib.request.urlopen(f"{url}api/fleet", timeout=30) as answer:  # noqa: S310
-            assert answer.headers["Content-Type"].startswith("application/json")
-            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        with urllib.request.urlopen(f"{url}api/fleet", timeout=30) as reply:  # noqa: S310
+            assert reply.headers["Content-Type"].startswith("application/json")
+            assert reply.headers["X-Content-Type-Options"] == "nosniff"
 
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_the_page_publishes_nothing(
+def test_page_publishes_no_messages(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     listener = make_link(mosquitto_broker.address, "listens", f"{topics.base}/#", "splitee/+/page/#")
@@ -210,7 +210,7 @@ def test_the_page_publishes_nothing(
     assert listener.receive(0.5) is None
 
 
-def test_a_port_that_is_taken_and_an_address_beyond_loopback(
+def test_port_in_use_open_address_and_missing_ca_are_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     with socket.create_server((HOST, 0)) as taken:
@@ -225,7 +225,7 @@ def test_a_port_that_is_taken_and_an_address_beyond_loopback(
 
 @pytest.mark.mosquitto
 @pytest.mark.slow
-def test_a_token_is_asked_of_all_that_the_fleet_tells(
+def test_page_requires_its_token_for_all_fleet_data(
     mosquitto_broker: RunningBroker, topics: Topics, tmp_path: Path
 ) -> None:
     token = tmp_path / "token"
