@@ -79,6 +79,18 @@ def test_pages_use_the_terms_of_the_field(page: Path) -> None:
     assert found == {}
 
 
+def test_tests_that_pages_name_exist() -> None:
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    tests = {name for path in files for name in re.findall(r"def (test_\w+)", path.read_text())}
+    tests.update(path.name for path in files)
+    named = {
+        (name, page.name)
+        for page in PAGES
+        for name in re.findall(r"`(?:[\w/]*/)?(test_\w+(?:\.py)?)`", page.read_text())
+    }
+    assert {found for found in named if found[0] not in tests} == set()
+
+
 def test_readme_links_a_faq_of_twenty_questions_each_with_a_link() -> None:
     page = DOCS / "faq.md"
     assert "docs/faq.md" in links(ROOT / "README.md")

@@ -255,7 +255,7 @@ def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> 
     upgraded.parent.mkdir(parents=True)
     upgraded.symlink_to("0.2.0-aaaaaaaaaaaa")
     newer = bundle(tmp_path / "b.tar", release_key="public half")
-    again = install(root, *flags, "--no-hashes", "--bundle", newer, "--data", "/srv/pictures")
+    again = install(root, *flags, "--no-hashes", "--bundle", newer, "--data", "/srv/images")
     assert again.returncode == 0, again.stderr
     assert not upgraded.is_symlink(), "what was installed by hand is in service"
     pinned = root / "etc/splitee/release.pub"
@@ -265,7 +265,7 @@ def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> 
         "cut = 5",
         'release-key = "release.pub"',
         'software-key = "software.pub"',
-        'data = "/srv/pictures"',
+        'data = "/srv/images"',
     ]
 
     assert install(root, "--uninstall").returncode == 0

@@ -133,7 +133,7 @@ def test_bad_data_is_refused(
     words: str,
     broker: RunningBroker,
 ) -> None:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     make(folder)
     topics = Topics(f"data-{tmp_path.name}".replace("[", "-").replace("]", ""))
     offer(broker.address, topics, SPEC)
@@ -176,10 +176,10 @@ def test_cut_out_of_range_is_refused_before_images_are_decoded(
 ) -> None:
     """None of these images can be decoded."""
     for name in ("cat", "dog"):
-        write_images(tmp_path / "pictures" / name, 4, broken=4)
+        write_images(tmp_path / "images" / name, 4, broken=4)
     topics = Topics("cut-before-images")
     offer(broker.address, topics, SPEC)
-    where = ("--broker", str(broker.address), "--fleet", topics.fleet, "--data", str(tmp_path / "pictures"))
+    where = ("--broker", str(broker.address), "--fleet", topics.fleet, "--data", str(tmp_path / "images"))
     code, line = call(capsys, *device_flags, *where, "--cut", "99")
     assert (code, "cut 99 is out of range" in line) == (ExitCode.NETWORK, True), line
 

@@ -399,7 +399,7 @@ def test_service_predicts_takes_releases_and_rolls_back(
         return devices[0]
 
     def predicted(name: str) -> PredictionReport:
-        (watched / "broken.png").write_bytes(b"no picture")
+        (watched / "broken.png").write_bytes(b"no image")
         image.save(tmp_path / name)
         shutil.copy(tmp_path / name, watched / name)
         return PredictionReport.decode(wait_for(predictions))
@@ -408,7 +408,7 @@ def test_service_predicts_takes_releases_and_rolls_back(
     assert ModelReport.decode(wait_for(reports)).release == sha(models / "first")
     prediction = predicted("one.png")
     labels = ClientModel(models / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
-    assert (prediction.picture, prediction.label) == ("one.png", trained.data.class_names[labels[0]])
+    assert (prediction.image, prediction.label) == ("one.png", trained.data.class_names[labels[0]])
     seen = see(lambda device: device.serving is not None and bool(device.serving.last))
     assert (seen.online, seen.doing) == (True, "serving")
     assert seen.serving is not None
@@ -421,7 +421,7 @@ def test_service_predicts_takes_releases_and_rolls_back(
     assert (model.run, model.round) == (manifest.run, manifest.round)
     assert model.since == pytest.approx(time.time(), abs=LONG)
     assert splitee("release", models / "second", "--fleet", "service").wait(LONG) == 0
-    assert predicted("two.png").picture == "two.png"
+    assert predicted("two.png").image == "two.png"
     worse = changed(models / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
     assert ModelStore(shelf).release == sha(models / "second")
@@ -433,7 +433,7 @@ def test_service_predicts_takes_releases_and_rolls_back(
     assert splitee("rollback", "--models", shelf).wait(LONG) == 0
     while ModelReport.decode(wait_for(reports)).release != sha(models / "first"):
         pass
-    assert predicted("three.png").picture == "three.png"
+    assert predicted("three.png").image == "three.png"
     service.send_signal(signal.SIGTERM)
     assert service.wait(LONG) == 0
     assert see(lambda device: not device.online).serving is None

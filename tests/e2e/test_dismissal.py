@@ -138,7 +138,7 @@ def test_run_begins_without_a_dismissed_device_and_takes_it_after_undo(
 
 def server_activity(broker: RunningBroker, topics: Topics) -> str:
     """The activity that the server reports."""
-    link = Link(broker.address, f"{topics.fleet}-asks")
+    link = Link(broker.address, f"{topics.fleet}-requests")
     link.subscribe(topics.server_status)
     link.open(5)
     status = ServerStatus.decode(await_message(link, topics.server_status))

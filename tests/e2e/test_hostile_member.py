@@ -140,6 +140,6 @@ def publish(
         route.topic(topics, EVIL),
         payload,
         retain=retain,
-        response_topic=routes.ANSWER.topic(topics, EVIL),
+        response_topic=routes.INFER_REPLY.topic(topics, EVIL),
         correlation=correlation,
     )

@@ -34,7 +34,7 @@ from splitee.protocol import inference, routes
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ServerStatus
-from splitee.protocol.inference import InferAnswer, InferRequest
+from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -143,7 +143,7 @@ def test_offloaded_images_are_predicted_by_the_trunk_of_each_cut(
         assert [prediction.label for prediction in predictions] == [
             trained.data.class_names[label] for label in expected
         ]
-        assert offload.asked == 10 and offload.sent > 10 * 2 * np.prod(entry.feature_shape)
+        assert offload.offloaded == 10 and offload.sent > 10 * 2 * np.prod(entry.feature_shape)
         traffic = meter.traffic()
         assert traffic.up.offload == traffic.up.payload == offload.sent > traffic.down.offload > 10 * 4
     assert server.stop() == 0
@@ -224,7 +224,7 @@ def test_images_of_a_batch_are_offloaded_in_one_request(
         batch = predictor.batch(images)
     assert [each.source for each in batch] == ["trunk"] * 8
     assert [each.label for each in batch] == [each.label for each in single]
-    assert offload.asked == 16
+    assert offload.offloaded == 16
     assert offload.sent - sent < sent, "one envelope instead of eight"
 
 
@@ -233,7 +233,7 @@ def test_requests_that_arrive_together_share_a_forward_pass(
 ) -> None:
     server, topics = serve("together"), Topics("together")
     inbox = topics.device("pi-2", "inbox/answer")
-    link = make_link(mosquitto_broker.address, "asks-together", inbox, topics.server_status)
+    link = make_link(mosquitto_broker.address, "requests-together", inbox, topics.server_status)
     model = ClientModel(trained.model("pi-2"), threads=1)
     features = model(trained.data.held_out.images[:12])[0]
     os.kill(server.process.pid, signal.SIGSTOP)
@@ -245,12 +245,12 @@ def test_requests_that_arrive_together_share_a_forward_pass(
         )
     assert link.flush(LONG)
     os.kill(server.process.pid, signal.SIGCONT)
-    replies: dict[bytes, InferAnswer] = {}
+    replies: dict[bytes, InferReply] = {}
     while len(replies) < 12:
         event = link.receive(LONG)
         assert event is not None
         if isinstance(event, Message) and event.topic == inbox and event.correlation is not None:
-            replies[event.correlation] = InferAnswer.decode(event.payload)
+            replies[event.correlation] = InferReply.decode(event.payload)
     entry = (trunks := TrunkModels(trained.model("server"), threads=1)).entry("pi-2")
     assert entry is not None
     expected = trunks.logits(entry.trunk, features)
@@ -290,7 +290,7 @@ def refused(
         if isinstance(event, Message) and event.topic.endswith("/infer"):
             continue
         if isinstance(event, Message) and event.correlation == correlation:
-            error = InferAnswer.decode(event.payload).error
+            error = InferReply.decode(event.payload).error
         elif isinstance(event, Message) and event.correlation == good:
             return error
 
@@ -300,7 +300,7 @@ def test_invalid_requests_are_refused_with_a_reason_or_ignored(
 ) -> None:
     serve("refused")
     topics = Topics("refused")
-    link = make_link(mosquitto_broker.address, "asks-wrongly", "splitee/v1/refused/#", "elsewhere/#")
+    link = make_link(mosquitto_broker.address, "requests-wrongly", "splitee/v1/refused/#", "elsewhere/#")
     own = topics.device("pi-2", "inbox/answer")
 
     def request(run: str = trained.spec.run, cut: int = 2, shape: tuple[int, ...] = (1, 72)) -> bytes:
@@ -320,7 +320,7 @@ def test_invalid_requests_are_refused_with_a_reason_or_ignored(
     link.publish(topics.device("pi-2", "infer"), request(), response_topic=own, correlation=b"sound")
     while not (isinstance(event := link.receive(LONG), Message) and event.topic == own):
         assert event is not None
-    assert event.correlation == b"sound" and InferAnswer.decode(event.payload).error == ""
+    assert event.correlation == b"sound" and InferReply.decode(event.payload).error == ""
 
 
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
@@ -408,7 +408,7 @@ def test_training_server_replies_to_requests_after_its_first_commit(
 ) -> None:
     name, topics = f"training-{strategy}", Topics(f"training-{strategy}")
     inbox = topics.device("pi-2", "inbox/answer")
-    link = make_link(mosquitto_broker.address, "asks-meanwhile", inbox, topics.run, topics.round)
+    link = make_link(mosquitto_broker.address, "requests-meanwhile", inbox, topics.run, topics.round)
     with Fleet(str(mosquitto_broker.address), name, tmp_path) as fleet:
         fleet.server("--strategy", strategy, rounds=2)
         fleet.three_devices()
@@ -426,7 +426,7 @@ def test_training_server_replies_to_requests_after_its_first_commit(
                     topics.device("pi-2", "infer"), request.encode(), response_topic=inbox, correlation=b"one"
                 )
             elif event.topic == inbox:
-                reply = InferAnswer.decode(event.payload)
+                reply = InferReply.decode(event.payload)
                 assert reply.logits is not None or "no trunk" in reply.error
         assert reply.round >= 1
         assert decode_tensor(reply.logits).shape == (2, 10)

@@ -17,7 +17,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 def test_new_images_are_taken_up_between_rounds(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """A device that is killed afterwards holds out the same images as before."""
-    topics, images = Topics("growing"), tmp_path / "pictures"
+    topics, images = Topics("growing"), tmp_path / "images"
     write_photographs(images, {"ants": 40, "bees": 40})
     write_photographs(tmp_path / "more", {"ants": 20, "bees": 60}, seed=1)
     watcher = Link(mosquitto_broker.address, "growing-watcher")

@@ -65,7 +65,7 @@ class Watched:
             message = self._next()
             if message.topic == PREDICTIONS:
                 report = PredictionReport.decode(message.payload)
-                assert report.picture == name
+                assert report.image == name
                 return report.label
 
     def wait_for_states(self, count: int) -> None:

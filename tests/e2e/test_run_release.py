@@ -32,7 +32,7 @@ def test_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tm
     status, predictions = (topics.device("pi-2", leaf) for leaf in ("status", "predictions"))
     watcher.subscribe(status, predictions)
     watcher.open(5)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
         (tmp_path / name).write_bytes(data)
@@ -49,7 +49,7 @@ def test_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tm
             pass
         Image.new("RGB", (32, 32), "white").save(folder / "white.png")
         prediction = PredictionReport.decode(await_message(watcher, predictions))
-        assert (prediction.picture, prediction.source in ("exit", "local-fallback")) == ("white.png", True)
+        assert (prediction.image, prediction.source in ("exit", "local-fallback")) == ("white.png", True)
         while not (seen := DeviceStatus.decode(await_message(watcher, status))).predicted:
             pass
         assert (seen.doing, seen.predicted) == ("serving", 1)

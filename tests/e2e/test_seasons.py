@@ -102,7 +102,7 @@ def test_staying_devices_train_each_season_from_the_weights_before(
         runs.add(report["run"])
         if name != "spring":
             predicted = PredictionReport.decode(await_message(watcher, predictions))
-            assert predicted.picture == f"{name}.png"
+            assert predicted.image == f"{name}.png"
         return [device["train_samples"] for device in report["devices"]]
 
     with Fleet(str(mosquitto_broker.address), FLEET, tmp_path) as fleet:

@@ -80,7 +80,7 @@ class Published:
     def read(self) -> Published:
         while (event := self._link.receive(0.05)) is not None:
             if isinstance(event, Message) and event.topic == self._predictions:
-                self.names.append(PredictionReport.decode(event.payload).picture)
+                self.names.append(PredictionReport.decode(event.payload).image)
             elif isinstance(event, Message):
                 self.serving = Serving.decode(event.payload)
         return self

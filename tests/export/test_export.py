@@ -121,7 +121,7 @@ def _logits(inputs: Array) -> list[Array]:
 def test_parity_check_refuses_a_graph_that_differs_from_torch(wrong: object) -> None:
     inputs = np.random.default_rng(0).standard_normal((40, 5)).astype("f4")
     assert check_parity("x", _logits, _logits, inputs, "random").max_error == 0
-    with pytest.raises(ModelError, match="does not answer as torch does"):
+    with pytest.raises(ModelError, match="does not predict as torch does"):
         check_parity("x", _logits, wrong, inputs, "random")  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode, StateError
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
-from splitee.protocol.fleet import DeviceStatus, Dismissal, DismissalAnswer, Profile, ServerStatus
+from splitee.protocol.fleet import DeviceStatus, Dismissal, DismissalReply, Profile, ServerStatus
 from splitee.protocol.inference import Serving
 from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import RoundOpen
@@ -35,10 +35,8 @@ def dismiss(fleet: VirtualFleet, *devices: str, undo: bool = False) -> None:
     fleet.port.deliver(DISMISS, Dismissal(request=7, devices=devices, undo=undo).encode())
 
 
-def replies(fleet: VirtualFleet) -> list[DismissalAnswer]:
-    return [
-        DismissalAnswer.decode(payload) for payload in fleet.port.payloads(routes.DISMISSED.topic(TOPICS))
-    ]
+def replies(fleet: VirtualFleet) -> list[DismissalReply]:
+    return [DismissalReply.decode(payload) for payload in fleet.port.payloads(routes.DISMISSED.topic(TOPICS))]
 
 
 def statuses(fleet: VirtualFleet) -> list[ServerStatus]:

@@ -20,7 +20,7 @@ from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.fleet import Profile, ServerStatus
-from splitee.protocol.inference import InferAnswer, InferRequest
+from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
 from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
@@ -178,14 +178,14 @@ def test_request_with_features_out_of_bounds_fails_alone(
             features = filled(3e38 if name == EVIL else 0.5, opened, device)
             cut = device.profile.cut
             request = InferRequest(run="run", cut=cut, features=features).encode()
-            reply_topic = routes.ANSWER.topic(TOPICS, name)
+            reply_topic = routes.INFER_REPLY.topic(TOPICS, name)
             topic = routes.INFER.topic(TOPICS, name)
             fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
 
     at(fleet, "train", send_requests, number=2)
     fleet.run()
     errors = {
-        name: InferAnswer.decode(fleet.port.payloads(routes.ANSWER.topic(TOPICS, name))[-1]).error
+        name: InferReply.decode(fleet.port.payloads(routes.INFER_REPLY.topic(TOPICS, name))[-1]).error
         for name in (*HONEST, EVIL)
     }
     assert (errors["pi-1"], errors["pi-2"]) == ("", "")
@@ -194,7 +194,7 @@ def test_request_with_features_out_of_bounds_fails_alone(
 
 def test_requests_with_a_model_of_an_earlier_run_fail_without_quarantine(fleet: VirtualFleet) -> None:
     """It classifies as fast as it can, until it gets the model of this run."""
-    reply_topic = routes.ANSWER.topic(TOPICS, "pi-1")
+    reply_topic = routes.INFER_REPLY.topic(TOPICS, "pi-1")
 
     def send_requests(opened: RoundOpen) -> None:
         device = fleet.devices["pi-1"]
@@ -206,7 +206,7 @@ def test_requests_with_a_model_of_an_earlier_run_fail_without_quarantine(fleet: 
 
     at(fleet, "train", send_requests)
     report = fleet.run()
-    errors = [InferAnswer.decode(payload).error for payload in fleet.port.payloads(reply_topic)]
+    errors = [InferReply.decode(payload).error for payload in fleet.port.payloads(reply_topic)]
     assert len(errors) == 30
     assert set(errors) == {"features of run spring; this server predicts for run run"}
     assert (fleet.rejected, report["rounds"]) == ({}, 2)

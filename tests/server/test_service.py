@@ -375,7 +375,7 @@ def test_run_ends_without_a_better_round_and_releases_the_best_commit(
     assert (best["round"], best["images"]) == (2, 12)
     assert (best["exit_accuracy"], best["adaptive_accuracy"], best["offload_share"]) == (1.0, 1.0, 0.0)
     released, _ = BestRound(second.checkpoints, 3).release(5)
-    assert (released.round, second.checkpoints.answering(), second.checkpoints.newest()) == (2, 2, 5)
+    assert (released.round, second.checkpoints.serving_round(), second.checkpoints.newest()) == (2, 2, 5)
     assert sorted(released.clients) == list(THREE)
     again = begin(102, stop_after=3)
     assert again.run()["rounds"] == 5

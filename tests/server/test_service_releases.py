@@ -13,8 +13,8 @@ from splitee.protocol.inference import ModelOffer, Serving
 from splitee.protocol.release_orders import (
     PlannedFile,
     PlannedRelease,
-    ReleaseAnswer,
     ReleaseOrder,
+    ReleaseReply,
     ReleaseUpload,
     RolloutPlan,
 )
@@ -62,7 +62,7 @@ def test_release_order_is_carried_out_without_changing_the_weights(tmp_path: Pat
         say(routes.RELEASE_UPLOAD, ReleaseUpload(request=1, sha256=digest, offset=0, data=data).encode())
     report = fleet.run()
     replies = fleet.port.payloads(routes.RELEASED.topic(TOPICS))
-    assert ReleaseAnswer.decode(replies[-1]).message == "rollout ordered: 1 device, at once"
+    assert ReleaseReply.decode(replies[-1]).message == "rollout ordered: 1 device, at once"
     [offer] = fleet.port.payloads(routes.MODEL_OFFER.topic(TOPICS, "pi-9"))
     assert ModelOffer.decode(offer).release == FILE
     assert [one.rollout for one in told.rollouts[-1].rollouts] == ["ordered"]

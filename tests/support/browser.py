@@ -48,7 +48,7 @@ def chromium() -> Iterator[Browser]:
 def tab(
     browser: Browser, url: str, viewport: ViewportSize = DESKTOP, theme: Any = "light", **more: Any
 ) -> Iterator[Page]:
-    """A page in a context of its own; at its end nothing was asked of elsewhere, and nothing complained."""
+    """A page in a context of its own; at its end no other server got a request, and nothing complained."""
     context = browser.new_context(viewport=viewport, color_scheme=theme, **more)
     context.set_default_timeout(PATIENCE)
     page, faults, origin = context.new_page(), list[str](), urlsplit(url).netloc
@@ -67,9 +67,11 @@ def tab(
 
 
 def _foreign(url: str, origin: str) -> list[str]:
-    asked = urlsplit(url)
+    requested = urlsplit(url)
     return (
-        [] if asked.scheme in ("data", "blob") or asked.netloc == origin else [f"asked of elsewhere: {url}"]
+        []
+        if requested.scheme in ("data", "blob") or requested.netloc == origin
+        else [f"request elsewhere: {url}"]
     )
 
 

@@ -58,8 +58,8 @@ class FakePort:
 
     Attributes:
         sent: all that was published.
-        subscribed: the filters, in the order in which they were asked for.
-        on_sent: called with each publication, so that a test can answer as the other end would.
+        subscribed: the filters, in the order of their subscription.
+        on_sent: called with each publication, so that a test can reply as the other end would.
     """
 
     def __init__(self, clock: FakeClock, *, max_packet: int = 1 << 20) -> None:

@@ -33,10 +33,10 @@ def verdict(components: dict[str, Any], messages: list[tuple[str, str, str]]) ->
     if not (PYTHON.parents[1] / "installed.txt").exists():
         if os.environ.get("CI") == "true":
             pytest.fail("no Home Assistant, and CI=true: run scripts/ensure_homeassistant.sh")
-        pytest.skip("no Home Assistant: its schemas are NOT asked (scripts/ensure_homeassistant.sh)")
-    asked = json.dumps({"components": components, "messages": messages})
+        pytest.skip("no Home Assistant: its schemas are NOT checked (scripts/ensure_homeassistant.sh)")
+    request = json.dumps({"components": components, "messages": messages})
     done = subprocess.run(
-        [PYTHON, VERDICT], input=asked, capture_output=True, text=True, timeout=LIMIT, check=False
+        [PYTHON, VERDICT], input=request, capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)

@@ -37,17 +37,17 @@ def update_state(rendered: str) -> str | None:
 
 
 async def main() -> None:
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     core = HomeAssistant(tempfile.gettempdir())
-    components = asked["components"]
+    components = request["components"]
     checked = {key: check(component) for key, component in components.items()}
     rendered = [
         Template(components[key][template], core).async_render_with_possible_json_value(message)
-        for key, template, message in asked["messages"]
+        for key, template, message in request["messages"]
     ]
     updates = [
         update_state(text) if components[key]["platform"] == "update" else None
-        for (key, _, _), text in zip(asked["messages"], rendered, strict=True)
+        for (key, _, _), text in zip(request["messages"], rendered, strict=True)
     ]
     json.dump(
         {

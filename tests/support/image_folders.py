@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class folders of small pictures, and Parquet files of the same."""
+"""Class folders of small images, and Parquet files of the same."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitee_device.data.sources import open_source
 
 
 def png(number: int) -> bytes:
-    """A plain grey picture: its number is its grey."""
+    """A plain grey image: its number is its grey."""
     buffer = io.BytesIO()
     Image.new("L", (6, 6), number).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_folder(root: Path, counts: Mapping[str, int]) -> None:
-    """Class folders of pictures numbered through all classes."""
+    """Class folders of images numbered through all classes."""
     number = 0
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
@@ -46,13 +46,13 @@ def write_photographs(
 
 
 def write_parquet(
-    path: Path, pictures: Sequence[bytes | None], labels: Sequence[int], names: object = None
+    path: Path, contents: Sequence[bytes | None], labels: Sequence[int], names: object = None
 ) -> None:
     schema = pa.schema(
         [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
         metadata=None if names is None else {"class_names": json.dumps(names)},
     )
-    images = [{"bytes": content, "path": None} for content in pictures]
+    images = [{"bytes": content, "path": None} for content in contents]
     table = pa.Table.from_pydict({"image": images, "label": list(labels)}, schema=schema)
     pq.write_table(table, path, row_group_size=7)
 

@@ -346,7 +346,7 @@ def event(kind: str, text: str, when: float, device: str | None = None) -> dict[
 def events(now: float) -> list[dict[str, Any]]:
     return [
         event("run-began", f"run {RUN} began: resnet18, sequential, 10 rounds", now - 160),
-        event("joined", "asks to join with cut 5, 2000 images for training", now - 158, "pi-1"),
+        event("joined", "requests to join with cut 5, 2000 images for training", now - 158, "pi-1"),
         event("round-committed", "round 3 of 10 committed", now - 30),
         event("round-evaluated", "round 3 evaluated: adaptive 71.4 %", now - 24),
         event("round-opened", "round 4 of 10: training, 3 devices", now - 21),

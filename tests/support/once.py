@@ -13,7 +13,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of this process's own, with what `make` puts into it in the first process that asks."""
+    """A folder of this process's own, with what `make` puts into it in the first process that needs it."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     made, lock = shared / f"once-{name}", shared / f"once-{name}.lock"

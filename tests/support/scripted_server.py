@@ -53,7 +53,7 @@ class ScriptedServer:
     Attributes:
         is_lost: whether a message to the device gets lost.
         on_done: what follows a round-done and all its batches; by default the round is committed.
-        held: the client network that is kept for the device, if it is asked to fetch one.
+        held: the client network that is kept for the device, if it has to fetch one.
         fresh: whether BatchNorm's statistics of the commit have been taken anew.
         batches, done, tensors, syncs, statuses, profiles: what the device has said, in its order.
     """

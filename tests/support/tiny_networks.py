@@ -16,9 +16,9 @@ class Tiny(nn.Module):
         self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(8 * 3 * 3, 16), nn.ReLU(), nn.Dropout(0.2))
         self.classifier = nn.Linear(16, num_classes)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        answer: Tensor = self.classifier(self.hidden(self.second(self.first(pictures))))
-        return answer
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.hidden(self.second(self.first(images))))
+        return logits
 
 
 def tiny(num_classes: int) -> nn.Module:
@@ -54,8 +54,8 @@ class Squeezing(nn.Module):
             nn.Linear(8, 16), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(16, num_classes)
         )
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.pool(self.second(self.first(pictures))).flatten(1))
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(self.second(self.first(images))).flatten(1))
         return logits
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's service on a fake port and clock, with devices that answer at once, late, or not at all."""
+"""A server's service on a fake port and clock, with devices that reply at once, late, or not at all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def client_weights(cut: int) -> dict[str, Tensor]:
 
 
 class VirtualDevice:
-    """Sends what the server asks for, made from (device, round, step) alone.
+    """Sends what the server requests, made from (device, round, step) alone.
 
     Attributes:
         before_batch: called before it sends a batch of a round, as (round, phase, step).
@@ -114,7 +114,7 @@ class VirtualDevice:
         return self.port.clock() < self._awake_at
 
     def pause(self, seconds: float = float("inf")) -> None:
-        """Say nothing for so long, then ask where the server stands."""
+        """Say nothing for so long, then send a `sync`."""
         self._awake_at = self.port.clock() + seconds
         if seconds < float("inf"):
             self.say(routes.SYNC, Sync(run=RUN.run, instance=self.profile.instance).encode(), seconds)

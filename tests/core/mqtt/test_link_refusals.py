@@ -156,8 +156,8 @@ def test_invalid_or_refusing_connack_is_explained_in_one_line(
 @pytest.mark.parametrize(
     ("server", "reason"),
     [
-        ({"replies": (), "then_close": False}, "gives no MQTT answer"),
-        ({"replies": (), "then_close": True}, "closed the connection without an MQTT answer"),
+        ({"replies": (), "then_close": False}, "gives no MQTT reply"),
+        ({"replies": (), "then_close": True}, "closed the connection without an MQTT reply"),
         ({"replies": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy: the broker takes no"),
         (
             {"replies": (b"\x20\x03\x00\x97\x00",), "then_close": False},
@@ -183,7 +183,7 @@ def test_temporary_refusal_is_retried_and_explained(
     assert (
         f"not reachable ({reason}" in caplog.text
         or f"not reachable (it {reason}" in caplog.text
-        or ("gives no MQTT answer" in caplog.text)
+        or ("gives no MQTT reply" in caplog.text)
     )
 
 

@@ -117,7 +117,7 @@ def test_client_certificate_outside_its_validity_is_refused_with_a_remedy(
 def test_mismatch_of_tls_and_plain_port_is_reported(
     tls_broker: BrokerAddress, authority: Authority, make_broker: MakeBroker
 ) -> None:
-    with pytest.raises(BrokerUnreachable, match=r"without an MQTT answer|reset by peer"):
+    with pytest.raises(BrokerUnreachable, match=r"without an MQTT reply|reset by peer"):
         Link(BrokerAddress(tls_broker.host, tls_broker.port), "link").open(0.1)
     plain = make_broker("mosquitto").address
     with pytest.raises((BrokerUnreachable, BrokerRefused), match="TLS"):

@@ -77,7 +77,7 @@ def test_web_server_is_refused_at_once(web_server: MakeServer, path: str | None,
     assert time.monotonic() - started < DEADLINE / 2
     assert error.value.exit_code == ExitCode.REFUSED
     line = str(error.value)
-    assert line.startswith(f"what answers at {address} is a web server (HTTP {status})")
+    assert line.startswith(f"the server at {address} is a web server (HTTP {status})")
     assert ("no MQTT broker" in line) == (path is None)
     assert "\n" not in line
 
@@ -102,7 +102,7 @@ def test_proxy_without_its_broker_is_tried_again(
     address = replace(web_server(http_reply("502 Bad Gateway")).address, path=path)
     with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable):
         Link(address, "link").open(0.5)
-    assert "not reachable (a web server or proxy answers: HTTP 502 Bad Gateway); next try in" in caplog.text
+    assert "not reachable (a web server or proxy replies: HTTP 502 Bad Gateway); next try in" in caplog.text
 
 
 def slowly(part: bytes) -> Iterator[bytes]:

@@ -191,7 +191,7 @@ def test_message_sent_in_partial_writes_arrives_whole() -> None:
             assert link.flush(DEADLINE)
 
 
-def test_ping_is_answered_by_a_masked_pong() -> None:
+def test_reply_to_a_ping_is_a_masked_pong() -> None:
     with peer_of() as (_, peer):
         peer.send(9, b"are you there")
         assert peer.frame() == (10, b"are you there")

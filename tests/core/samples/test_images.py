@@ -203,9 +203,7 @@ def test_truncated_file_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
-)
+@pytest.mark.parametrize("content", [b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_content_that_is_not_an_image_is_refused(content: bytes) -> None:
     with pytest.raises(UnreadableImage, match="got something else"):
         load_image(content, Preparation((3, 8, 8)))

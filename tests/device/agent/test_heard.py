@@ -53,14 +53,14 @@ def test_latest_message_of_each_kind_is_kept(heard: Heard) -> None:
 
 
 def test_join_is_confirmed_only_by_an_assignment_to_this_process_and_run(heard: Heard) -> None:
-    assert not heard.is_answered
+    assert not heard.has_reply
     heard.add(SPEC, 0)
     heard.add(replace(ASSIGNMENT, instance=4), 0)
-    assert not heard.is_answered
+    assert not heard.has_reply
     heard.add(ASSIGNMENT, 0)
-    assert heard.is_answered
+    assert heard.has_reply
     heard.add(replace(SPEC, run="the next"), 0)
-    assert not heard.is_answered
+    assert not heard.has_reply
 
 
 @pytest.mark.parametrize(

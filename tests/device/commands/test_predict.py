@@ -123,7 +123,7 @@ def test_images_of_other_sizes_and_formats_get_the_same_label(trained: Trained, 
 def test_unreadable_image_is_skipped_in_a_folder_and_refused_alone(trained: Trained, tmp_path: Path) -> None:
     save(trained.data.held_out.images[0], tmp_path / "good.png")
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
+    bad.write_bytes(b"no image")
     done = predict("--model", trained.model("pi-2"), tmp_path, "--json")
     assert len(predictions(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
     alone = predict("--model", trained.model("pi-2"), bad)

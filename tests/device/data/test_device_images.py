@@ -76,7 +76,7 @@ def test_images_keep_their_use_when_images_are_added_or_removed(
 
 
 def test_division_survives_a_restart_unless_the_share_changes(tmp_path: Path) -> None:
-    root, state = tmp_path / "pictures", tmp_path / "state"
+    root, state = tmp_path / "images", tmp_path / "state"
     state.mkdir()
     write_folder(root, {"a": 20, "b": 20})
     first = opening(root, read_division(state, SHARE)).division

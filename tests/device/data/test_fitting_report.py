@@ -22,7 +22,7 @@ def logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptur
         (tmp_path / name).mkdir()
         for number in range(4):
             Image.new("RGB", size).save(tmp_path / name / f"{number}.jpg")
-    (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
     caplog.set_level(logging.INFO, "splitee_device")
     return caplog
 

@@ -118,7 +118,7 @@ def test_other_files_and_hidden_folders_are_ignored(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 4, "b": 4})
     (tmp_path / "notes.txt").write_text("not a class")
     (tmp_path / ".cache").mkdir()
-    (tmp_path / "a" / "Thumbs.db").write_text("not a picture")
+    (tmp_path / "a" / "Thumbs.db").write_text("not an image")
     data = open_data(str(tmp_path), input_shape=SHAPE)
     assert data.class_names == ("a", "b")
     assert len(data.train) + len(data.held_out) == 8

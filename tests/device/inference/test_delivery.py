@@ -17,7 +17,7 @@ from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
-from splitee_device.inference.delivery import ASK_AGAIN, Delivery
+from splitee_device.inference.delivery import REQUEST_AGAIN, Delivery
 from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 
@@ -60,7 +60,7 @@ def requested_offsets(port: FakePort) -> list[int]:
 def test_missing_part_is_requested_again(port: FakePort, clock: FakeClock, delivery: Delivery) -> None:
     offer(delivery)
     part(delivery, 0, BUNDLE[:50])
-    clock.advance(ASK_AGAIN - 1)
+    clock.advance(REQUEST_AGAIN - 1)
     delivery.tick()
     assert requested_offsets(port) == [0, 50]
     clock.advance(1)
@@ -122,7 +122,7 @@ def test_download_is_reported_each_second_until_the_offer_is_withdrawn(
     assert [(one.state, one.have) for one in reports] == [("downloading", 0), ("downloading", 100)]
     offer(delivery, b"")
     part(delivery, 100, BUNDLE[100:])
-    clock.advance(ASK_AGAIN)
+    clock.advance(REQUEST_AGAIN)
     delivery.tick()
     assert requested_offsets(port) == [0, 20, 40, 60, 80, 100]
     assert (tmp_path / f"{RELEASE}.incoming").stat().st_size == 100, "it may be offered again"

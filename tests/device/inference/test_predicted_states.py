@@ -64,7 +64,7 @@ class Device:
             self.clock.advance(1)
             self.states.take(
                 PredictionReport(
-                    picture="a.png",
+                    image="a.png",
                     label=label,
                     probability=probability,
                     entropy=entropy,
@@ -225,7 +225,11 @@ def test_predictions_with_nan_probability_count_for_unsure(
 def test_class_named_unsure_is_not_the_unsure_state(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
     states = Device(port, tmp_path, clock).states
     for _ in range(3):
-        states.take(PredictionReport("a.png", "unsure", 0.9, 0.1, "exit", 1.0, clock.now))
+        states.take(
+            PredictionReport(
+                label="unsure", probability=0.9, entropy=0.1, source="exit", milliseconds=1.0, time=clock.now
+            )
+        )
     assert [(state.label, state.unsure) for state in published(port)] == [("unsure", False)]
 
 

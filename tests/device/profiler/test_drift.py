@@ -122,16 +122,16 @@ def test_slow_device_requests_a_shallower_cut_until_it_recovers(
     step = 1000 * forecast().rows()[DEEPEST - 1].step
     assert slow.startswith(
         f"round 5: for 3 rounds {8 * step:.3g} ms a step, {step:.3g} ms were expected (8 times): "
-        "throttled (frequency capped), hot, 84 °C; asking for cut 3 (stage3): the fastest round, "
+        "throttled (frequency capped), hot, 84 °C; requesting cut 3 (stage3): the fastest round, "
     )
     assert fast.startswith("round 13: for 3 rounds ")
-    assert "(0.12 times); asking for cut 4 (stage4): the fastest round, " in fast
+    assert "(0.12 times); requesting cut 4 (stage4): the fastest round, " in fast
 
 
 def test_device_that_may_not_adapt_logs_the_cut_it_would_request(caplog: pytest.LogCaptureFixture) -> None:
     rounds = [took(DEEPEST, 8.0)] * 3
     assert wishes(DriftMonitor(Scripted(rounds), forecast=forecast()), DEEPEST, 3) == [0, 0, 0]
-    assert "; --adapt-cut would ask for cut 3 (stage3): " in caplog.text
+    assert "; --adapt-cut would request cut 3 (stage3): " in caplog.text
     caplog.clear()
     known = [took(DEEPEST)] * 3
     assert wishes(DriftMonitor(Scripted(known + rounds)), DEEPEST, 6) == [0] * 6

@@ -69,7 +69,7 @@ class Device:
         if not python.exists():
             python.symlink_to(sys.executable)
         request = {"release": RELEASE, "action": action, "name": NAME}
-        (self.software.path / STATE).write_bytes(msgspec.json.encode({"signed_at": at, "asked": request}))
+        (self.software.path / STATE).write_bytes(msgspec.json.encode({"signed_at": at, "requested": request}))
         self.software.point(TRIED, NAME)
         self.restart()
 

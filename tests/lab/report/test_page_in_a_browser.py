@@ -52,7 +52,7 @@ def test_screenshot_has_the_requested_size_and_follows_the_theme(chromium: Brows
     html = page(made_up_reports.report(devices=1))
     images = {}
     for theme in ("light", "dark"):
-        chromium.picture(html, 1300, 900, theme, tmp_path / f"{theme}.png")
+        chromium.capture(html, 1300, 900, theme, tmp_path / f"{theme}.png")
         images[theme] = (tmp_path / f"{theme}.png").read_bytes()
         assert struct.unpack(">II", images[theme][16:24]) == (1300, 900)
     assert images["light"] != images["dark"]

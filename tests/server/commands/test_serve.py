@@ -24,11 +24,11 @@ class CountingPort(FakePort):
 
     def __init__(self) -> None:
         super().__init__(FakeClock())
-        self.asked: Counter[str] = Counter()
+        self.requested: Counter[str] = Counter()
 
     def subscribe(self, *filters: str) -> None:
         super().subscribe(*filters)
-        self.asked.update(filters)
+        self.requested.update(filters)
 
 
 def test_lost_model_reports_are_requested_again_once_within_a_minute(tmp_path: Path) -> None:
@@ -51,4 +51,4 @@ def test_lost_model_reports_are_requested_again_once_within_a_minute(tmp_path: P
     for _ in range(3):
         port.happen(Overflow())
     server.run(lambda: not port.has_events)
-    assert port.asked[routes.MODEL_REPORT.topic(TOPICS)] == 2, "at once, and then once a minute"
+    assert port.requested[routes.MODEL_REPORT.topic(TOPICS)] == 2, "at once, and then once a minute"

@@ -138,7 +138,7 @@ def test_accuracy_sensor_shows_the_accuracy_of_the_exit_in_percent() -> None:
 def test_prediction_sensor_shows_the_label_and_the_rest_as_attributes() -> None:
     payload = discovery(TOPICS, "pi-1", profile())
     report = PredictionReport(
-        picture="x.jpg", label="snail", probability=0.9, entropy=0.1, source="exit", milliseconds=3, time=1.0
+        image="x.jpg", label="snail", probability=0.9, entropy=0.1, source="exit", milliseconds=3, time=1.0
     )
     assert shown(payload, "prediction", report.encode()) == "snail"
     sensor = payload["components"]["prediction"]

@@ -12,7 +12,7 @@ from release_fleet import TOPICS, WAVES, ReleaseFleet
 
 from splitee.errors import ExitCode
 from splitee.protocol import routes
-from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload, RolloutPlan
+from splitee.protocol.release_orders import ReleaseOrder, ReleaseReply, ReleaseUpload, RolloutPlan
 from splitee_server.release import rollout_store
 from splitee_server.release.plans import Content
 
@@ -34,26 +34,26 @@ class Operator:
             request=7, action="release", rollout=plan.rollout, plan=digest, plan_size=len(data)
         )
 
-    def say(self) -> ReleaseAnswer:
+    def say(self) -> ReleaseReply:
         self.fleet.hear(routes.RELEASE, "", self.order.encode())
-        return self.answer
+        return self.reply
 
     @property
-    def answer(self) -> ReleaseAnswer:
-        return ReleaseAnswer.decode(self.fleet.port.payloads(routes.RELEASED.topic(TOPICS))[-1])
+    def reply(self) -> ReleaseReply:
+        return ReleaseReply.decode(self.fleet.port.payloads(routes.RELEASED.topic(TOPICS))[-1])
 
     def upload(self, sha256: str, offset: int, data: bytes) -> bool:
         self.sent.append((sha256, offset))
         upload = ReleaseUpload(request=7, sha256=sha256, offset=offset, data=data)
         return self.fleet.hear(routes.RELEASE_UPLOAD, "", upload.encode())
 
-    def go_on(self, parts: int = 1000) -> ReleaseAnswer:
+    def go_on(self, parts: int = 1000) -> ReleaseReply:
         """Sends the data that the server requests, at most `parts` parts."""
-        reply = self.answer
+        reply = self.reply
         while reply.want and parts:
             data = self.files[reply.want][reply.offset : reply.offset + self.cut]
             assert self.upload(reply.want, reply.offset, data)
-            reply, parts = self.answer, parts - 1
+            reply, parts = self.reply, parts - 1
         return reply
 
 
@@ -65,7 +65,7 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
 def test_upload_contains_only_missing_files_and_each_once(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model" * 100))
     operator.say()
-    assert operator.go_on() == ReleaseAnswer(request=7, message="rollout a: 4 devices, in 3 waves")
+    assert operator.go_on() == ReleaseReply(request=7, message="rollout a: 4 devices, in 3 waves")
     assert len(operator.sent) == 2, "the plan, and one file for four devices"
     assert operator.say().message == "rollout a: running"  # its reply may have been lost
     another = Operator(fleet, fleet.content(b"model" * 100), "b")
@@ -93,7 +93,7 @@ def test_upload_resumes_after_a_server_kill_at_its_last_byte(fleet: ReleaseFleet
     operator = Operator(fleet, fleet.content(b"model"))
     operator.say()
     operator.go_on(0 if of_plan else 1)
-    want = operator.answer.want
+    want = operator.reply.want
     fleet.store.append(want, operator.files[want])
     fleet.restart()
     operator.say()
@@ -125,7 +125,7 @@ def test_duplicate_or_early_upload_part_is_ignored(fleet: ReleaseFleet) -> None:
     operator.upload(want.want, 0, data[:300])
     operator.upload(want.want, 0, data[:300])
     operator.upload(want.want, 400, data[400:])
-    assert operator.answer.offset == 300
+    assert operator.reply.offset == 300
     assert operator.go_on().message
 
 
@@ -176,7 +176,7 @@ def test_upload_that_does_not_match_its_digest_is_refused_and_deleted(fleet: Rel
     operator = Operator(fleet, fleet.content(b"model"))
     want = operator.say()
     operator.upload(want.want, 0, bytes(len(operator.files[want.want])))
-    assert (operator.answer.code, "is something else" in operator.answer.message) == (ExitCode.MODEL, True)
+    assert (operator.reply.code, "is something else" in operator.reply.message) == (ExitCode.MODEL, True)
     assert list(fleet.store.path.glob("files/*")) == []
 
 
@@ -195,4 +195,4 @@ def test_order_with_a_taken_or_unknown_rollout_name_is_refused(fleet: ReleaseFle
     assert operator.go_on().message == "there is a rollout a already: choose another --name"
     order = ReleaseOrder(request=9, action="stop", rollout="nobody")
     fleet.hear(routes.RELEASE, "", order.encode())
-    assert operator.answer.message == "there is no rollout nobody; there are: a"
+    assert operator.reply.message == "there is no rollout nobody; there are: a"

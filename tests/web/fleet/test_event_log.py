@@ -65,10 +65,10 @@ def kinds_and_texts(events: Any) -> list[tuple[str, str]]:
         ({}, {"step": 5, "loss": 0.5}, []),
         ({}, {"online": False}, [("offline", "offline")]),
         ({"online": False}, {}, [("online", "online again")]),
-        ({}, {"next_cut": 5}, [("cut", "asks for cut 5 instead of 3")]),
+        ({}, {"next_cut": 5}, [("cut", "requests cut 5 instead of 3")]),
         ({"next_cut": 5}, {"next_cut": 5}, []),
         ({"next_cut": 5}, {"cut": 5}, [("cut", "is cut at 5 from now on, was 3")]),
-        ({"cut": None}, {}, [("joined", "asks to join with cut 3, 200 images for training")]),
+        ({"cut": None}, {}, [("joined", "requests to join with cut 3, 200 images for training")]),
     ],
 )
 def test_device_changes_become_events(
