@@ -32,7 +32,7 @@ _QUIET = setting(
 
 
 def log_options(usual: int = logging.INFO, **packages: int) -> Callable[[Any], Any]:
-    """A decorator that adds `-v` and `-q`; it must be above those that log, as what follows a recipe does.
+    """A decorator that adds `-v` and `-q`, above all decorators of the command that log, such as a recipe's.
 
     Args:
         usual: the level without these flags; WARNING for a command that shows its progress itself.
