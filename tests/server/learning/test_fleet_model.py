@@ -214,6 +214,9 @@ def test_trunks_summed_up_one_by_one_leave_the_same_weights(averaging: str) -> N
         fleet.model.join("late", 1, 20)
     at_once, in_turn = (fleet.model.trunk_weights() for fleet in fleets)
     assert same(at_once, in_turn)
+    for device in CUTS:
+        assert fleets[0].model.digest(device) == fleets[1].model.digest(device)
+    assert pack_state(fleets[0].model.state()) == pack_state(fleets[1].model.state())
     assert at_once["late/second.1.num_batches_tracked"] == 0 < at_once["a/second.1.num_batches_tracked"]
 
 

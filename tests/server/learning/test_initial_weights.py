@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def spoilt(tmp_path: Path, how: str) -> Path:
     if how.endswith("truncated"):
         path.write_bytes(path.read_bytes()[:-100])
     elif how.endswith("noise"):
-        path.write_bytes(os.urandom(500))
+        path.write_bytes(random.Random(1).randbytes(500))
     return path
 
 
