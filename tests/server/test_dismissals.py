@@ -185,8 +185,6 @@ def test_only_a_dismissed_devices_topics_are_cleared_also_on_reconnection(
         routes.MODEL_REPORT,
         routes.SOFTWARE_OFFER,
         routes.SOFTWARE_REPORT,
-        routes.PREDICTED_STATE,
-        routes.DEVICE_UPDATE,
     }
     assert all(cleared.count(topic) == 2 for topic in own)
     told = [sent for sent in fleet.port.sent if sent.topic in own]

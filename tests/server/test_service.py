@@ -12,7 +12,7 @@ from virtual_fleet import TOPICS, VirtualFleet
 
 from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode
-from splitee.mqtt.events import Connected
+from splitee.mqtt.events import Connected, Event
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Weights
@@ -247,7 +247,9 @@ def test_duplicate_batch_is_acknowledged_again(fleet: VirtualFleet) -> None:
     assert fleet.run()["duplicates_dropped"] == len(lost) == 1
 
 
-def test_round_done_with_a_wrong_digest_is_rejected(fleet: VirtualFleet, tmp_path: Path) -> None:
+def test_round_done_with_a_wrong_digest_is_rejected_and_the_weights_requested_again(
+    fleet: VirtualFleet, tmp_path: Path
+) -> None:
     device = fleet.devices["pi-1"]
     say, lies = device.say, []
 
@@ -260,6 +262,13 @@ def test_round_done_with_a_wrong_digest_is_rejected(fleet: VirtualFleet, tmp_pat
     device.say = lie_once  # type: ignore[method-assign]
     assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
     assert fleet.rejected == {("pi-1", "malformed"): 1}
+    assert resends(fleet, "pi-1") == [(1, 3)]
+
+
+def resends(fleet: VirtualFleet, device: str) -> list[tuple[int, int]]:
+    """Round and step of each request to send again what follows that step."""
+    acks = map(Ack.decode, fleet.port.payloads(routes.ACK.topic(TOPICS, device)))
+    return [(ack.round, ack.step) for ack in acks if ack.resend]
 
 
 def test_lost_weights_are_requested_again_before_the_round_ends(fleet: VirtualFleet, tmp_path: Path) -> None:
@@ -275,8 +284,7 @@ def test_lost_weights_are_requested_again_before_the_round_ends(fleet: VirtualFl
     device.say = lose_once  # type: ignore[method-assign]
     assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
     assert (len(lost), fleet.rejected) == (1, {})
-    resends = [Ack.decode(payload) for payload in fleet.port.payloads(routes.ACK.topic(TOPICS, "pi-1"))]
-    assert [ack.resend for ack in resends].count(True) == 1
+    assert resends(fleet, "pi-1") == [(1, 3)]
 
 
 def test_commit_is_published_only_after_it_is_saved(fleet: VirtualFleet) -> None:
@@ -296,14 +304,33 @@ def test_commit_is_published_only_after_it_is_saved(fleet: VirtualFleet) -> None
     assert all(told <= newest for told, newest in saved), saved
 
 
-def test_run_is_published_again_after_a_reconnection(fleet: VirtualFleet) -> None:
-    def reconnect(opened: RoundOpen) -> None:
-        if opened.phase == "train":
-            fleet.port.happen(Connected(fresh=True))
+def test_all_retained_messages_are_published_again_after_a_reconnection(fleet: VirtualFleet) -> None:
+    port, receive, marks = fleet.port, fleet.port.receive, list[int]()
 
-    fleet.on_phase = reconnect
+    def reconnect(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 2):
+            port.happen(Connected(fresh=True))
+
+    def received(timeout: float | None) -> Event | None:
+        """Marks what was published before the reconnection, and then because of it."""
+        if len(marks) == 1:
+            marks.append(len(port.sent))
+        event = receive(timeout)
+        if isinstance(event, Connected):
+            marks.append(len(port.sent))
+        return event
+
+    fleet.on_phase, port.receive = reconnect, received  # type: ignore[method-assign]
     fleet.run()
-    assert len(fleet.port.payloads(TOPICS.run)) >= 3
+    before, again = (
+        {sent.topic: sent.payload for sent in part if sent.retain and sent.topic != TOPICS.server_status}
+        for part in (port.sent[: marks[0]], port.sent[marks[0] : marks[1]])
+    )
+    assert again == before
+    assert {TOPICS.run, TOPICS.round, TOPICS.commit, TOPICS.metrics} < before.keys()
+    assert {
+        route.topic(TOPICS, device) for route in (routes.ASSIGNMENT, routes.PARTICIPATION) for device in THREE
+    } < before.keys()
     assert fleet.counted[2] == list(THREE)
 
 
@@ -321,6 +348,26 @@ def test_stopped_run_resumes_from_its_commit_to_the_same_weights(tmp_path: Path,
     second = VirtualFleet(tmp_path / "server", *THREE, strategy=strategy, instance=101)
     assert second.run()["weights_sha256"] == whole["weights_sha256"]
     assert second.phases[0] == ("gather", 1)
+
+
+def test_restarted_server_has_no_soft_labels_for_a_device_with_other_images(tmp_path: Path) -> None:
+    first = VirtualFleet(tmp_path, *THREE, rounds=3, soft_labels=1.0)
+
+    def stop(opened: RoundOpen) -> None:
+        first.stopped = opened.round == 2
+
+    first.on_phase = stop
+    with pytest.raises(Stopped):
+        first.run()
+    second = VirtualFleet(tmp_path, *THREE, instance=101, rounds=3, soft_labels=1.0)
+    changed = second.devices["pi-2"]
+    changed.profile = replace(changed.profile, train_samples=13)  # as many batches as before
+    second.run()
+    used = {
+        name: {number: part.soft_labels for phase, number, part in device.parts if phase == "train"}
+        for name, device in second.devices.items()
+    }
+    assert used == {"pi-1": {2: 1, 3: 2}, "pi-2": {2: 0, 3: 2}, "pi-3": {2: 1, 3: 2}}
 
 
 def test_finished_run_needs_no_device(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from virtual_fleet import VirtualFleet
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
 
 from splitee.cli.signals import Stopped
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus
-from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.training.weights import pack_weights
 from splitee_server.rounds.policy import Policy
 
@@ -114,19 +114,30 @@ def test_run_continues_without_a_device_silent_in_the_statistics_phase(
     assert judged == [["pi-1", "pi-2"], ["pi-1", "pi-2"]]
 
 
-def test_run_finishes_when_all_devices_pause_in_the_statistics_phase(
+def test_statistics_stay_as_trained_when_all_devices_pause_within_their_phase(
     make_fleet: Callable[..., VirtualFleet],
 ) -> None:
-    fleet = make_fleet(policy=SKIP)
+    undisturbed, fleet = make_fleet("undisturbed"), make_fleet(policy=SKIP)
 
-    def all_pause(_opened: RoundOpen) -> None:
-        for device in fleet.devices.values():
+    def pause(device: VirtualDevice, at: tuple[int, str, int]) -> None:
+        if at == (1, "statistics", 1):  # a trunk has observed its first batch
             device.pause(200)
             device.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 200)
 
-    at_statistics(fleet, all_pause)
-    fleet.run()
+    for device in fleet.devices.values():
+        device.before_batch = lambda *at, device=device: pause(device, at)  # type: ignore[misc]
+    for one in (undisturbed, fleet):
+        one.run()
     assert fleet.phases[-1] == ("finished", 2)
+    trained, with_statistics = weights_of_round_1(undisturbed)
+    assert trained != with_statistics
+    assert set(weights_of_round_1(fleet)) == {trained}
+
+
+def weights_of_round_1(fleet: VirtualFleet) -> list[str]:
+    """Digests of the round as they were announced: after its training, and after its statistics."""
+    commits = map(Commit.decode, fleet.port.payloads(TOPICS.commit))
+    return [commit.weights_sha256 for commit in commits if commit.round == 1]
 
 
 def test_tensors_that_are_no_statistics_are_rejected(make_fleet: Callable[..., VirtualFleet]) -> None:

@@ -17,6 +17,7 @@ from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.cli.verbosity import log_options
+from splitee.clock import Clock
 from splitee.errors import BrokerRefused, ConfigError, StateError, Unwinding
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
@@ -158,6 +159,8 @@ class TrunkServer:
         store: RolloutStore | None,
         instance: int,
         observers: Sequence[Observer] = (),
+        *,
+        clock: Clock = time.monotonic,
     ) -> None:
         """`store`: of releases; None: none are kept."""
         self._port = port
@@ -176,7 +179,7 @@ class TrunkServer:
         )
         self._announce = Announcer(port, topics, instance, trunks.run)
         self._is_lost = False  # an event was lost
-        self._hear_again = RateLimiter(HEAR_AGAIN)
+        self._hear_again = RateLimiter(HEAR_AGAIN, clock)
         port.subscribe(*self._gate.filters, *(topic for one in observers for topic in one.filters))
         for observer in observers:
             observer.start()

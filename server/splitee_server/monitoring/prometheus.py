@@ -16,6 +16,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from splitee import __version__
+from splitee.clock import Clock
 from splitee.disk_writes import bytes_written
 from splitee.errors import ConfigError, Reason
 from splitee.protocol.accuracies import Accuracies, ClassRecall
@@ -284,15 +285,16 @@ FIGURES = (
 class Figures(Observer, Collector):
     """Keeps the run's last progress, which a scrape reads on a thread of its own."""
 
-    def __init__(self, certificate_end: datetime | None = None) -> None:
+    def __init__(self, certificate_end: datetime | None = None, *, clock: Clock = time.monotonic) -> None:
         """`certificate_end`: when the server's own certificate ends."""
         self._certificate_end = certificate_end
+        self._clock = clock
         self._latest: Progress | None = None
         self._rollouts: Rollouts | None = None
         self._due = 0.0
 
     def tick(self, progress: Callable[[], Progress]) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now >= self._due:
             self._latest = progress()
             self._due = now + EVERY
@@ -325,9 +327,10 @@ def serving(figures: Figures, bind: str, port: int) -> Iterator[None]:
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, bind, registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
         raise ConfigError(
-            f"--metrics-port {port}: cannot listen on {bind} ({error.strerror}): "
+            f"--metrics-port {port}: cannot listen on {bind} ({reason}): "
             "stop what listens there, or choose another port or --metrics-bind"
         ) from None
     try:

@@ -57,5 +57,12 @@ def test_wrong_arguments_of_pack_are_refused_in_one_line(
         code, line = call(capsys, "pack", *arguments)
         assert code == ExitCode.CONFIG
         assert words in line
-    code, line = call(capsys, "pack", own, "--signing-key", signing, "--out", str(tmp_path / "no" / "out"))
+
+
+def test_unwritable_file_of_pack_is_refused_in_one_line(
+    tmp_path: Path, own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signing, out = str(make_keys(tmp_path / "keys")[0]), tmp_path / "no" / "out"
+    code, line = call(capsys, "pack", own, "--signing-key", signing, "--out", str(out))
     assert code == ExitCode.STATE
+    assert line.startswith(f"splitee: cannot write {out}: No such file or directory; ")

@@ -108,5 +108,11 @@ def test_deep_supervision_has_no_effect_without_fleet_exits() -> None:
     for device in CUTS:
         assert step(plain, device) == step(supervised, device)
     assert weights_digest(plain.trunk_weights()) == weights_digest(supervised.trunk_weights())
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_supervised_trunk_predicts_like_one_without_exits(strategy: str) -> None:
     features, _ = batch("a")
-    assert fleet(spec("averaging", 0.5)).logits("a", features).shape == (8, 10)
+    supervised, plain = (fleet(spec(strategy, weight)).logits("a", features) for weight in (0.5, 0.0))
+    assert supervised.shape == (8, 10)
+    assert torch.equal(supervised, plain)

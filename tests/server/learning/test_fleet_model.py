@@ -200,7 +200,7 @@ def test_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
 
 
 @pytest.mark.parametrize("averaging", ["none", "layerwise"])
-def test_trunks_summed_up_one_by_one_leave_the_same_weights(averaging: str) -> None:
+def test_trunks_summed_up_one_by_one_leave_the_same_weights_and_state(averaging: str) -> None:
     """Also for a device that joins later, which begins from the averages, with counters at zero."""
     fleets = [Fleet("averaging", averaging, trunk_momentum="dropped") for _ in range(2)]
     for number in (1, 2):
@@ -214,6 +214,7 @@ def test_trunks_summed_up_one_by_one_leave_the_same_weights(averaging: str) -> N
         fleet.model.join("late", 1, 20)
     at_once, in_turn = (fleet.model.trunk_weights() for fleet in fleets)
     assert same(at_once, in_turn)
+    assert pack_state(fleets[0].model.state()) == pack_state(fleets[1].model.state())
     assert at_once["late/second.1.num_batches_tracked"] == 0 < at_once["a/second.1.num_batches_tracked"]
 
 

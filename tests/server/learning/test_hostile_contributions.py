@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
 import torch
 from averaged_models import BATCH, CUTS, STRATEGIES, Fleet, initial, mean, observed, same
+from torch import Tensor
 
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER
 from splitee.training.weights import CLIENT, EXIT
 from splitee_server.learning.strategies.base import Untrainable
@@ -71,15 +74,36 @@ def test_update_is_measured_from_the_weights_at_the_start_of_the_round(strategy:
 
 
 @STRATEGIES
-def test_clipping_bounds_the_effect_of_a_huge_update_on_the_average(strategy: str) -> None:
+def test_huge_update_enters_the_average_at_the_median_size_of_updates(strategy: str) -> None:
     fleet = Fleet(strategy, clip_updates=1.0, cuts=dict.fromkeys("abcd", 2))
     sent = fleet.train(1)
     for tensor in sent["a"].values():
         tensor.fill_(1e6)
+    updates = {device: update_of(client) for device, client in sent.items()}
     fleet.commit(1, sent)
-    for name, tensor in fleet.model.client("b").items():
-        if not name.endswith(COUNTER):
-            assert (tensor - initial(2)[name]).abs().max() < 2
+    held = update_of(fleet.model.client("b"))
+    for are_statistics in (False, True):  # which have other scales
+        names = [name for name in held if is_statistic(name) == are_statistics]
+        sizes = {device: rms([own[name] for name in names]) for device, own in updates.items()}
+        limit = np.median(list(sizes.values()))
+        clipped = {
+            device: {name: own[name] * min(1.0, limit / sizes[device]) for name in names}
+            for device, own in updates.items()
+        }
+        for name in names:
+            np.testing.assert_allclose(held[name].numpy(), mean(clipped, name), rtol=1e-4, atol=1e-5)
+
+
+def update_of(client: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a client network at cut 2 has learnt since the start of the run, in float64."""
+    start = initial(2)
+    return {
+        name: tensor.double() - start[name] for name, tensor in client.items() if not name.endswith(COUNTER)
+    }
+
+
+def rms(tensors: Iterable[Tensor]) -> float:
+    return float(torch.cat([tensor.flatten() for tensor in tensors]).square().mean().sqrt())
 
 
 @STRATEGIES
@@ -109,14 +133,19 @@ def test_device_with_a_far_higher_loss_neither_trains_nor_counts(strategy: str) 
 
 
 @STRATEGIES
-def test_absent_device_does_not_take_an_untrained_network_of_its_cut(strategy: str) -> None:
-    """The other device at its cut sends a network, but the trunk was not trained on its batches."""
-    fleet = Fleet(strategy)
-    fleet.commit(1, fleet.train(1))
+def test_absent_device_keeps_its_network_if_only_an_untrained_one_of_its_cut_is_sent(strategy: str) -> None:
+    """The trunk was not trained on the batches of the other device, and so there is no average of the cut."""
+    fleet, quiet = Fleet(strategy), Fleet(strategy)
+    for one in (fleet, quiet):
+        one.commit(1, one.train(1))
     held = copy.deepcopy(dict(fleet.model.client("c")))
-    sent = fleet.train(2, "a", "d")
-    fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
+    untrained = {name: torch.full_like(tensor, 9) for name, tensor in initial(2).items()}
+    fleet.commit(2, {**fleet.train(2, "a", "d"), "b": untrained})
+    quiet.commit(2, quiet.train(2, "a", "d"))  # "b" sends nothing
     assert same(fleet.model.client("c"), held)
+    for device in "acd":
+        own, expected = (one.whole(device, one.model.client(device)) for one in (fleet, quiet))
+        assert same(own, expected), device
 
 
 @STRATEGIES

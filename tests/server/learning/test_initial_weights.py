@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,13 @@ def same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-@pytest.mark.parametrize("form", ["a.safetensors", "a.pt", "wrapped.pth", "parallel.pt"])
+@pytest.mark.parametrize("form", ["a.safetensors", "a.pt", "legacy.pt", "wrapped.pth", "parallel.pt"])
 def test_weights_file_in_any_form_gives_all_tensors_of_the_network(tmp_path: Path, form: str) -> None:
     path, tensors = tmp_path / form, trained()
     if form == "a.safetensors":
         save_file(tensors, path)
+    elif form == "legacy.pt":  # before torch 1.6
+        torch.save(tensors, path, _use_new_zipfile_serialization=False)
     elif form == "wrapped.pth":
         torch.save({"epoch": 3, "state_dict": tensors}, path)
     else:
@@ -97,8 +100,12 @@ def spoilt(tmp_path: Path, how: str) -> Path:
         save_file(tensors, path)
     if how.endswith("truncated"):
         path.write_bytes(path.read_bytes()[:-100])
+    elif how.endswith("empty"):
+        path.write_bytes(b"")
     elif how.endswith("noise"):
-        path.write_bytes(os.urandom(500))
+        path.write_bytes(random.Random(1).randbytes(500))
+    elif how.endswith("web page"):
+        path.write_bytes(b"<!DOCTYPE html>\n<html><body>404: Not Found</body></html>\n")
     return path
 
 
@@ -108,7 +115,9 @@ def spoilt(tmp_path: Path, how: str) -> Path:
         ("pt with code", "it holds more than tensors, which could run code and is not loaded"),
         ("pt of numbers", "expected a state_dict"),
         ("pt truncated", "it is damaged, or no weights file"),
-        ("pt noise", "it "),
+        ("pt empty", "it is damaged, or no weights file"),
+        ("pt noise", "it is damaged, or no weights file (torch has not saved it)"),
+        ("pt web page", "it is damaged, or no weights file (torch has not saved it)"),
         ("truncated", "it is damaged, or no weights file"),
         ("noise", "it is damaged, or no weights file"),
         ("other shape", "is of another network: second.0.weight is 9x4x3x3 there, 8x4x3x3 in this one"),

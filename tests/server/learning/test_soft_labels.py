@@ -50,9 +50,11 @@ def test_round_with_a_changed_number_of_images_leaves_no_soft_labels(store: Soft
 def test_restored_soft_labels_are_held_until_the_number_of_images_changes(store: SoftLabelStore) -> None:
     again = SoftLabelStore(SPEC)
     again.load(store.state())
-    again.count("pi-1", 8)
+    for device in ("pi-1", "pi-2"):
+        again.count(device, 8)  # as the commit says that they are of
     again.count("pi-2", 9)
-    assert again.of("pi-1") is not None
-    assert again.of("pi-2") is not None, "at the start it goes by what it is told"
-    again.count("pi-2", 8)
+    labels, before = again.of("pi-1"), store.of("pi-1")
+    assert labels is not None and before is not None
+    assert labels.round == before.round
+    assert torch.equal(labels.probabilities, before.probabilities)
     assert again.of("pi-2") is None

@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 from commands import call
+from fakes import FakeClock
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from told_fleets import rollout
@@ -269,17 +270,21 @@ def test_many_rollouts_have_a_bounded_number_of_unique_series() -> None:
         assert not any(one.samples for name, one in families.items() if name.startswith("splitee_rollout"))
 
 
-def test_progress_is_read_once_for_many_ticks_within_a_second() -> None:
-    figures, looks = Figures(), 0
+def test_progress_is_read_once_a_second_however_many_ticks_there_are() -> None:
+    clock, looks = FakeClock(), 0
+    figures = Figures(clock=clock)
 
     def look() -> Progress:
         nonlocal looks
         looks += 1
-        return progress()
+        return progress(queued=looks)
 
-    for _ in range(1000):
+    for _ in range(30):  # a tenth of a second each
         figures.tick(look)
-    assert looks == 1
+        clock.advance(0.1)
+    assert looks == 3
+    [queued] = [family for family in figures.collect() if family.name == "splitee_queue_batches"]
+    assert queued.samples[0].value == 3, "the last that was read"
 
 
 def test_metrics_port_in_use_is_refused_in_one_line(
@@ -295,13 +300,19 @@ def test_metrics_port_in_use_is_refused_in_one_line(
     )
 
 
-def test_bind_address_of_another_machine_is_refused() -> None:
-    for bind in ("192.0.2.1", "no such host"):
-        with (
-            pytest.raises(ConfigError, match=r"cannot listen on .+ \(.+\): .*--metrics-bind"),
-            serving(Figures(), bind, free_port()),
-        ):
-            pass
+@pytest.mark.parametrize(
+    ("bind", "reason"),
+    [
+        ("192.0.2.1", "Cannot assign requested address"),  # another machine's
+        ("::1%nowhere", "Name or service not known"),
+        ("a..b", "no name of a machine"),
+    ],
+)
+def test_unusable_bind_address_is_refused(bind: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as refusal, serving(Figures(), bind, free_port()):
+        pass
+    assert f"cannot listen on {bind} ({reason}): " in str(refusal.value)
+    assert "--metrics-bind" in str(refusal.value)
 
 
 def test_stopped_servers_leave_no_thread_and_free_their_port() -> None:

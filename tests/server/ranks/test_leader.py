@@ -298,15 +298,32 @@ def trunk_digest(model: FleetModel) -> str:
     return weights_digest(model.hand_over("pi-2")["strategy"]["trunk"])
 
 
-def test_new_attempt_starts_at_step_0_and_ignores_batches_of_the_last_one(ranks: Ranks) -> None:
-    phase = ranks.open()
+def test_new_attempt_starts_at_step_0_from_the_weights_and_momentum_of_rank_0(ranks: Ranks) -> None:
+    """Batches of the attempt before it are ignored, and what was trained on them is discarded."""
+    alone = ranks.new_model()
+    alone.join("pi-2", CUTS["pi-2"], 4 * STEPS)
+
+    def train_there(phase: Phase, first: int = 0) -> None:
+        for step in range(first, STEPS):
+            ranks.say("pi-2", features(phase, "pi-2", step))
+        ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+        ranks.leader.collect(phase, ranks.model)
+        train_here(alone, phase)
+
+    train_there(ranks.open())
+    for model in (alone, ranks.model):
+        model.commit(1, {"pi-2": Contribution()})
+    ranks.leader.models_have_changed()
+    phase = ranks.open(number=2)
     ranks.say("pi-2", features(phase, "pi-2", 0))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
-    again = ranks.open(attempt=2)
+    again = ranks.open(number=2, attempt=2)
     ranks.say("pi-2", features(phase, "pi-2", 1))  # of attempt 1
     ranks.say("pi-2", features(again, "pi-2", 0))
     ranks.follow(again, lambda: again.next_step("pi-2") == 1)
-    assert acknowledged(ranks) == [(0, False), (1, False)] * 2
+    assert acknowledged(ranks)[-4:] == [(0, False), (1, False)] * 2
+    train_there(again, first=1)
+    assert trunk_digest(ranks.model) == trunk_digest(alone)
 
 
 def test_scores_and_statistics_are_collected_from_the_other_rank(ranks: Ranks) -> None:

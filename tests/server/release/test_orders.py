@@ -15,6 +15,7 @@ from splitee.protocol import routes
 from splitee.protocol.release_orders import ReleaseOrder, ReleaseReply, ReleaseUpload, RolloutPlan
 from splitee_server.release import rollout_store
 from splitee_server.release.plans import Content
+from splitee_server.release.wave_sizes import in_wave_order
 
 
 class Operator:
@@ -72,7 +73,9 @@ def test_upload_contains_only_missing_files_and_each_once(fleet: ReleaseFleet) -
     another.say()
     assert another.go_on().message == "rollout b: 4 devices, in 3 waves"
     assert len(another.sent) == 1
-    assert fleet.fetch("d1", name="b") is None or fleet.update("d1").rollout == "b"
+    first, *_ = in_wave_order("b", fleet.devices)
+    assert fleet.update(first).rollout == "b"
+    assert fleet.fetch(first, name="b") == f"{first}:".encode() + b"model" * 100
 
 
 @pytest.mark.parametrize("parts", [0, 1, 3, 7])

@@ -221,12 +221,16 @@ def test_killed_server_resumes_the_rollout_at_any_step(fleet: ReleaseFleet, kill
     assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(1, 0), (0, 1), (2, 0)]
 
 
-def test_device_reports_are_counted_after_a_server_restart(fleet: ReleaseFleet) -> None:
-    first, second, *_ = fleet.begin(pace=AT_ONCE)
+def test_decisions_of_devices_without_a_server_are_counted_at_its_start(fleet: ReleaseFleet) -> None:
+    """The broker retains the devices' reports."""
+    first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("3", "100%"), max_failures="1"))
     fleet.restart()
     for device in (first, second):
-        fleet.says(device, "in service")
-    assert [wave.in_service for wave in fleet.rollout().waves] == [2]
+        fleet.says(device, "in service", retained=True)
+    fleet.says(third, "failed", reason="torn", retained=True)
+    fleet.settle()
+    assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(2, 1), (0, 0)]
+    assert fleet.offered == {first, second, fourth}
 
 
 def test_dismissed_device_gets_no_offer_and_is_not_waited_for(fleet: ReleaseFleet) -> None:
@@ -266,9 +270,7 @@ def test_repeated_downloads_of_a_release_are_limited_per_device(
     assert fleet.fetch("d0", name="b") is not None
 
 
-def test_next_wave_is_offered_only_when_its_record_can_be_written(
-    fleet: ReleaseFleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_next_wave_is_offered_only_when_its_record_can_be_written(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin()
     folder = fleet.store.path
@@ -280,17 +282,22 @@ def test_next_wave_is_offered_only_when_its_record_can_be_written(
     assert fleet.offered == {first, second}
 
 
-def test_damaged_rollout_record_is_logged_and_other_rollouts_go_on(
+def test_damaged_rollout_record_is_logged_and_left_while_other_rollouts_go_on(
     fleet: ReleaseFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
     fleet.begin("a", b"one", AT_ONCE, ["d0"])
     fleet.begin("b", b"two", AT_ONCE, ["d1"])
+    plan = (fleet.store.path / "a.plan").read_bytes()
     (fleet.store.path / "a.json").write_bytes(b"{")
     fleet.restart()
     fleet.settle()
     assert [one.rollout for one in fleet.releases.rollouts.overview().rollouts] == ["b"]
     assert "a.json cannot be read" in caplog.text
     assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}
+    fleet.says("d1", "in service", "b")
+    assert fleet.rollout("b").state == "finished"
+    assert (fleet.store.path / "a.json").read_bytes() == b"{"
+    assert (fleet.store.path / "a.plan").read_bytes() == plan
 
 
 def test_rollout_list_fits_one_message_and_keeps_an_open_rollout(fleet: ReleaseFleet) -> None:

@@ -18,6 +18,7 @@ from splitee_server.learning.initial.weights import Found
 
 SAFE = ".safetensors"
 PICKLED = (".pt", ".pth")
+SAVED = (b"PK", b"\x80")  # how its files begin: zip archives, or pickles (before torch 1.6)
 INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the weights
 WRAPPED = "module."  # what torch's DataParallel puts before every name
 
@@ -43,6 +44,9 @@ def _read_safe(path: Path) -> dict[str, Tensor]:
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if not file.read(2).startswith(SAVED):
+                raise ValueError("torch has not saved it")
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ConfigError(
