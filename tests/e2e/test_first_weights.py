@@ -79,18 +79,17 @@ def test_settings_are_settled_before_round_1_and_survive_a_lost_device_state(
         fleet.server(*flags, rounds=3)
         fleet.three_devices()
         settled = RunSpec.decode(await_message(watcher, topics.run, is_settled))
-        await_message(watcher, topics.round, is_training)
+        await_message(watcher, topics.round, opens_round_1)
         await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 1)
         fleet.processes["pi-3"].kill()
         fleet.processes["pi-3"].wait()
         shutil.rmtree(tmp_path / "pi-3")
         fleet.device("pi-3", CUTS["pi-3"], shard="3/3")
-        again = Weights.decode(await_message(watcher, sent))
+        assert Weights.decode(await_message(watcher, sent)).round == 0, "the first weights"
         assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
         report = fleet.report()
     watcher.close()
     assert report["weights_sha256"] == expected
-    assert again.round == 0, "the first weights"
     run = json.loads((tmp_path / "server" / "run.json").read_text())
     assert (run["frozen"], run["settled"]) == (2, True)
     assert run["mean"] != [0.5] and len(run["mean"]) == len(run["std"]) == 3
@@ -115,7 +114,7 @@ def test_first_weights_are_announced_again_once_the_exits_of_the_fleet_are_known
         fleet.three_devices()
         before = Assignment.decode(await_message(watcher, plan)).first
         await_message(watcher, plan, lambda payload: Assignment.decode(payload).first not in (None, before))
-        await_message(watcher, topics.round, is_training)
+        await_message(watcher, topics.round, opens_round_1)
         assert fleet.wait(timeout=60) == [0, 0, 0, 0], fleet.log("server")
         assert fleet.report()["weights_sha256"] == expected
         assert "rejected" not in fleet.log("pi-3")
@@ -123,8 +122,9 @@ def test_first_weights_are_announced_again_once_the_exits_of_the_fleet_are_known
     assert before is not None
 
 
-def is_training(opened: bytes) -> bool:
-    return RoundOpen.decode(opened).phase == "train"
+def opens_round_1(payload: bytes) -> bool:
+    opened = RoundOpen.decode(payload)
+    return (opened.round, opened.phase) == (1, "train")
 
 
 def is_settled(run: bytes) -> bool:
