@@ -188,13 +188,16 @@ def test_python_and_machine_are_read_from_wheel_names(
         (["hetero_splitee-0.2.0"], "expected a wheel, DISTRIBUTION-VERSION"),
     ],
 )
-def test_unsuitable_wheels_are_refused_with_the_reason(tmp_path: Path, names: list[str], reason: str) -> None:
+def test_unsuitable_wheels_are_refused_in_one_line_with_the_reason(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
     content = small_wheel(tmp_path, "content", "1").read_bytes()
     paths = [tmp_path / f"{name}.whl" for name in names]
     for path in paths:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=re.escape(reason)):
+    with pytest.raises(ConfigError, match=re.escape(reason)) as refused:
         describe(paths)
+    assert str(refused.value).isprintable(), "one line"
 
 
 def test_missing_or_broken_wheel_is_refused_with_the_reason(tmp_path: Path) -> None:
