@@ -7,6 +7,8 @@ import json
 import re
 from typing import Any
 
+from splitee.cli.plain_text import plain
+
 KINDS = {
     "float": "a number",
     "int": "a whole number",
@@ -69,5 +71,5 @@ def _at(value: Any, path: str) -> Any:
 def _shown(value: Any) -> str:
     if value is NOTHING:
         return ""
-    text = repr(value) if isinstance(value, list | dict) else str(value)
+    text = plain(repr(value) if isinstance(value, list | dict) else str(value))
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

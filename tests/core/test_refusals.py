@@ -31,6 +31,7 @@ class Sample(msgspec.Struct):
         ({"share": 2}, "share 2: expected a number of at most 1.0"),
         ({"share": "x"}, "share x: expected a number, got a text"),
         ({"name": "x" * 60}, f"name {'x' * 40}...: expected a text of length 5 at most"),
+        ({"name": "two\nlines"}, r"name two\nlines: expected a text of length 5 at most"),
         ({"kind": "c"}, "kind c: invalid enum value 'c'"),
         ({"inner": {"sizes": [3, 0]}}, "inner.sizes[1] 0: expected a whole number of at least 1"),
         ([], "expected a map, got a list"),

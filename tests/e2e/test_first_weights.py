@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network
-from splitee.protocol.rounds import Commit
-from splitee.protocol.routes import SYNC
+from splitee.protocol.rounds import Assignment, Commit, RoundOpen, Weights
+from splitee.protocol.routes import HELD_WEIGHTS, SYNC
+from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
@@ -63,7 +64,7 @@ def test_weights_are_unchanged_by_kills_while_first_weights_are_sent(
 
 
 @pytest.mark.mosquitto
-def test_settled_freezing_and_normalization_survive_a_lost_device_state(
+def test_settings_are_settled_before_round_1_and_survive_a_lost_device_state(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
 ) -> None:
     """A device loses its card: it gets the first weights again, and trains all again to the same bits."""
@@ -71,16 +72,20 @@ def test_settled_freezing_and_normalization_survive_a_lost_device_state(
     flags = ("--weights", str(weights), "--freeze", "auto", "--normalize", "fleet")
     topics = Topics("settled")
     watcher = Link(mosquitto_broker.address, "watches-settled")
-    watcher.subscribe(topics.commit)
+    sent = HELD_WEIGHTS.topic(topics, "pi-3")
+    watcher.subscribe(topics.run, topics.round, topics.commit, sent)
     watcher.open(5)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=3)
         fleet.three_devices()
+        settled = RunSpec.decode(await_message(watcher, topics.run, is_settled))
+        await_message(watcher, topics.round, opens_round_1)
         await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 1)
         fleet.processes["pi-3"].kill()
         fleet.processes["pi-3"].wait()
         shutil.rmtree(tmp_path / "pi-3")
         fleet.device("pi-3", CUTS["pi-3"], shard="3/3")
+        assert Weights.decode(await_message(watcher, sent)).round == 0, "the first weights"
         assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
         report = fleet.report()
     watcher.close()
@@ -88,19 +93,39 @@ def test_settled_freezing_and_normalization_survive_a_lost_device_state(
     run = json.loads((tmp_path / "server" / "run.json").read_text())
     assert (run["frozen"], run["settled"]) == (2, True)
     assert run["mean"] != [0.5] and len(run["mean"]) == len(run["std"]) == 3
+    assert (settled.frozen, list(settled.mean), list(settled.std)) == (2, run["mean"], run["std"])
     held = json.loads((tmp_path / "pi-1" / "run.json").read_text())["spec"]
     assert (held["frozen"], held["mean"]) == (run["frozen"], run["mean"])
 
 
 @pytest.mark.mosquitto
-def test_averaging_from_given_weights_equals_one_process_without_rejections(
+def test_first_weights_are_announced_again_once_the_exits_of_the_fleet_are_known(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
 ) -> None:
-    """The weights that a device begins from are sent again once the fleet's exits are known."""
+    """The exits of all cuts belong to the weights that a device begins from; none of them is rejected."""
     expected = in_one_process("sequential", "step", 1, averaging="layerwise", weights=str(weights))
-    with Fleet(str(mosquitto_broker.address), "exits-settled", tmp_path) as fleet:
+    topics = Topics("exits-settled")
+    watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
+    plan = topics.device("pi-3", "inbox/plan")
+    watcher.subscribe(topics.round, plan)
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server("--weights", str(weights), "--client-averaging", "layerwise", rounds=1)
         fleet.three_devices()
+        before = Assignment.decode(await_message(watcher, plan)).first
+        await_message(watcher, plan, lambda payload: Assignment.decode(payload).first not in (None, before))
+        await_message(watcher, topics.round, opens_round_1)
         assert fleet.wait(timeout=60) == [0, 0, 0, 0], fleet.log("server")
         assert fleet.report()["weights_sha256"] == expected
         assert "rejected" not in fleet.log("pi-3")
+    watcher.close()
+    assert before is not None
+
+
+def opens_round_1(payload: bytes) -> bool:
+    opened = RoundOpen.decode(payload)
+    return (opened.round, opened.phase) == (1, "train")
+
+
+def is_settled(run: bytes) -> bool:
+    return RunSpec.decode(run).settled

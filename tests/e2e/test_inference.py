@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import warm
 from fleets import Fleet
 from PIL import Image
@@ -27,6 +28,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Prediction, Predictor
 from splitee.inference.trunks import TrunkModels
+from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -35,9 +37,11 @@ from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.inference import InferReply, InferRequest
-from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.rounds import Ack
+from splitee.protocol.routes import ACK
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee_export.states import ServerState, read_state
 from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 LONG = 60.0  # seconds
@@ -403,31 +407,51 @@ def test_parallel_devices_get_their_own_predictions(trained: Trained, serve: Ser
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-def test_training_server_replies_to_requests_after_its_first_commit(
+def test_training_server_predicts_with_the_trunk_of_its_last_commit(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path, strategy: str
 ) -> None:
+    """The requests come while it trains the next round, which has changed that trunk already."""
     name, topics = f"training-{strategy}", Topics(f"training-{strategy}")
-    inbox = topics.device("pi-2", "inbox/answer")
-    link = make_link(mosquitto_broker.address, "requests-meanwhile", inbox, topics.run, topics.round)
+    inbox, acks = topics.device("pi-2", "inbox/answer"), ACK.topic(topics, "pi-2")
+    link = make_link(mosquitto_broker.address, f"requests-{strategy}", inbox, acks, topics.run)
+    features = np.ones((2, 72), np.float32)
+    replies: dict[int, InferReply] = {}  # to the request in each round
     with Fleet(str(mosquitto_broker.address), name, tmp_path) as fleet:
         fleet.server("--strategy", strategy, rounds=2)
         fleet.three_devices()
-        run, reply = "", None
-        while reply is None or reply.logits is None:
+        run, requested = "", set[int]()
+        while 2 not in replies:
             event = link.receive(LONG)
             assert event is not None, fleet.log("server")
             assert isinstance(event, Message)
             if event.topic == topics.run:
                 run = RunSpec.decode(event.payload).run
-            elif event.topic == topics.round and RoundOpen.decode(event.payload).round:
-                features = np.ones((2, 72), np.float32)
-                request = InferRequest(run=run, cut=2, features=encode_tensor("fp16", features))
-                link.publish(
-                    topics.device("pi-2", "infer"), request.encode(), response_topic=inbox, correlation=b"one"
-                )
-            elif event.topic == inbox:
-                reply = InferReply.decode(event.payload)
-                assert reply.logits is not None or "no trunk" in reply.error
-        assert reply.round >= 1
-        assert decode_tensor(reply.logits).shape == (2, 10)
+            elif event.topic == inbox and event.correlation is not None:
+                replies[event.correlation[0]] = InferReply.decode(event.payload)
+            elif event.topic == acks:
+                ack = Ack.decode(event.payload)
+                if ack.phase == "train" and ack.step > 0 and ack.round not in requested:
+                    requested.add(ack.round)
+                    request = InferRequest(run=run, cut=2, features=encode_tensor("fp16", features)).encode()
+                    link.publish(
+                        topics.device("pi-2", "infer"),
+                        request,
+                        response_topic=inbox,
+                        correlation=bytes([ack.round]),
+                    )
         assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+    assert replies[1].logits is not None or "no trunk" in replies[1].error
+    reply = replies[2]
+    assert reply.logits is not None
+    committed = {number: logits_of(tmp_path / "server", number, features) for number in (1, 2)}
+    np.testing.assert_allclose(decode_tensor(reply.logits), committed[reply.round], atol=1e-4)
+    assert np.abs(committed[2] - committed[1]).max() > 1e-3
+
+
+def logits_of(state: Path, number: int, features: Array) -> Array:
+    """Logits (B, classes) of pi-2's trunk as a server has committed it in a round."""
+    found = read_state(state, "tiny_networks:tiny", str(number))
+    assert isinstance(found, ServerState)
+    with torch.inference_mode():
+        logits: Array = found.trunks["pi-2"](torch.from_numpy(features)).numpy()
+    return logits

@@ -75,6 +75,16 @@ def test_warning_begins_30_days_before_the_certificate_ends(left: timedelta, wor
     assert text is None or "splitee broker renew pi-1" in text
 
 
+@pytest.mark.parametrize(
+    ("left", "words"), [(timedelta(days=5), "ends in 5 days"), (-timedelta(days=5), "has ended")]
+)
+def test_first_warning_comes_at_once_if_it_is_due(left: timedelta, words: str) -> None:
+    waits: list[float] = []
+    first = next(warnings(CERTIFICATE, wait=waits.append, now=lambda: END - left))
+    assert words in first
+    assert waits == []
+
+
 def test_warning_is_repeated_daily_once_it_is_due() -> None:
     now = END - timedelta(days=32, hours=-1)  # a day and 23 hours before the first warning
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from splitee.errors import ConfigError
@@ -56,3 +58,23 @@ def test_invalid_code_is_refused_in_one_short_line(text: str) -> None:
         read_code(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda code: code[:-1],
+        lambda code: code + "A",
+        lambda code: code.replace("7", "U"),
+        lambda code: code.replace("7", "8"),
+    ],
+    ids=["too short", "too long", "invalid letter", "typing error"],
+)
+def test_invalid_code_is_not_shown_in_its_refusal(change: Callable[[str], str]) -> None:
+    """Whoever sees the screen or the log could guess what is wrong with it."""
+    body = "7K4FQTR9M2BDH5WC"
+    [code] = filter(None, (_if_code(body + last) for last in ALPHABET))
+    shown = change("-".join((code[:4], code[4:8], code[8:12], code[12:])))
+    with pytest.raises(ConfigError) as caught:
+        read_code(shown)
+    assert not [group for group in shown.split("-") if group in str(caught.value).upper()]

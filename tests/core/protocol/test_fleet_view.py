@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -82,8 +83,7 @@ def test_snapshot_without_messages_is_empty() -> None:
     assert not view_of({TOPICS.run: RUN}).snapshot().empty
 
 
-@pytest.mark.parametrize("topic", [TOPICS.round, TOPICS.metrics, TOPICS.commit])
-def test_round_metrics_and_commit_of_an_earlier_run_are_ignored(topic: str) -> None:
+def test_round_metrics_and_commit_of_an_earlier_run_are_ignored() -> None:
     view = view_of(RETAINED)
     later = RunSpec(protocol=1, run="r2", network="resnet18", num_classes=10, rounds=5)
     view.take(Message(TOPICS.run, later.encode()), NOW)
@@ -98,14 +98,7 @@ def test_malformed_message_is_counted_and_changes_nothing(topic: str, payload: b
     view = view_of(RETAINED)
     before = view.snapshot()
     view.take(Message(topic, payload), NOW)
-    after = view.snapshot()
-    assert after.malformed == 1
-    assert (after.devices, after.run, after.phase, after.server) == (
-        before.devices,
-        before.run,
-        before.phase,
-        before.server,
-    )
+    assert view.snapshot() == dataclasses.replace(before, malformed=1)
 
 
 def test_topics_of_other_fleets_are_ignored() -> None:

@@ -153,11 +153,13 @@ def test_parts_of_an_unknown_device_are_rejected() -> None:
     assert gate.rejected == {("pi-2", "unknown"): 1}
 
 
-def test_parts_are_joined_per_sender_until_they_are_forgotten() -> None:
+def test_parts_are_joined_per_sender_and_route_until_they_are_forgotten() -> None:
     gate = Gate(TOPICS, ROUTES)
     first, last = split(weights(), 400, 1)
     assert gate.read(sent(routes.WEIGHTS, first)) is None
     assert gate.read(sent(routes.WEIGHTS, last, "pi-2")) is None
+    assert gate.read(sent(routes.FEATURES, last)) is None
+    assert gate.rejected.total() == 0, "no message has been completed on another route"
     assert gate.read(sent(routes.WEIGHTS, last)) is not None
     first, last = split(weights(), 400, 2)
     gate.read(sent(routes.WEIGHTS, first))

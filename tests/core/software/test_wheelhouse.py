@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -44,6 +45,10 @@ def signed(manifest: bytes, key: Path, rest: bytes = b"") -> bytes:
     return f"splitee software 1 {signature} {len(manifest)}\n".encode() + manifest + rest
 
 
+def wheel(name: str, size: int = 1) -> dict[str, Any]:
+    return {"name": name, "size": size, "sha256": "0" * 64}
+
+
 def test_wheels_are_extracted_unchanged(
     packed: bytes, keys: tuple[Path, Path], wheels: list[Path], tmp_path: Path
 ) -> None:
@@ -69,8 +74,9 @@ def test_changed_or_truncated_file_is_refused(
     changed = packed[:place] if cut else packed[:place] + bytes([value]) + packed[place + 1 :]
     if changed == packed:
         return
-    with pytest.raises(SoftwareError):
+    with pytest.raises(SoftwareError) as refused:
         read(changed, keys[1]).extract(tmp_path_factory.mktemp("out"))
+    assert str(refused.value).isprintable(), "one line"
 
 
 @settings(max_examples=200, deadline=None)
@@ -78,7 +84,7 @@ def test_changed_or_truncated_file_is_refused(
 @example(data=b"splitee software 1 " + b"0" * 128 + b" 9999999\n")
 @example(data=b"splitee software 2 " + b"0" * 128 + b" 2\n{}")
 def test_file_of_another_format_is_refused(keys: tuple[Path, Path], data: bytes) -> None:
-    with pytest.raises(SoftwareError):
+    with pytest.raises(SoftwareError, match=r"^expected software for devices[ -~]*$"):
         read(data, keys[1])
 
 
@@ -93,25 +99,35 @@ def test_manifest_over_the_size_limit_is_refused(keys: tuple[Path, Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "reason"),
     [
-        {"version": "latest"},
-        {"python": "cp27"},
-        {"machine": "../x"},
-        {"wheels": []},
-        {"index": "file:///etc"},
-        {"wheels": [{"name": "../../evil-1-py3-none-any.whl", "size": 1, "sha256": "0" * 64}]},
-        {"wheels": [{"name": "-r-1-py3-none-any.whl", "size": 1, "sha256": "0" * 64}]},
-        {"wheels": [{"name": "a-1-py3-none-any.whl", "size": 0, "sha256": "0" * 64}]},
+        ({"version": "latest"}, "expected a version such as 1.2.3 or 1.2.3rc1, not 'latest'"),
+        ({"python": "cp27"}, "python cp27: expected"),
+        ({"machine": "../x"}, "machine ../x: expected"),
+        ({"machine": "two\nlines"}, r"machine two\nlines: expected"),
+        ({"wheels": []}, "wheels []: expected a list of length 1 at least"),
+        ({"index": "file:///etc"}, "index file:///etc: expected"),
+        (
+            {"wheels": [wheel("../../evil-1-py3-none-any.whl")]},
+            "wheels[0].name ../../evil-1-py3-none-any.whl:",
+        ),
+        ({"wheels": [wheel("-r-1-py3-none-any.whl")]}, "wheels[0].name -r-1-py3-none-any.whl: expected"),
+        (
+            {"wheels": [wheel("a-1-py3-none-any.whl", 0)]},
+            "wheels[0].size 0: expected a whole number of at least",
+        ),
     ],
     ids=str,
 )
-def test_signed_manifest_with_invalid_fields_is_refused(
-    keys: tuple[Path, Path], wheels: list[Path], change: dict[str, object]
+def test_signed_manifest_with_invalid_fields_is_refused_in_one_line(
+    keys: tuple[Path, Path], wheels: list[Path], change: dict[str, Any], reason: str
 ) -> None:
+    """What follows the manifest is as long as it says, so that its fields are the only reason."""
     manifest = {**msgspec.to_builtins(describe(wheels)), **change}
-    with pytest.raises(SoftwareError):
-        read(signed(msgspec.json.encode(manifest), keys[0]), keys[1])
+    size = 0 if manifest["index"] else sum(each["size"] for each in manifest["wheels"])
+    with pytest.raises(SoftwareError, match=re.escape(reason)) as refused:
+        read(signed(msgspec.json.encode(manifest), keys[0], bytes(size)), keys[1])
+    assert str(refused.value).isprintable(), "one line"
 
 
 def test_fields_of_a_later_release_are_ignored(keys: tuple[Path, Path], wheels: list[Path]) -> None:
@@ -172,13 +188,16 @@ def test_python_and_machine_are_read_from_wheel_names(
         (["hetero_splitee-0.2.0"], "expected a wheel, DISTRIBUTION-VERSION"),
     ],
 )
-def test_unsuitable_wheels_are_refused_with_the_reason(tmp_path: Path, names: list[str], reason: str) -> None:
+def test_unsuitable_wheels_are_refused_in_one_line_with_the_reason(
+    tmp_path: Path, names: list[str], reason: str
+) -> None:
     content = small_wheel(tmp_path, "content", "1").read_bytes()
     paths = [tmp_path / f"{name}.whl" for name in names]
     for path in paths:
         path.write_bytes(content)
-    with pytest.raises(ConfigError, match=re.escape(reason)):
+    with pytest.raises(ConfigError, match=re.escape(reason)) as refused:
         describe(paths)
+    assert str(refused.value).isprintable(), "one line"
 
 
 def test_missing_or_broken_wheel_is_refused_with_the_reason(tmp_path: Path) -> None:

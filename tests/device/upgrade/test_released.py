@@ -115,13 +115,22 @@ def test_software_that_is_not_newer_is_not_fetched(device: Device, version: str)
     assert not device.has_requested
 
 
-@pytest.mark.parametrize("case", ["another version", "another key", "no software"])
-def test_software_that_differs_from_its_offer_fails(device: Device, case: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "case", ["another version", "another key", "no software", "changed wheel", "cut off"]
+)
+def test_unsuitable_software_fails_before_anything_is_installed(
+    device: Device, case: str, tmp_path: Path
+) -> None:
+    """Each file is the one that the release has announced; its content is wrong."""
     wheel = small_wheel(tmp_path, "hetero_splitee", "9.1" if case == "another version" else NEW)
     signing = make_keys(tmp_path / "other")[0] if case == "another key" else device.signing
     data = software_file(tmp_path / "file", signing, wheel).read_bytes()
     if case == "no software":
         data = b"splitee software"
+    elif case == "changed wheel":
+        data = data[:-1] + bytes([data[-1] ^ 1])
+    elif case == "cut off":
+        data = data[:-1]
     device.hear(device.offer(NEW, data))
     device.fetch(data)
     assert [report.state for report in device.reports if report.release] == [
@@ -133,6 +142,8 @@ def test_software_that_differs_from_its_offer_fails(device: Device, case: str, t
         "another version": "the file has splitee 9.1, the release says 9.0",
         "another key": "signature is not this fleet's",
         "no software": "expected software for devices",
+        "changed wheel": f"the software is damaged at {wheel.name}",
+        "cut off": "the software is cut off",
     }
     assert words[case] in device.reports[-1].reason
     assert sorted(path.name for path in device.software.path.iterdir()) in (["base"], [".lock", "base"])

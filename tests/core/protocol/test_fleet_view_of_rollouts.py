@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from msgspec.structs import replace
 from told_fleets import NOW, PROFILE, RETAINED, TOPICS, device_of, rollout, view_of
 
 from splitee.mqtt.events import Message
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fleet import Capability, CutCost
+from splitee.protocol.fleet import Capability, CutCost, Profile
 from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.heard import MOST_CUTS
 from splitee.protocol.inference import PredictedState, Serving
@@ -88,18 +90,39 @@ def test_waiting_devices_are_not_negative_if_counts_are_inconsistent() -> None:
     assert devices_by_state(forged)["waiting"] == 0
 
 
-def test_view_limits_the_cuts_of_a_profile() -> None:
-    """A megabyte of each of ten thousand devices would exhaust the memory of a viewer."""
+def large_profile() -> Profile:
+    """A profile of a megabyte in memory, within the bounds of its fields."""
     names = tuple(f"class {number}" for number in range(10_000))
     cuts = tuple(CutCost(cut=cut, seconds=1.0, bytes=1, memory=1, fits=True) for cut in range(1, 1001))
     can = Capability(network="n", batch_size=1, codec="fp16", machine="board", cores=1, threads=1, cuts=cuts)
-    forged = replace(PROFILE, class_names=names, empty_classes=names, capability=can)
+    return replace(PROFILE, class_names=names, empty_classes=names, capability=can)
+
+
+def test_view_limits_the_cuts_of_a_profile() -> None:
+    forged = large_profile()
     found = device_of(view_of({**RETAINED, device("profile"): forged}))
     assert (found.cut, found.train_samples) == (PROFILE.cut, PROFILE.train_samples)
-    assert found.capability == replace(can, cuts=cuts[:MOST_CUTS])
+    assert forged.capability is not None
+    assert found.capability == replace(forged.capability, cuts=forged.capability.cuts[:MOST_CUTS])
+
+
+def test_view_keeps_a_small_part_of_a_large_profile() -> None:
+    """Without its class names and most of its cuts; ten thousand devices may publish such profiles."""
+    view, payload = FleetView("lab"), large_profile().encode()
+    tracemalloc.start()
+    try:
+        for number in range(5):
+            view.take(Message(TOPICS.device(f"pi-{number}", "profile"), payload, retained=True), NOW)
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(view.snapshot().devices) == 5
+    assert kept < 5 * 50_000
 
 
 def test_updates_of_other_fleets_are_ignored() -> None:
-    view = FleetView("lab")
-    view.take(Message(Topics("other").device("pi-1", "update"), UPDATE.encode()), NOW)
-    assert view.snapshot().empty
+    view = view_of({**RETAINED, device("update"): UPDATE})
+    before = view.snapshot()
+    other = replace(UPDATE, model=replace(UPDATE.model, have=1_300_000))
+    view.take(Message(Topics("other").device("pi-1", "update"), other.encode(), retained=True), NOW)
+    assert view.snapshot() == before
