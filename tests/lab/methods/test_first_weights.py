@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from tiny_runs import images
 from torch import Tensor
 
 from splitee.networks.split import build_for, build_network
@@ -103,20 +104,23 @@ def test_every_method_with_a_whole_network_begins_from_the_given_weights(
     assert {found.accuracy for found in done.accuracies.values()} == {expected} != {other}
 
 
-def test_exits_alone_begin_from_the_given_weights(data: DeviceData, initial: InitialWeights) -> None:
-    """Also where all stages of a client are frozen."""
+def test_exits_alone_begin_from_the_given_weights(initial: InitialWeights) -> None:
+    """Also where all stages of a client are frozen. An untrained exit's predictions do not depend on them."""
+    own = devices(images(128))
 
     def trained(first: InitialWeights | None) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
-        for name, cut in CUTS.items():
-            trainer = ClientTrainer(build_at(SPEC, "cpu", first), cut, by_itself(SPEC), name, data)
+        for name, device in own.items():
+            trainer = ClientTrainer(
+                build_at(SPEC, "cpu", first), device.cut, by_itself(SPEC), name, device.data
+            )
             for number in range(1, SPEC.rounds + 1):
                 for _ in trainer.round(number):
                     pass
             found[name] = exit_accuracy(trainer)
         return found
 
-    *_, done = METHODS["alone-exit"](Experiment(SPEC, devices(data), initial=initial))
+    *_, done = METHODS["alone-exit"](Experiment(SPEC, own, initial=initial))
     found = {name: one.exit_accuracy for name, one in done.accuracies.items()}
     assert found == trained(initial) != trained(None)
 
