@@ -138,6 +138,7 @@ def behind(*nodes: object, **constants: object) -> ModelProto:
         (eats_memory, 30, "bad_alloc|Failed to allocate|MiB of memory"),
         (never_ends, 4, "(within|more than) 4 s"),
     ],
+    ids=["memory", "time"],
 )
 def test_model_that_takes_too_much_memory_or_time_is_refused_with_the_reason(
     tmp_path: Path, make: Callable[[], ModelProto], seconds: int, reason: str
