@@ -42,9 +42,9 @@ def test_record_has_the_first_round_that_reaches_the_target() -> None:
 
 
 def test_record_has_the_last_round_if_the_target_is_not_reached() -> None:
-    record = outcome((10, 0.5, 4), (20, 0.79, 8)).record()
+    record = outcome((10, 0.5, 4), (20, 0.79, 8), (30, 0.6, 12)).record()
     assert not record["reached"]
-    assert (record["round"], record["accuracy"]) == (2, 0.79)
+    assert (record["round"], record["accuracy"], record["seconds"]) == (3, 0.6, 30)
     assert Outcome("method", TARGET, (), "limit").record()["round"] is None
 
 

@@ -9,6 +9,7 @@ import re
 import stat
 import tarfile
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -192,17 +193,24 @@ def test_repeated_init_renews_role_certificates_and_keeps_device_certificates(di
     assert "[2001:db8::1]:9883" in (directory / "bundles" / "pi-2" / "device.toml").read_text()
 
 
-def test_list_shows_each_identity_with_its_role_and_state(directory: Path) -> None:
-    run_broker("add-device", "pi-1", "pi-22", directory=directory)
+def test_list_shows_each_identity_with_its_role_state_and_date(directory: Path) -> None:
+    def until(certificate: str) -> str:
+        loaded = x509.load_pem_x509_certificate((directory / certificate).read_bytes())
+        return f"valid until {loaded.not_valid_after_utc:%Y-%m-%d}"
+
+    run_broker("add-device", "pi-1", "pi-22", "--folder", directory=directory)
+    days = [datetime.now(UTC).date()]
     run_broker("revoke-device", "pi-22", directory=directory)
+    days.append(datetime.now(UTC).date())
     lines = run_broker("list", directory=directory).output.splitlines()
-    assert [line.split()[:2] for line in lines[:5]] == [
-        [role, role] for role in ("broker", "health", "homeassistant", "server", "viewer")
+    broker, health, *roles, own, revoked = (line.split(maxsplit=2) for line in lines)
+    assert broker == ["broker", "broker", until("broker/broker.crt")]
+    assert health == ["health", "health", until("broker/health.crt")]
+    assert roles == [
+        [role, role, until(f"{role}/client.crt")] for role in ("homeassistant", "server", "viewer")
     ]
-    assert [line.split()[:3] for line in lines[5:]] == [
-        ["pi-1", "device", "valid"],
-        ["pi-22", "device", "revoked"],
-    ]
+    assert own == ["pi-1", "device", until("bundles/pi-1/client.crt")]
+    assert revoked in (["pi-22", "device", f"revoked {day}"] for day in days)
 
 
 def test_missing_authority_wrong_fleet_bad_host_and_broken_ledger_are_refused(

@@ -28,7 +28,7 @@ def link_flags(fleet: Fleet, folder: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("identity", ["pi-1", "viewer", "homeassistant"])
-def test_dismiss_is_refused_to_identities_other_than_the_server(
+def test_dismiss_is_refused_in_one_line_to_identities_other_than_the_server(
     fleet: Fleet, connect: Connect, capsys: pytest.CaptureFixture[str], identity: str
 ) -> None:
     folder = fleet.device(identity) if identity == "pi-1" else fleet.directory / identity

@@ -3,15 +3,27 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from splitee.cli.main import main
+
+USAGE = re.compile(r"^Usage: .*?^Try '[^\n]*' for help\.\n\n", re.MULTILINE | re.DOTALL)
+LOGGED = re.compile(r"\d\d:\d\d:\d\d [A-Z]+ ")
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Exit code and the one line that a `splitee` command ends with."""
     with pytest.raises(SystemExit) as leave:
         main(list(arguments))
-    said = capsys.readouterr().err.strip().splitlines()
-    assert not any("Traceback" in line for line in said)
-    return int(leave.value.code or 0), said[-1] if said else ""
+    code, said = int(leave.value.code or 0), capsys.readouterr().err
+    return code, refusal(said) if code else "".join(said.strip().splitlines()[-1:])
+
+
+def refusal(stderr: str) -> str:
+    """The only line of a refusal, besides log lines before it and click's usage."""
+    lines = USAGE.sub("", stderr).strip().splitlines()
+    said = [line for line in lines if not LOGGED.match(line)]
+    assert len(said) == 1 and lines[-1] == said[0], stderr
+    return said[0]

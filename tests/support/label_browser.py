@@ -13,11 +13,18 @@ LIMIT = 30_000  # milliseconds
 
 
 @contextmanager
-def looking(browser: Browser, url: str, *, width: int = 1300, theme: Any = "light") -> Iterator[Page]:
-    """The page at `url`; a script's error fails the test, and so does what the headers forbid."""
+def looking(
+    browser: Browser, url: str, *, width: int = 1300, theme: Any = "light", phone: bool = False
+) -> Iterator[Page]:
+    """The page at `url`; a script's error fails the test, and so does what the headers forbid.
+
+    `phone`: it is touched, and has no mouse.
+    """
     errors: list[str] = []
     expect.set_options(timeout=LIMIT)
-    context = browser.new_context(viewport=ViewportSize(width=width, height=900), color_scheme=theme)
+    context = browser.new_context(
+        viewport=ViewportSize(width=width, height=900), color_scheme=theme, has_touch=phone, is_mobile=phone
+    )
     context.set_default_timeout(LIMIT)
     page = context.new_page()
     page.on("pageerror", lambda error: errors.append(str(error)))

@@ -121,17 +121,23 @@ def test_browser_receives_the_whole_state_first_and_then_changes(page: Path) -> 
         assert next(lines) == "event: change"
 
 
-def test_browser_that_reads_nothing_is_disconnected(page: Path) -> None:
+def test_browser_that_reads_nothing_is_disconnected_and_holds_no_other_up(page: Path) -> None:
+    """The other has received every change before the next is made."""
     deaf = socket.socket()
     with served(make(HERE, page), HERE) as url, deaf:
         deaf.connect(("127.0.0.1", urlsplit(url).port or 0))
         deaf.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert deaf.recv(64)
-        for _ in range(40):
-            if fetch(url, f"/change?times={WAITING}", "POST").read() == b"0":
-                break
-        else:
-            pytest.fail("it is never cut off")
+        with urllib.request.urlopen(f"{url}events", timeout=30) as stream:  # noqa: S310
+            changes = (line for line in stream if line.startswith(b'data: {"number"'))
+            for _ in range(40):
+                left = fetch(url, f"/change?times={WAITING}", "POST").read()
+                numbers = [json.loads(next(changes)[6:])["number"] for _ in range(WAITING)]
+                assert numbers == list(range(WAITING))
+                if left == b"1":
+                    break
+            else:
+                pytest.fail("it is never cut off")
 
 
 def test_queue_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:

@@ -111,7 +111,6 @@ def test_reason_for_waiting_names_offline_server_or_up_to_five_devices(
         ({"phase": "release"}, True),
         ({"phase": "finished"}, True),
         ({"run": "another"}, False),
-        ({"round": 1, "phase": "evaluate"}, False),  # already done
     ],
 )
 def test_next_phase_is_one_with_participation_or_the_end_of_the_run(
@@ -124,6 +123,13 @@ def test_next_phase_is_one_with_participation_or_the_end_of_the_run(
     assert heard.next_phase("r", done) is None
     heard.add(opened, 0)
     assert heard.next_phase("r", done) == (opened if takes_part else None)
+
+
+def test_completed_phase_does_not_begin_again(heard: Heard) -> None:
+    heard.add(PARTICIPATION, 0)
+    heard.add(OPENED, 0)
+    assert heard.next_phase("r", phase_key(OPENED)) is None
+    assert heard.next_phase("r", phase_key(replace(OPENED, attempt=6))) == OPENED
 
 
 def test_phase_continues_from_the_assignment_of_its_base_and_attempt(heard: Heard) -> None:

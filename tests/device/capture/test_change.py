@@ -47,8 +47,16 @@ def test_grid_holds_the_mean_of_each_cell_for_any_shape() -> None:
         assert grid(np.full(shape, 7, np.uint8)) == pytest.approx(7)
 
 
-@pytest.mark.parametrize(("share", "passes"), [(0, True), (1, False)])
-def test_full_change_passes_at_a_share_of_0_but_not_at_a_share_of_1(share: float, passes: bool) -> None:
-    change = ChangeFilter(share)
-    assert change.passes(np.zeros((1, 8, 8), np.uint8))
-    assert change.passes(np.full((1, 8, 8), 255, np.uint8)) is passes
+def test_share_of_0_passes_any_change_and_a_share_of_1_not_even_a_full_one() -> None:
+    black, white = (np.full((1, CELLS, CELLS), level, np.uint8) for level in (0, 255))
+    other = black.copy()
+    other[0, 0, 0] = 1  # the least change that there is
+    for share, image, passes in (
+        (0, black, False),
+        (0, other, True),
+        (1, white, False),
+        (0.999, white, True),
+    ):
+        change = ChangeFilter(share)
+        assert change.passes(black)
+        assert change.passes(image) is passes, share

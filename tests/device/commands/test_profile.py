@@ -15,6 +15,7 @@ from typing import Any
 
 import profiles
 import pytest
+from commands import refusal
 
 from splitee.cli.main import main
 from splitee.errors import ExitCode
@@ -142,7 +143,7 @@ def test_documented_command_interpolates_cuts_beyond_its_budget(
 def test_budget_too_short_for_one_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *TINY, "--budget", "1")
     assert code == ExitCode.CONFIG
-    assert "--budget 1 seconds are too short for one measurement" in err
+    assert "--budget 1 seconds are too short for one measurement" in refusal(err)
 
 
 def test_profile_without_torch_describes_the_device_and_names_the_extra(
@@ -152,7 +153,7 @@ def test_profile_without_torch_describes_the_device_and_names_the_extra(
     code, out, err = run(capsys, *TINY, "--json")
     found = json.loads(out)
     assert code == ExitCode.EXTRA
-    assert "pip install 'hetero-splitee[train]'" in err
+    assert "pip install 'hetero-splitee[train]'" in refusal(err)
     assert (found["cuts"], found["recommended"]) == ([], None)
     assert found["device"]["memory_available"]["value"] > 0
 
@@ -164,7 +165,7 @@ def test_reserve_of_all_memory_leaves_no_cut_that_fits(
     monkeypatch.setattr("splitee_device.commands.profile.measure_cuts", lambda *_, **__: costs)
     code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
     assert code == ExitCode.NO_CUT
-    assert "no cut fits this device" in err
+    assert "no cut fits this device" in refusal(err)
     assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 4
 
 
@@ -175,13 +176,12 @@ def test_reserve_of_all_memory_leaves_no_cut_that_fits(
         (("--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1"), ExitCode.UNREACHABLE, "no broker at"),
     ],
 )
-def test_invalid_share_or_unreachable_broker_is_reported(
+def test_invalid_share_or_unreachable_broker_is_reported_in_one_line(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: ExitCode, line: str
 ) -> None:
     given, _, err = run(capsys, *arguments)
     assert given == code
-    assert line in err
-    assert "Traceback" not in err
+    assert line in refusal(err)
 
 
 @pytest.mark.slow(3)
@@ -190,4 +190,4 @@ def test_unknown_network_is_refused_before_any_output(
 ) -> None:
     code, out, err = run(capsys, "--network", "nosuch:thing")
     assert (code, out) == (ExitCode.NETWORK, "")
-    assert "nosuch" in err.splitlines()[-1]
+    assert "nosuch" in refusal(err)

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -378,9 +379,18 @@ def test_parquet_label_out_of_range_is_refused(tmp_path: Path, label: int) -> No
     assert f"image 2 has label {label}; expected 0..1" in refusal(tmp_path / "x.parquet")
 
 
-def test_huge_parquet_label_without_class_names_is_refused(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, 2**62])
-    assert f"has label {2**62}" in refusal(tmp_path / "x.parquet")
+@pytest.mark.parametrize("label", [2_000_000, 2**62])
+def test_huge_parquet_label_without_class_names_is_refused_and_allocates_nothing(
+    tmp_path: Path, label: int
+) -> None:
+    """A class for each number below it would be more than the memory."""
+    write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, label])
+    tracemalloc.start()
+    try:
+        assert f"has label {label}" in refusal(tmp_path / "x.parquet")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("names", ["a", [1, 2], {"a": 1}])

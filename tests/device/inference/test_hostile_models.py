@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,17 +132,22 @@ def behind(*nodes: object, **constants: object) -> ModelProto:
     return graphs.graph([*sound, *nodes, added], [*graphs.sound_tensors(), *tensors])  # type: ignore[list-item]
 
 
-@pytest.mark.parametrize(("make", "seconds"), [(eats_memory, 30), (never_ends, 4)])
-def test_model_that_takes_too_much_memory_or_time_is_refused(
-    tmp_path: Path, make: Callable[[], ModelProto], seconds: int
+@pytest.mark.parametrize(
+    ("make", "seconds", "reason"),
+    [
+        (eats_memory, 30, "bad_alloc|Failed to allocate|MiB of memory"),
+        (never_ends, 4, "(within|more than) 4 s"),
+    ],
+    ids=["memory", "time"],
+)
+def test_model_that_takes_too_much_memory_or_time_is_refused_with_the_reason(
+    tmp_path: Path, make: Callable[[], ModelProto], seconds: int, reason: str
 ) -> None:
     data = make().SerializeToString()
     (tmp_path / "client.onnx").write_bytes(data)
     (tmp_path / "manifest.json").write_bytes(graphs.encoded(graphs.manifest(data)))
-    started = time.monotonic()
-    with pytest.raises(ModelError, match=r"memory|alloc|within|trial"):
+    with pytest.raises(ModelError, match=reason):
         try_model(tmp_path, "client.onnx", tmp_path / SAMPLES, seconds=seconds)
-    assert time.monotonic() - started < seconds + 5
 
 
 def test_trial_survives_the_signals_that_stop_the_service(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from commands import refusal
 from labels import contents, not_writable, write_images
 from open_files import open_to_all
 
-from splitee.errors import DataError, StateError
+from splitee.errors import DataError, ExitCode, StateError
+from splitee_device.data.images import open_data
 from splitee_device.labelling.class_names import NONE_OF_THESE, WORKSPACE
 from splitee_device.labelling.journal import FILE, Journal
 from splitee_device.labelling.labeller import Labeller
@@ -49,7 +53,7 @@ def test_labelled_images_move_into_their_class_and_are_counted(place: Path) -> N
         assert (labeller.classes["a"], len(labeller.images())) == (2, 8)
 
 
-def test_label_none_of_these_moves_images_to_a_folder_outside_the_classes(place: Path) -> None:
+def test_images_labelled_none_of_these_move_to_a_hidden_folder_that_training_skips(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 3), None)
         assert labeller.none == 3
@@ -57,6 +61,12 @@ def test_label_none_of_these_moves_images_to_a_folder_outside_the_classes(place:
         assert labeller.none == 3
         assert len(names(place / "data" / NONE_OF_THESE)) == 3
         assert labeller.classes == {"a": 0, "b": 0}
+        for name in "ab":
+            labeller.label(first(labeller, 3), name)
+    assert NONE_OF_THESE.startswith(".")
+    trained_on = open_data(str(place / "data"), input_shape=(3, 8, 8))
+    assert trained_on.class_names == ("a", "b")
+    assert len(trained_on.train) + len(trained_on.held_out) == 6
 
 
 def test_moved_image_gets_a_number_if_its_name_is_taken(place: Path) -> None:
@@ -192,24 +202,39 @@ def test_torn_and_damaged_journal_lines_are_ignored(place: Path) -> None:
         assert labeller.undoable == 2
 
 
-def test_second_labeller_of_a_folder_is_refused_while_the_first_is_open(place: Path) -> None:
-    with closing(opened(place)), pytest.raises(StateError, match="another process"):
-        opened(place)
+def test_second_process_that_labels_a_folder_is_refused_while_the_first_runs(place: Path) -> None:
+    command = [sys.executable, "-m", "splitee", "label", "--data", place / "data"]
+    command += ["--unlabelled", place / "new", "--listen", "127.0.0.1:0"]
+    with closing(opened(place)):
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert second.returncode == ExitCode.STATE, second.stderr
+        assert "is being labelled by another process" in refusal(second.stderr)
+        with pytest.raises(StateError, match="another process"):
+            opened(place)
     opened(place).close()
 
 
-def test_failed_undo_can_be_repeated(place: Path) -> None:
+def test_undo_that_fails_halfway_tells_what_it_moved_and_can_be_repeated(place: Path) -> None:
+    """Here a file has taken the place of a folder."""
+    write_images(place / "new" / "sub", 2, start=50)
+    before = contents(place)
     with closing(opened(place)) as labeller:
-        labeller.label(first(labeller, 3), "a")
-        away = place / "away"
-        (place / "new").rename(away)
-        (place / "new").write_bytes(b"a file in the folder's place")
+        labelled = [
+            image for image in labeller.images() if image.name in ("0000.png", "0050.png", "0051.png")
+        ]
+        labeller.label([image.identifier for image in labelled], "a")
+        (place / "new" / "sub").rename(place / "away")
+        (place / "new" / "sub").write_bytes(b"a file in the folder's place")
         outcome = labeller.undo()
-        assert outcome.failed
-        assert labeller.undoable == 1
-        (place / "new").unlink()
-        away.rename(place / "new")
-        assert len(labeller.undo().moved) == 3
+        assert [labeller.unlabelled[moved].name for moved in outcome.moved] == ["0000.png"]
+        assert "sub" in outcome.failed and outcome.gone == []
+        assert names(place / "data" / "a") == ["0050.png", "0051.png"]
+        assert (labeller.classes["a"], labeller.undoable) == (2, 1)
+        (place / "new" / "sub").unlink()
+        (place / "away").rename(place / "new" / "sub")
+        assert len(labeller.undo().moved) == 2
+        assert (labeller.classes["a"], labeller.undoable) == (0, 0)
+    assert contents(place) == before
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from sites import served
 from waiting import until
 
 from splitee_device.inference.unsure_images import GUESS
+from splitee_device.labelling.class_names import NONE_OF_THESE
 from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.page import MOST_AT_ONCE, LabelPage
 from splitee_device.labelling.scores import Scores
@@ -182,17 +183,25 @@ def test_new_class_is_last_until_a_restart_and_an_invalid_name_is_refused(place:
         assert [one["name"] for one in client.state()["classes"]] == ["Aa", "a", "b"]
 
 
-def test_labels_csv_lists_labelled_images_without_formulas(place: Path) -> None:
+def test_labels_csv_lists_every_labelled_image_without_formulas(place: Path) -> None:
+    """Also those that were in a class folder before, of which no prediction is known."""
     (place / "data" / "=1+1").mkdir()
+    write_images(place / "data" / "b", 1, start=77)
     with page_of(place) as client:
-        ids = [image["id"] for image in client.images()]
-        client.json("/label", {"images": ids[:2], "label": "=1+1"})
-        client.json("/label", {"images": ids[2:3], "label": None})
+        one, two, none, *_ = client.images()
+        client.json("/label", {"images": [one["id"], two["id"]], "label": "=1+1"})
+        client.json("/label", {"images": [none["id"]], "label": None})
         status, data, headers = client.request("/labels.csv")
         assert (status, "attachment" in headers["Content-Disposition"]) == (200, True)
-    rows = list(csv.DictReader(io.StringIO(data.decode())))
-    assert sorted(row["label"] for row in rows) == ["", "'=1+1", "'=1+1"]
-    assert all(row["file"][0] in "'." and float(row["time"]) > 1e9 and row["guess"] in "ab" for row in rows)
+    rows = {row["file"]: row for row in csv.DictReader(io.StringIO(data.decode()))}
+    assert {file: row["label"] for file, row in rows.items()} == {
+        "b/0077.png": "b",
+        f"'=1+1/{one['name']}": "'=1+1",
+        f"'=1+1/{two['name']}": "'=1+1",
+        f"{NONE_OF_THESE}/{none['name']}": "",
+    }
+    assert rows.pop("b/0077.png")["guess"] is None
+    assert all(float(row["time"]) > 1e9 and row["guess"] in ("a", "b") for row in rows.values())
 
 
 def test_learning_curve_is_measured_again_after_new_labels(place: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelling in a real browser: by keys, by clicks, beside a second browser, and during failures."""
+"""Labelling in a real browser: by keys, by touch, beside a second browser, and during failures."""
 
 from __future__ import annotations
 
@@ -155,16 +155,18 @@ def test_keys_label_selected_images_add_a_class_and_undo(browser: Browser, place
     assert files(place / "data" / "third") == []
 
 
-def test_images_are_labelled_by_clicks_on_a_narrow_page(browser: Browser, place: Path) -> None:
+def test_images_are_labelled_by_touch_on_a_phone(browser: Browser, place: Path) -> None:
     write_images(place / "new", 9)
-    with page_of(place) as url, looking(browser, url, width=400) as page:
+    with page_of(place) as url, looking(browser, url, width=400, phone=True) as page:
         expect_tiles(page, 9)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         for place_of_tile in (0, 2):
-            page.locator(".tile").nth(place_of_tile).click()
-        page.get_by_role("button", name=re.compile("^b 0")).click()
+            page.locator(".tile").nth(place_of_tile).tap()
+        expect(page.locator("#to-label")).to_have_text("To label, 2 selected")
+        page.get_by_role("button", name=re.compile("^b 0")).tap()
         expect_tiles(page, 7)
         expect(page.get_by_role("button", name=re.compile("^b 2"))).to_be_visible()
+    assert len(files(place / "data" / "b")) == 2
 
 
 def test_dot_key_labels_each_selected_image_with_its_prediction(browser: Browser, place: Path) -> None:

@@ -103,7 +103,7 @@ def test_rounds_of_torn_files_are_trained_again_to_the_same_bits(
 
 
 def test_device_that_missed_rounds_keeps_the_file_of_its_previous_round(
-    directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
+    directory: StateDirectory, data: DeviceData
 ) -> None:
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     digests = train(new_trainer(data), store, 1, 5)

@@ -368,9 +368,9 @@ def test_process_started_before_the_launcher_is_not_killed(device: Device) -> No
     os.kill(int(left.read_text()), signal.SIGTERM)  # the process still runs
 
 
-def test_pythonpath_is_not_passed_to_the_software(device: Device) -> None:
+def test_pythonpath_and_pythonhome_are_not_passed_to_the_software(device: Device) -> None:
     device.serves(OLD, 'echo "$PYTHONPATH$PYTHONHOME" > $SPLITEE_SOFTWARE/led; exit 0')
-    assert device.start(PYTHONPATH="/elsewhere").wait(20) == 0
+    assert device.start(PYTHONPATH="/elsewhere", PYTHONHOME=sys.base_prefix).wait(20) == 0
     assert (device.software.path / "led").read_text() == "\n"
 
 

@@ -236,7 +236,7 @@ def test_unknown_protocol_is_refused_with_the_known_names() -> None:
     assert all(name in process.stderr for name in NAMES)
 
 
-def test_weights_and_freeze_are_checked_and_stored_as_settings_of_the_run(tmp_path: Path) -> None:
+def test_weights_freeze_and_normalize_are_checked_and_stored_as_settings_of_the_run(tmp_path: Path) -> None:
     """They are stored with the results, so that results of other weights are not mixed with them."""
     paths = [tmp_path / f"{seed}.safetensors" for seed in (7, 8)]
     for seed, path in enumerate(paths):
@@ -245,11 +245,16 @@ def test_weights_and_freeze_are_checked_and_stored_as_settings_of_the_run(tmp_pa
     options = ("--freeze", "auto", "--normalize", "fleet", "--weights")
     simulate(*settings, *options, str(paths[0]))
     run = json.loads((tmp_path / "out" / "parts" / "sequential-seed1.json").read_text())["job"]["run"]
-    assert run["weights"].startswith("7.safetensors ") and run["freeze"] == "auto"
-    with pytest.raises(StateError, match="of other settings"):
+    assert run["weights"].startswith("7.safetensors ")
+    assert (run["freeze"], run["normalize"]) == ("auto", "fleet")
+    with pytest.raises(StateError, match=r"of other settings \(weights '7\.safetensors "):
         simulate(*settings, *options, str(paths[1]))
+    with pytest.raises(StateError, match=r"normalize 'fleet' there, '0\.5/0\.5' here"):
+        simulate(*settings, *options, str(paths[0]), "--normalize", "0.5/0.5")
     with pytest.raises(NetworkError, match="--freeze 4 is beyond the deepest cut"):
         simulate(*settings, "--freeze", "4")
+    with pytest.raises(ConfigError, match="--normalize half"):
+        simulate(*settings, "--normalize", "half")
 
 
 @pytest.mark.slow(5)

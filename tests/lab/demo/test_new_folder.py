@@ -34,10 +34,10 @@ def test_demo_with_an_unreachable_or_unknown_broker_leaves_no_folder(
 
 
 def test_demo_that_does_not_begin_keeps_an_existing_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fleet, "CONNECT", 1.0)
     out = tmp_path / "out"
     out.mkdir()
-    call(capsys, "demo", "--broker", "mosqito", "--out", str(out))
-    assert out.is_dir()
+    ended, line = call(capsys, "demo", "--broker", "mosqito", "--out", str(out))
+    assert (ended, "--broker mosqito: expected auto" in line) == (ExitCode.CONFIG, True), line
+    assert list(tmp_path.rglob("*")) == [out]

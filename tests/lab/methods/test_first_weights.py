@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 import torch
 from msgspec.structs import replace
+from tiny_runs import images
 from torch import Tensor
 
 from splitee.networks.split import build_for, build_network
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, open_data
+from splitee_device.training.baseline import by_itself, exit_accuracy
+from splitee_device.training.trainer import ClientTrainer
+from splitee_lab.methods.baselines import evaluate
 from splitee_lab.methods.experiment import Experiment
-from splitee_lab.methods.registry import BASELINES, METHODS
-from splitee_lab.methods.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.registry import METHODS, STRATEGIES
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation, build_at
 from splitee_lab.methods.whole import whole_trainer
 from splitee_server.learning.initial.weights import InitialWeights
 
@@ -83,21 +87,56 @@ def test_fleet_keeps_the_given_weights_of_frozen_stages(
     assert not torch.equal(own["c.client.hidden.1.weight"], initial.tensors["hidden.1.weight"])
 
 
-@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "alone-exit"])
 @pytest.mark.parametrize("cuts", [CUTS, {"a": 1, "b": 1}])
-def test_baselines_run_and_whole_networks_begin_from_the_given_weights(
+def test_every_method_with_a_whole_network_begins_from_the_given_weights(
     data: DeviceData, initial: InitialWeights, method: str, cuts: dict[str, int]
 ) -> None:
-    """Also where all stages of a client are frozen."""
+    """At a rate that changes no weight, it predicts like the given network; frozen are its BatchNorms."""
+    strategy = method if method in STRATEGIES else SPEC.strategy
+    spec = replace(SPEC, learning_rate=1e-30, codec="fp32", strategy=strategy)
     own = {name: SimulatedDevice(cut, data) for name, cut in cuts.items()}
-    experiment = Experiment(SPEC, own, initial=initial)
-    assert len(list(METHODS[method](experiment))) == SPEC.rounds
+    *_, done = METHODS[method](Experiment(spec, own, initial=initial))
+    assert done.round == SPEC.rounds and done.accuracies
+    given, seeds = build_for(spec), build_for(spec)
+    initial.load_into(given)
+    expected, other = (evaluate(network.module, data.held_out, spec) for network in (given, seeds))
+    assert {found.accuracy for found in done.accuracies.values()} == {expected} != {other}
+
+
+def test_exits_alone_begin_from_the_given_weights(initial: InitialWeights) -> None:
+    """Also where all stages of a client are frozen. An untrained exit's predictions do not depend on them."""
+    own = devices(images(128))
+
+    def trained(first: InitialWeights | None) -> dict[str, float | None]:
+        found: dict[str, float | None] = {}
+        for name, device in own.items():
+            trainer = ClientTrainer(
+                build_at(SPEC, "cpu", first), device.cut, by_itself(SPEC), name, device.data
+            )
+            for number in range(1, SPEC.rounds + 1):
+                for _ in trainer.round(number):
+                    pass
+            found[name] = exit_accuracy(trainer)
+        return found
+
+    *_, done = METHODS["alone-exit"](Experiment(SPEC, own, initial=initial))
+    found = {name: one.exit_accuracy for name, one in done.accuracies.items()}
+    assert found == trained(initial) != trained(None)
+
+
+def test_training_of_a_whole_network_keeps_the_given_weights_of_frozen_stages(
+    data: DeviceData, initial: InitialWeights
+) -> None:
+    experiment = Experiment(SPEC, devices(data), initial=initial)
     trainer = whole_trainer(experiment, "a", data.train)
-    assert all(torch.equal(one, initial.tensors[name]) for name, one in trainer.network.state_dict().items())
     for _ in trainer.round(1):
         pass
     after = trainer.network.state_dict()
-    for name, tensor in frozen_of(after).items():
+    assert not torch.equal(after["hidden.1.weight"], initial.tensors["hidden.1.weight"])
+    frozen = frozen_of(after)
+    assert len(frozen) > 10
+    for name, tensor in frozen.items():
         assert torch.equal(tensor, initial.tensors[name]), name
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 from tiny_runs import images, tiny_run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from splitee.networks.split import build_for
 from splitee.training.state import pack_state, unpack_state
@@ -81,8 +82,32 @@ def test_features_weights_and_statistics_of_a_device_are_float32() -> None:
     assert 0 < abs(first - exact).max() < 0.1 * abs(exact).max()
 
 
+class Gradients(TorchDispatchMode):
+    """By the shape of a convolution's weights, in which precisions their gradients were computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[torch.Size, set[torch.dtype]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function is torch.ops.aten.convolution_backward.default:
+            gradient, _, weights, *_, (_, is_of_weights, _) = arguments
+            if is_of_weights:
+                self.found.setdefault(weights.shape, set()).add(gradient.dtype)
+        return function(*arguments, **(keywords or {}))
+
+
 @pytest.mark.parametrize("method", sorted(BASELINES))
-def test_every_baseline_runs_with_precision_bf16(method: str) -> None:
-    experiment = Experiment(tiny_run(precision="bf16", rounds=1), devices())
-    (done,) = METHODS[method](experiment)
+def test_every_baseline_trains_its_stages_in_bfloat16(method: str) -> None:
+    """The first stage is the client's; the second, of a split network, the trunk's."""
+    own = {name: SimulatedDevice(1, device.data) for name, device in devices().items()}
+    with Gradients() as gradients:
+        (done,) = METHODS[method](Experiment(tiny_run(precision="bf16", rounds=1), own))
     assert done.accuracies
+    first, second = torch.Size((4, 3, 3, 3)), torch.Size((8, 4, 3, 3))
+    expected = {first: {torch.bfloat16}}
+    if method != "alone-exit":
+        expected[second] = {torch.bfloat16}
+    if method == "fsl-sage":
+        expected[second].add(torch.float32)  # of its auxiliary networks
+    assert gradients.found == expected

@@ -34,7 +34,7 @@ from splitee_lab.report.demo_page import (
     table,
     write,
 )
-from splitee_lab.report.demo_report import BaselineResult, Report
+from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report
 from splitee_lab.report.inference_table import inference_table
 from splitee_lab.report.notes import notes
 from splitee_lab.report.plots import Colours, Line, over_rounds, spread
@@ -230,7 +230,12 @@ def test_most_confused_of_many_classes_are_drawn(classes: int, drawn: int, tmp_p
     made = evaluation(classes, 10 * classes, "<b>")
     write(tmp_path, completed(tmp_path, server_report("pi-1"), None, classes=made))
     html = (tmp_path / "report.html").read_text()
-    assert (html.count('aria-label="confusion"'), "b" in Page(html).tags) == (int(drawn > 0), True)
+    plots = re.findall(r'<svg [^>]*aria-label="confusion".*?</svg>', html, re.DOTALL)
+    assert len(plots) == int(drawn > 0)
+    names = [
+        line for plot in plots for line in Page(plot).text.split("\n") if line.strip().startswith("<b> ")
+    ]
+    assert len(names) == 2 * drawn, "a row and a column"
     shown = Page(html).text
     assert ("The 20 classes with the most wrong predictions" in shown) == (classes == 30)
     assert "<b> 1" in shown
@@ -246,22 +251,28 @@ def test_page_loads_no_other_resources_and_its_ids_are_unique(tmp_path: Path) ->
     assert {reference.strip("'\"") for reference in shown.references} <= {f"#{name}" for name in shown.ids}
 
 
-def test_names_cannot_inject_html(tmp_path: Path) -> None:
+def test_texts_of_a_report_cannot_inject_html(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>$\\frac{1}{0}$&amp;'
     raw = server_report(evil, "pi-2")
     raw["devices"][0]["stage"] = "<b>stage</b>"
     alone = {evil: 0.7, "pi-2": 0.7}
-    rounds = [
-        Metrics(**{name: getattr(metrics, name) for name in metrics.__struct_fields__} | {"run": "<i>"})
-        for metrics in history("pi-2")
-    ]
-    found: dict[str, Any] = {"compute_share": {evil: 0.3}, "peak_memory": {evil: 1}, "history": rounds}
-    write(tmp_path, completed(tmp_path, raw, BaselineResult(0.9, alone, alone), **found))
+    texts = {name: f"<i>{name}</i>" for name in ("client_averaging", "machine")}
+    found: dict[str, Any] = {
+        "compute_share": {evil: 0.3},
+        "peak_memory": {evil: 1},
+        "history": history("pi-2"),  # whose devices have the ids that topics allow
+        "choices": [DeviceChoice(evil, 0.3, 430, 3, "<i>reason</i>")],
+    }
+    report = completed(tmp_path, raw, BaselineResult(0.9, alone, alone), **texts, **found)
+    report |= {name: f"<i>{name}</i>" for name in ("network", "data", "broker", "codec", "weights_sha256")}
+    write(tmp_path, report)
     shown = Page((tmp_path / "report.html").read_text())
     assert not {"script", "i"} & set(shown.tags)
     assert shown.tags.count("b") == 12  # the headline figures
-    assert evil in shown.text
-    assert "<b>stage</b>" in shown.text
+    for text in (evil, "<b>stage</b>", "<i>machine</i>", "<i>client_averaging</i>", "<i>reason</i>"):
+        assert text in shown.text
+    for name in ("network", "data", "broker", "codec", "weights_sha256"):
+        assert f"<i>{name}</i>" in shown.text
 
 
 @pytest.mark.parametrize("devices", [1, 2, 12])

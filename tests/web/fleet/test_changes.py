@@ -13,6 +13,7 @@ from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.inference import PredictedState, Serving
 from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_web.event_streams import EventStreams
 from splitee_web.fleet.board import Board
 from splitee_web.fleet.changes import BURST, MOST_EVENTS, SECONDS, SUMS, Looks, encode_fleet
@@ -91,6 +92,10 @@ def test_fleet_sums_are_delayed_and_server_changes_are_sent_at_once() -> None:
     sent = watched.looks.look(NOW + 2, is_settled=True).fleet
     assert sent is not None and json.loads(sent)["server"]["state"] == "online"
     assert watched.looks.look(NOW + 2 + SUMS, is_settled=True).fleet is None, "the same sums"
+    watched.hear("pi-1", replace(STATUS, traffic=Traffic(up=ByPurpose(training=900))))
+    assert watched.looks.look(NOW + 1 + 2 * SUMS, is_settled=True).fleet is None
+    sent = watched.looks.look(NOW + 2 + 2 * SUMS, is_settled=True).fleet
+    assert sent is not None and json.loads(sent)["traffic"]["up"]["training"] == 900
 
 
 def test_device_that_flips_its_state_does_not_crowd_out_other_events() -> None:
