@@ -15,12 +15,12 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 
-INTERVAL = 1  # seconds between two looks of the broker at its counts
+INTERVAL = 1  # seconds between two updates of the broker's counts
 SETTINGS = f"sys_interval {INTERVAL}\nautosave_interval 5\n"
 COUNTS = ALL, CONNECTED = "$SYS/broker/clients/total", "$SYS/broker/clients/connected"
 LARGEST_STORE = 10_000_000  # bytes that a fleet's broker may have on its disk
 WAIT = 15.0  # seconds
-SETTLED = 1.5 * (INTERVAL + 1)  # seconds: it looks once more than INTERVAL whole seconds have passed
+SETTLED = 1.5 * (INTERVAL + 1)  # seconds: it updates them once more than INTERVAL whole seconds have passed
 
 
 def keeping(settings: str, directory: Path) -> str:
@@ -33,7 +33,7 @@ def keeping(settings: str, directory: Path) -> str:
 def abandoned_sessions(address: BrokerAddress) -> int:
     """Sessions that the broker keeps for clients that are not connected.
 
-    It publishes a count that has changed: what it retains holds once its next look has brought no other.
+    It publishes a count that has changed: what it retains holds once its next update has brought no other.
     """
     counts = dict.fromkeys(COUNTS, -1)
     with closing(Link(address, "counts-sessions")) as link:
@@ -52,13 +52,13 @@ def abandoned_sessions(address: BrokerAddress) -> int:
 
 
 class Database:
-    """The broker's database file; `largest` is the most bytes that `look` has seen."""
+    """The broker's database file; `largest` is the most bytes that `measure` has seen."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "mosquitto.db"
         self.largest = 0
 
-    def look(self) -> int:
+    def measure(self) -> int:
         size = self._path.stat().st_size if self._path.exists() else 0
         self.largest = max(self.largest, size)
         return size
@@ -73,6 +73,6 @@ class Database:
         until = time.monotonic() + WAIT
         while time.monotonic() < until:
             if self._path.exists() and self._path.stat().st_mtime_ns != before:
-                return self.look()
+                return self.measure()
             time.sleep(0.1)
         raise click.ClickException(f"the broker has not written {self._path} in {WAIT:.0f} s")

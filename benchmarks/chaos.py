@@ -49,7 +49,7 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
             nonlocal next_fault
             time.sleep(TICK)
             chaos.undo_due()
-            fleet.database.look()
+            fleet.database.measure()
             if chaos.counts.total() < faults and time.monotonic() >= next_fault:
                 chaos.inject()
                 next_fault = time.monotonic() + generator.uniform(1, 8)

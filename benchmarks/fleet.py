@@ -38,7 +38,7 @@ from benchmarks.synthetic.figures import figures, growth, read_notes
 from benchmarks.synthetic.training import images_of
 from splitee.protocol.topics import Topics
 from splitee_device.data.device_images import DeviceImages
-from splitee_lab.local.brokers import OwnBroker
+from splitee_lab.local.brokers import RestartableBroker
 
 TOPICS = Topics("many")
 CUTS = (1, 2, 3)
@@ -85,7 +85,7 @@ class Work:
 def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
     """The figures of one run; `wedged` where it stood still, with what it waited for."""
     directory.mkdir(parents=True)
-    broker = OwnBroker("mosquitto", directory)
+    broker = RestartableBroker("mosquitto", directory)
     pid = broker.start().pid
     notes = directory / "notes.jsonl"
     slow = ["--slow-trunk"] if work.slow_trunk else []
@@ -124,7 +124,7 @@ def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
     }
 
 
-def _devices(broker: OwnBroker, count: int, work: Work) -> list[Device]:
+def _devices(broker: RestartableBroker, count: int, work: Work) -> list[Device]:
     images = DeviceImages(lambda _division: images_of(work.steps * work.batch, work.held_out, classes=10))
     names = [f"pi-{number:05d}" for number in range(1, count + 1)]
     doomed = {

@@ -45,7 +45,7 @@ from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, Soft
 from splitee.protocol.routes import ROUTES, Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import RATE
-from splitee_device.agent.session import READ as READ_BY_DEVICE
+from splitee_device.agent.session import SUBSCRIPTIONS as READ_BY_DEVICE
 
 VICTIM = "pi-3"  # its features are the smallest
 CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
@@ -131,29 +131,29 @@ def _check(route: Route, spec: RunSpec, shape: tuple[int, ...]) -> Check:
 
 def listen(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
     """The fleet's own messages by topic, until its first rounds are over."""
-    heard: dict[str, list[bytes]] = {}
+    captured: dict[str, list[bytes]] = {}
     link.subscribe(f"{TOPICS.base}/#")
     link.open(10)
 
     def is_calm() -> bool:
-        commits = heard.get(TOPICS.commit)
+        commits = captured.get(TOPICS.commit)
         return commits is not None and Commit.decode(commits[-1]).round >= CALM_ROUNDS
 
-    def hear() -> None:
+    def capture_next() -> None:
         if fleet.finished:
             raise click.ClickException(f"the fleet did not come to the end of round {CALM_ROUNDS}")
         event = link.receive(1)
         if isinstance(event, Message):
-            samples = heard.setdefault(event.topic, [])
+            samples = captured.setdefault(event.topic, [])
             samples[KEPT - 1 :] = [event.payload]
 
-    until(is_calm, hear)
-    return heard
+    until(is_calm, capture_next)
+    return captured
 
 
-def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
-    """`heard`, and what a fleet says seldom."""
-    features = heard[TOPICS.device(VICTIM, "features")][0]
+def with_rare_ones(captured: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
+    """`captured`, and what a fleet publishes seldom."""
+    features = captured[TOPICS.device(VICTIM, "features")][0]
     tensor = Features.decode(features).features
     weights = Weights(run=run, round=1, tensors={"client.layer": tensor})
     rare: dict[str, JsonMessage | PackedMessage] = {
@@ -170,7 +170,7 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
         TOPICS.server_claim: ServerClaim(instance=1),
     }
-    return {**heard, **{topic: [message.encode()] for topic, message in rare.items()}}
+    return {**captured, **{topic: [message.encode()] for topic, message in rare.items()}}
 
 
 class Payloads:
@@ -323,11 +323,11 @@ def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> F
         closing(Link(fleet.broker.address, "vandal")) as vandal,  # of one name: the other's session ends
     ):
         memory = PeakMemory(fleet.pids)
-        heard = listen(listener, fleet)
+        captured = listen(listener, fleet)
         listener.close()
         calm = memory.peaks()
-        spec = RunSpec.decode(heard[TOPICS.run][-1])
-        payloads = Payloads(with_rare_ones(heard, spec.run), random.Random(seed))
+        spec = RunSpec.decode(captured[TOPICS.run][-1])
+        payloads = Payloads(with_rare_ones(captured, spec.run), random.Random(seed))
         everywhere = targets(spec)
         observer = Observer(vandal, spec.rounds)
         flood = Flood(fleet, vandal, observer)

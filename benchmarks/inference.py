@@ -44,7 +44,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.topics import Topics
 from splitee.samples.images import normalize
-from splitee.samples.kept import Samples
+from splitee.samples.storage import Samples
 from splitee_export.calibration import MAX_DROP, HeldOut, choose
 from splitee_export.combination import HeldOutLogits, fit
 from splitee_export.commands.calibrate import evaluate

@@ -54,7 +54,7 @@ Seconds = dict[str, float]  # of CPU, by process
 
 
 @dataclass(frozen=True)
-class Usual(Settings):
+class DefaultBatches(Settings):
     """Batches of the default size, and a codec."""
 
     codec: str
@@ -93,9 +93,9 @@ class Turns:
 
     def _take(self) -> None:
         for turn in itertools.count():
-            mine, others = self._sides[turn % 2], self._sides[(turn + 1) % 2]
+            running, others = self._sides[turn % 2], self._sides[(turn + 1) % 2]
             _send(signal.SIGSTOP, others)
-            _send(signal.SIGCONT, mine)
+            _send(signal.SIGCONT, running)
             if self._over.wait(TURN):
                 break
         _send(signal.SIGCONT, itertools.chain(*self._sides))
@@ -116,7 +116,7 @@ def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Ru
     ):
         link.subscribe(TOPICS.run, TOPICS.round)
         link.open(10)
-        spec = _hear_of_run(link)
+        spec = _await_run(link)
         alone = pool.submit(in_one_process, spec, settings.samples)
         with Turns(list(fleet.pids.values()), list(_children())):
             seconds = _watch(fleet, link, settings.rounds)
@@ -131,7 +131,7 @@ def _children() -> Iterator[int]:
     return (child.pid for child in multiprocessing.active_children() if child.pid is not None)
 
 
-def _hear_of_run(link: Link) -> RunSpec:
+def _await_run(link: Link) -> RunSpec:
     """The run, once the server has settled what it settles by the fleet: exits, and how images are scaled."""
     while True:
         event = link.receive(LONGEST)
@@ -147,14 +147,14 @@ def _watch(fleet: Fleet, link: Link, rounds: int) -> Seconds:
     """CPU seconds of the fleet from the opening of round 2 to that of the last, once it has ended."""
     at_opening: dict[int, Seconds] = {}
 
-    def look() -> None:
+    def note_opening() -> None:
         event = link.receive(0.2)
         if isinstance(event, Message) and event.topic == TOPICS.round:
             opened = RoundOpen.decode(event.payload)
             if opened.phase == "train":
                 at_opening[opened.round] = _cpu_seconds(fleet)
 
-    until(lambda: fleet.finished, look)
+    until(lambda: fleet.finished, note_opening)
     first, last = at_opening[2], at_opening[rounds]
     return {name: last[name] - first[name] for name in first}
 
@@ -174,7 +174,7 @@ def _cpu_seconds(fleet: Fleet) -> Seconds:
     return {name: used.user + used.system for name, used in times.items()}
 
 
-def compare(fleets: list[Run], singles: list[Run], settings: Usual, strategy: str) -> dict[str, Any]:
+def compare(fleets: list[Run], singles: list[Run], settings: DefaultBatches, strategy: str) -> dict[str, Any]:
     """The benchmark's figures."""
     ratios = [fleet.total / single.total for fleet, single in zip(fleets, singles, strict=True)]
     typical = ratios.index(median_low(ratios))
@@ -218,7 +218,7 @@ def main(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a fleet stays behind, half of it stopped
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
     take_long_slices()
-    settings = Usual(rounds, samples, codec)
+    settings = DefaultBatches(rounds, samples, codec)
     fleets: list[Run] = []
     singles: list[Run] = []
     with working_directory(out) as directory:

@@ -71,9 +71,9 @@ def run(method: str, job: Job, target: float, limit: float, environment: Path, o
     rounds: list[Round] = []
     first_round, why = None, None
     deadline = time.monotonic() + limit
-    with closing(followed()) as news:
+    with closing(followed()) as updates:
         while why is None:
-            match next(news):
+            match next(updates):
                 case Round() as evaluated:
                     rounds.append(evaluated)
                     click.echo(_progress(method, evaluated), err=True)
@@ -90,7 +90,7 @@ def _progress(method: str, one: Round) -> str:
     )
 
 
-def show(console: Console, outcomes: list[Outcome], judged: list[Bound]) -> None:
+def show(console: Console, outcomes: list[Outcome], checked: list[Bound]) -> None:
     """The table for people, and the bounds."""
     ours = next((one.winning for one in outcomes if one.method == OURS), None)
     table = Table(header_style="bold")
@@ -105,7 +105,7 @@ def show(console: Console, outcomes: list[Outcome], judged: list[Bound]) -> None
                 f"{outcome.method} did not reach {percent(outcome.target)}: ended by its {outcome.ended}",
                 highlight=False,
             )
-    for bound in judged:
+    for bound in checked:
         figure = "not known" if bound.figure is None else f"{bound.figure:.2f}"
         console.print(
             f"{OURS} against {RIVAL}: {figure} {bound.name} (bound {bound.bound:g}): "
@@ -133,7 +133,7 @@ def _row(outcome: Outcome, ours: Round | None) -> list[str]:
     ]
 
 
-def judge(outcomes: list[Outcome]) -> list[Bound]:
+def check_bounds(outcomes: list[Outcome]) -> list[Bound]:
     """Nothing, where one of the two was not run."""
     by_name = {outcome.method: outcome for outcome in outcomes}
     return bounds(by_name[OURS], by_name[RIVAL]) if {OURS, RIVAL} <= by_name.keys() else []
@@ -178,16 +178,16 @@ def main(
         if any(method != OURS for method in methods):
             flower.make_environment(environment)
         outcomes = [run(method, job, target, limit, environment, directory) for method in methods]
-        judged = judge(outcomes)
+        checked = check_bounds(outcomes)
         records = [outcome.record() for outcome in outcomes]
-        records += [{"benchmark": "race", "bounds": [vars(bound) for bound in judged]}] if judged else []
+        records += [{"benchmark": "race", "bounds": [vars(bound) for bound in checked]}] if checked else []
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (directory / "results.jsonl").write_text(lines)
     if as_json:
         click.echo(lines, nl=False)
     else:
-        show(Console(width=WIDTH), outcomes, judged)
-    sys.exit(not all(bound.met for bound in judged))
+        show(Console(width=WIDTH), outcomes, checked)
+    sys.exit(not all(bound.met for bound in checked))
 
 
 if __name__ == "__main__":

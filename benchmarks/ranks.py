@@ -50,7 +50,7 @@ from splitee.protocol.rounds import Ack, Commit, Participation, RoundDone, Round
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL, Topics
 from splitee.training.seeds import seed_for
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker
 
 LEAST_SPEEDUP = 1.8  # of two ranks over one
 CLASSES = tuple(f"class-{number}" for number in range(10))
@@ -104,17 +104,17 @@ class Device:
         inbox = [route.topic(self.topics, self.name) for route in (routes.ACK, routes.PARTICIPATION)]
         self.link.subscribe(self.topics.run, self.topics.round, *inbox)
         self.link.open(30)
-        heard = time.monotonic()
+        last_received = time.monotonic()
         while not self.is_finished:
             event = self.link.receive(1)
             with TURN:
                 if isinstance(event, Connected):
                     self._introduce()
                 elif isinstance(event, Message) and event.payload:
-                    heard = time.monotonic()
-                    self._hear(event)
-                elif time.monotonic() - heard > SYNC_AFTER:
-                    heard = time.monotonic()
+                    last_received = time.monotonic()
+                    self._on_message(event)
+                elif time.monotonic() - last_received > SYNC_AFTER:
+                    last_received = time.monotonic()
                     self._sync()
 
     def _introduce(self) -> None:
@@ -129,14 +129,14 @@ class Device:
             train_samples=samples,
             held_out_samples=0,
         )
-        self._say(routes.STATUS, status.encode(), retain=True)
-        self._say(routes.PROFILE, profile.encode(), retain=True)
+        self._publish(routes.STATUS, status.encode(), retain=True)
+        self._publish(routes.PROFILE, profile.encode(), retain=True)
 
     def _sync(self) -> None:
         if self.run is not None:
-            self._say(routes.SYNC, Sync(run=self.run.run, instance=self.instance).encode())
+            self._publish(routes.SYNC, Sync(run=self.run.run, instance=self.instance).encode())
 
-    def _hear(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         if message.topic == self.topics.run:
             self.run = RunSpec.decode(message.payload)
         elif message.topic == self.topics.round:
@@ -152,8 +152,10 @@ class Device:
         if before is not None and _key(before) == _key(opened):
             return
         self.sent = self.acknowledged = 0
-        told = self.part
-        self.room = told.room if told is not None and _key(told) == _key(opened) else 0
+        participation = self.part
+        self.room = (
+            participation.room if participation is not None and _key(participation) == _key(opened) else 0
+        )
         if self.ack is not None:  # of a rank that has opened the phase before it was announced
             self._go_on(self.ack)
         self._send()
@@ -171,23 +173,29 @@ class Device:
     def _send(self) -> None:
         """A window full of batches; after the last one is acknowledged, that this was all."""
         opened, run = self.opened, self.run
-        told = self.part
-        if opened is None or run is None or opened.phase != "train" or told is None or told.part is None:
+        participation = self.part
+        if (
+            opened is None
+            or run is None
+            or opened.phase != "train"
+            or participation is None
+            or participation.part is None
+        ):
             return
-        steps = told.part.steps
+        steps = participation.part.steps
         while self.sent < min(self.acknowledged + self.room, steps):
             batch = self._batch(opened.round, self.sent)
-            self._say(routes.FEATURES, batch.message(run, opened, "train", self.sent).encode())
+            self._publish(routes.FEATURES, batch.message(run, opened, "train", self.sent).encode())
             self.sent += 1
         if self.acknowledged == steps:
-            self._say(routes.ROUND_DONE, _done(opened, steps))
+            self._publish(routes.ROUND_DONE, _done(opened, steps))
 
     def _batch(self, number: int, step: int) -> CutBatch:
         draw = np.random.default_rng(seed_for(self.name, number, step))
         features = draw.standard_normal((self.settings.batch, *self.shape), np.float32)
         return CutBatch(features, draw.integers(0, 10, self.settings.batch))
 
-    def _say(self, route: routes.Route, payload: bytes, *, retain: bool = False) -> None:
+    def _publish(self, route: routes.Route, payload: bytes, *, retain: bool = False) -> None:
         self.link.publish(route.topic(self.topics, self.name), payload, retain=retain)
 
 
@@ -215,7 +223,7 @@ class Server:
     Its fleet has the name of its directory, which must be new to the broker.
     """
 
-    def __init__(self, directory: Path, broker: OwnBroker, ranks: int, settings: Settings) -> None:
+    def __init__(self, directory: Path, broker: RestartableBroker, ranks: int, settings: Settings) -> None:
         directory.mkdir(parents=True)
         self.directory = directory
         self.topics = Topics(directory.name)
@@ -284,7 +292,7 @@ class Pace:
         return self.batches / max(self.cpu)
 
 
-def measure(server: Server, settings: Settings, broker: OwnBroker) -> Pace:
+def measure(server: Server, settings: Settings, broker: RestartableBroker) -> Pace:
     """A run to its end."""
     with (
         closing(Link(broker.address, f"watches-{server.topics.fleet}")) as link,
@@ -320,7 +328,7 @@ def _cpu(server: Server, process: subprocess.Popen[bytes]) -> dict[int, float]:
     return {rank: sum(one.cpu_times()[:2]) for rank, one in server.processes(process).items()}
 
 
-def speed(directory: Path, broker: OwnBroker, settings: Settings) -> tuple[Pace, Pace, bool]:
+def speed(directory: Path, broker: RestartableBroker, settings: Settings) -> tuple[Pace, Pace, bool]:
     """One process, two ranks, at the same time; whether they end with the same weights."""
     servers = [
         Server(directory / f"{directory.name}-of-{ranks}", broker, ranks, settings) for ranks in (1, 2)
@@ -339,7 +347,9 @@ def speed(directory: Path, broker: OwnBroker, settings: Settings) -> tuple[Pace,
     return paces[0], paces[1], len(digests) == 1
 
 
-def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, seed: int) -> dict[str, Any]:
+def kill(
+    directory: Path, broker: RestartableBroker, settings: Settings, kills: int, seed: int
+) -> dict[str, Any]:
     """A run whose ranks are killed, beside one of one process that nothing happens to."""
     calm = Server(directory / "calm", broker, 1, settings)
     with calm.running() as process:
@@ -413,7 +423,7 @@ def main(
     passed = True
     with working_directory(out) as directory:
         directory.mkdir(parents=True, exist_ok=True)
-        broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS)
+        broker = RestartableBroker("mosquitto", directory, MOSQUITTO_SETTINGS)
         broker.start()
         try:
             if repetitions:

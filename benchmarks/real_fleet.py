@@ -24,7 +24,7 @@ from benchmarks.broker_store import Database, keeping
 from benchmarks.device_network import Direct, Namespace, Network, Proxy, can_make_namespaces
 from benchmarks.throttling import ThrottlingProxy, Way
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, free_port
 
 FLEET = "benchmark"
 TOPICS = Topics(FLEET)
@@ -57,7 +57,7 @@ class Settings:
 
 
 @dataclass
-class Part:
+class FleetProcess:
     """One process of the fleet and how to start it again."""
 
     command: list[str]
@@ -106,12 +106,12 @@ class Fleet:
             if network.kind == "namespace"
         ]
         settings = keeping(broker_settings, directory) if keeps_store else broker_settings
-        self.broker = OwnBroker("mosquitto", directory, settings + "".join(listeners), port)
+        self.broker = RestartableBroker("mosquitto", directory, settings + "".join(listeners), port)
         self._own_clocks = own_clocks
         self.database = Database(directory)
         self.throttles: dict[str, ThrottlingProxy] = {}
         serving = ("--no-release", *server)
-        self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
+        self.parts = {"server": FleetProcess(self._command("server", str(self.broker.address), serving))}
         for device, flags in devices.items():
             network = self.networks[device]
             address = network.address
@@ -119,7 +119,7 @@ class Fleet:
                 proxy = ThrottlingProxy("127.0.0.1", port, 0, throttled[device], listens=network.host)
                 self.throttles[device], address = proxy, proxy.address
             command = self._command("device", address, ("--id", device, *flags), state=device)
-            self.parts[device] = Part([*network.prefix, *command])
+            self.parts[device] = FleetProcess([*network.prefix, *command])
 
     def __enter__(self) -> Fleet:
         self.broker.start()

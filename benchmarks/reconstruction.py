@@ -93,15 +93,15 @@ def measure(case: Case, images: Images, classes: int, steps: int) -> Iterator[Ro
         )
         if weights == "honest":
             train(network, images, steps)
-            yield from _look(case, network, images, weights, case.cuts)
+            yield from _reconstruct(case, network, images, weights, case.cuts)
             continue
         shown = images.normalized(images.fitted)
         is_pooled = len(network.stages[last - 1].feature_shape) == 1
         hand_images_on(network.module, shown, pooled=False)
-        yield from _look(case, network, images, weights, case.cuts[:-1] if is_pooled else case.cuts)
+        yield from _reconstruct(case, network, images, weights, case.cuts[:-1] if is_pooled else case.cuts)
         if is_pooled:
             hand_images_on(network.module, shown, pooled=True)
-            yield from _look(case, network, images, weights, (last,))
+            yield from _reconstruct(case, network, images, weights, (last,))
 
 
 def train(network: SplitNetwork, images: Images, steps: int) -> None:
@@ -119,7 +119,7 @@ def train(network: SplitNetwork, images: Images, steps: int) -> None:
 
 
 @torch.no_grad()
-def _look(
+def _reconstruct(
     case: Case, network: SplitNetwork, images: Images, weights: str, cuts: tuple[int, ...]
 ) -> Iterator[Row]:
     """The rows of these cuts; the features of one cut are computed from those of the one before."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.real_fleet import TICK, Fleet, until
 from splitee.inference.manifest import ClientManifest, read_manifest, write_manifest
-from splitee.samples.kept import SAMPLES
+from splitee.samples.storage import SAMPLES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from wheels import own_wheel  # type: ignore[import-not-found]

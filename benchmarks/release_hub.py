@@ -213,12 +213,12 @@ class Watcher:
     """
 
     def __init__(self, hub: Hub) -> None:
-        heard = (
+        watched = (
             *(routes.RELEASES[kind].report for kind in ("model", "software")),
             *(routes.RELEASES[kind].want for kind in ("model", "software")),
             *(routes.SERVING, routes.DEVICE_UPDATE, routes.ROLLOUTS, routes.PREDICTIONS),
         )
-        self._gate = Gate(hub.topics, heard, takes_cleared=True)
+        self._gate = Gate(hub.topics, watched, accepts_cleared=True)
         self.wants: dict[str, list[int]] = defaultdict(list)
         self.sizes: dict[str, set[int]] = defaultdict(set)
         self.updates: dict[str, DeviceUpdate] = {}

@@ -59,7 +59,7 @@ class Row:
     seconds: float
 
 
-class Story:
+class Scenario:
     """All that happens to the fleet, one step after the other."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
@@ -78,7 +78,7 @@ class Story:
         stack.callback(self._watcher.close)
         self._watcher.start()
 
-    def tell(self) -> None:
+    def run(self) -> None:
         """Raises ClickException: a step does not come to its end."""
         steps: tuple[Callable[[], tuple[str, str, bool]], ...] = (
             self._pair,
@@ -287,13 +287,13 @@ def table(rows: list[Row]) -> Table:
 def main(out: Path | None) -> None:
     """Release models and software to a fleet of which some sleep, are killed, or get something bad."""
     with working_directory(out) as directory, ExitStack() as stack:
-        story = Story(directory.absolute(), stack)
+        scenario = Scenario(directory.absolute(), stack)
         try:
-            story.tell()
+            scenario.run()
         finally:
-            Console(width=120).print(table(story.rows))
-    passed = all(row.passed for row in story.rows)
-    steps = {row.what: {"found": row.found, "seconds": round(row.seconds, 1)} for row in story.rows}
+            Console(width=120).print(table(scenario.rows))
+    passed = all(row.passed for row in scenario.rows)
+    steps = {row.what: {"found": row.found, "seconds": round(row.seconds, 1)} for row in scenario.rows}
     click.echo(
         json.dumps({"benchmark": "releases", "devices": len(DEVICES), "steps": steps, "passed": passed})
     )

@@ -47,7 +47,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.samples.images import load_image
 from splitee.training.weights import client_model
-from splitee_device.inference.service import MOST_TOGETHER
+from splitee_device.inference.service import LARGEST_BATCH
 from splitee_export.models import export_client
 from splitee_export.states import device_state
 from splitee_lab.local.brokers import RunningBroker, open_broker
@@ -105,11 +105,11 @@ def alone(model: ClientModel, images: list[bytes]) -> dict[str, float]:
     """CPU milliseconds an image of what a service does, without one."""
     prepare = model.manifest.preparation(None)
     one = load_image(images[0], prepare)[None]
-    several = np.concatenate([one] * MOST_TOGETHER)
+    several = np.concatenate([one] * LARGEST_BATCH)
     return {
         "prepare_ms": cpu_ms(lambda index: load_image(images[index % VARIANTS], prepare)),
         "model_ms": cpu_ms(lambda _: model(one)),
-        "model_of_several_ms": cpu_ms(lambda _: model(several)) / MOST_TOGETHER,
+        "model_of_several_ms": cpu_ms(lambda _: model(several)) / LARGEST_BATCH,
     }
 
 

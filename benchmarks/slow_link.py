@@ -56,21 +56,21 @@ class Watched:
         self._link = link
         self._device = device
         self._view = FleetView(FLEET)
-        self._looked = time.monotonic()
+        self._polled_at = time.monotonic()
         self._is_at_work = False
         self.shown: dict[str, float] = dict.fromkeys(("offline", "slow", "online"), 0.0)
         self.oldest = 0.0
         link.subscribe(*self._view.filters)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         while (event := self._link.receive(TICK)) is not None:
             if isinstance(event, Message):
                 self._view.take(event, time.time())
         now = time.monotonic()
         for device in self._view.snapshot().devices:
             if device.id == self._device and not self._view.snapshot().finished:
-                self._note(device, now - self._looked)
-        self._looked = now
+                self._note(device, now - self._polled_at)
+        self._polled_at = now
 
     def _note(self, device: DeviceView, seconds: float) -> None:
         self._is_at_work = self._is_at_work or device.doing in ("training", "evaluating")
@@ -94,7 +94,7 @@ def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind)
         with closing(Link(fleet.broker.address, "slow-link-benchmark")) as link:
             link.open(FIRST)
             watched = Watched(link, SLOW)
-            until(lambda: fleet.finished, watched.look)
+            until(lambda: fleet.finished, watched.poll)
         report, log = fleet.report(), fleet.log(SLOW).read_text()
     device = next(device for device in report["devices"] if device["id"] == SLOW)
     return {

@@ -33,7 +33,16 @@ from rich.table import Table
 
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import YEAR
-from benchmarks.real_fleet import FLEET, TICK, TOPICS, Fleet, Part, out_option, until, working_directory
+from benchmarks.real_fleet import (
+    FLEET,
+    TICK,
+    TOPICS,
+    Fleet,
+    FleetProcess,
+    out_option,
+    until,
+    working_directory,
+)
 from splitee.errors import ExitCode
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -41,23 +50,23 @@ from splitee.protocol import routes
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee.protocol.rounds import Participation
 
-Steps = Generator[int, None, str]  # of a story: yields the rounds to wait for; returns what came of it
+Steps = Generator[int, None, str]  # of a scenario: yields the rounds to wait for; returns what came of it
 
 STEPS = 2  # batches a round and device
 DEADLINE = 20.0  # seconds that a round may take before it goes on without who is late
 LONGEST_START = 50  # rounds until a process that was started takes part
 SMALL_DISK = 4 << 20  # bytes
-SAMPLE_EVERY = 2.0  # seconds between two looks at memory and descriptors
+SAMPLE_EVERY = 2.0  # seconds between two samples of memory and descriptors
 GROWTH = 1.05  # of the last third's median memory over the first's, after a sixth of the run
 
 
 @dataclass
-class Story:
+class Scenario:
     """One thing that happens: when, to whom, and what came of it."""
 
     what: str
     at: int  # after so many committed rounds
-    tell: Callable[[], Steps]  # yields rounds to wait until, and does its next step then
+    run: Callable[[], Steps]  # yields rounds to wait until, and does its next step then
     outcome: str = ""
     steps: Steps | None = None
     wakes: int = 0
@@ -82,27 +91,27 @@ class Samples:
 
 
 class Day:
-    """The fleet, its view, and the stories that are told on it."""
+    """The fleet, its view, and the scenarios that run on it."""
 
     def __init__(self, fleet: Fleet, view: Link, directory: Path) -> None:
         self._fleet = fleet
         self._link = view
         self._directory = directory
         self._view = FleetView(FLEET)
-        self._parts: dict[str, Participation] = {}  # that devices were told last
+        self._parts: dict[str, Participation] = {}  # the last of each device
         view.subscribe(*self._view.filters, TOPICS.all_devices(routes.PARTICIPATION.leaf))
-        self.ended: dict[str, int] = {}  # exit codes that a story explains
+        self.ended: dict[str, int] = {}  # exit codes that a scenario explains
         self.samples: dict[str, Samples] = {}
         self._sampled = 0.0
-        broker = [Story("broker started anew", at, self._broker) for at in (20, 100, 180)]
-        self.stories = [
+        broker = [Scenario("broker started anew", at, self._broker) for at in (20, 100, 180)]
+        self.scenarios = [
             *broker,
-            Story("disk full (pi-02)", 35, self._full_disk),
-            Story("card dies, dismissed (pi-03)", 50, self._dismissed),
-            Story("away for rounds, comes back (pi-04)", 65, self._away),
-            Story("card cloned (pi-05)", 125, self._cloned),
-            Story("clock a year ahead (pi-06)", 145, self._clock),
-            Story("clock a year behind (server)", 160, self._server_clock),
+            Scenario("disk full (pi-02)", 35, self._full_disk),
+            Scenario("card dies, dismissed (pi-03)", 50, self._dismissed),
+            Scenario("away for rounds, comes back (pi-04)", 65, self._away),
+            Scenario("card cloned (pi-05)", 125, self._cloned),
+            Scenario("clock a year ahead (pi-06)", 145, self._clock),
+            Scenario("clock a year behind (server)", 160, self._server_clock),
         ]
         self.touched = {"pi-02", "pi-03", "pi-04", "pi-05"}
 
@@ -111,22 +120,22 @@ class Day:
         return self._view.snapshot()
 
     def go_on(self) -> None:
-        """One tick: hear the fleet, and tell what is due."""
+        """One tick: read the fleet's messages, and run the scenarios that are due."""
         while (event := self._link.receive(TICK if not self.snapshot.empty else 0.5)) is not None:
             if isinstance(event, Message):
                 self._view.take(event, time.time())
                 self._note_part(event)
         self._sample()
         committed = self._committed()
-        for story in self.stories:
-            if story.over or committed < max(story.at, story.wakes):
+        for scenario in self.scenarios:
+            if scenario.over or committed < max(scenario.at, scenario.wakes):
                 continue
-            story.steps = story.steps or story.tell()
+            scenario.steps = scenario.steps or scenario.run()
             try:
-                story.wakes = next(story.steps)
+                scenario.wakes = next(scenario.steps)
             except StopIteration as done:
-                story.outcome, story.over = str(done.value), True
-            return  # the next one is told with a fresh view
+                scenario.outcome, scenario.over = str(done.value), True
+            return  # the next one runs with a fresh view
 
     def _sample(self) -> None:
         if time.monotonic() - self._sampled < SAMPLE_EVERY:
@@ -197,7 +206,7 @@ class Day:
         shutil.copytree(self._directory / name, self._directory / copy)
         original = self._fleet.parts[name]
         states = {str(self._directory / name): str(self._directory / copy)}
-        self._fleet.parts[copy] = Part([states.get(word, word) for word in original.command])
+        self._fleet.parts[copy] = FleetProcess([states.get(word, word) for word in original.command])
         self._fleet.start(copy)
         code = self._fleet.await_exit(name)
         del self._fleet.parts[name]
@@ -229,10 +238,14 @@ class Day:
 
     def takes_part(self, device: str) -> bool:
         """Whether the device is in the phase that is under way."""
-        phase, told = self.snapshot.phase, self._parts.get(device)
-        if phase is None or told is None or told.part is None:
+        phase, participation = self.snapshot.phase, self._parts.get(device)
+        if phase is None or participation is None or participation.part is None:
             return False
-        return (told.attempt, told.round, told.phase) == (phase.attempt, phase.round, phase.phase)
+        return (participation.attempt, participation.round, participation.phase) == (
+            phase.attempt,
+            phase.round,
+            phase.phase,
+        )
 
     def _note_part(self, message: Message) -> None:
         of_device = TOPICS.parse_device(message.topic)
@@ -282,7 +295,7 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
 
         def meanwhile() -> None:
             day.go_on()
-            fleet.database.look()
+            fleet.database.measure()
 
         until(lambda: fleet.finished, meanwhile)
         report = fleet.report()
@@ -295,7 +308,7 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
         "benchmark": "soak",
         "devices": devices,
         "rounds": rounds,
-        "stories": {story.what: story.outcome or "did not end" for story in day.stories},
+        "stories": {scenario.what: scenario.outcome or "did not end" for scenario in day.scenarios},
         "batches_of_untouched": sorted(set(untouched.values())),
         "batches_wanted": rounds * STEPS,
         "exits": day.ended,
@@ -307,7 +320,7 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
     }
     result["passed"] = (
-        all(story.over for story in day.stories)
+        all(scenario.over for scenario in day.scenarios)
         and result["batches_of_untouched"] == [rounds * STEPS]
         and result["exits"] == {"pi-03": ExitCode.DISMISSED, "pi-05": ExitCode.ID_IN_USE}
         and not result["unexpected_exits"]

@@ -69,9 +69,9 @@ class Observer:
         link.open(10)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        until(condition, self._look)
+        until(condition, self._poll)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         event = self._link.receive(0.2)
         if isinstance(event, Message):
             self._take(event)

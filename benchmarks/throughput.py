@@ -93,8 +93,8 @@ class ReadyPort:
                 train_samples=spec.steps * spec.batch_size,
                 held_out_samples=0,
             )
-            self._say(routes.STATUS, device, DeviceStatus(state="online", instance=1).encode())
-            self._say(routes.PROFILE, device, profile.encode())
+            self._deliver(routes.STATUS, device, DeviceStatus(state="online", instance=1).encode())
+            self._deliver(routes.PROFILE, device, profile.encode())
 
     def subscribe(self, *filters: str) -> None: ...
 
@@ -106,13 +106,13 @@ class ReadyPort:
         return self._events.popleft() if self._events else None
 
     def publish(self, topic: str, payload: bytes | memoryview | bytearray, **_properties: Any) -> bool:
-        found = routes.find(TOPICS, topic)
+        found = routes.find_route(TOPICS, topic)
         if found is not None and found[0] is routes.PARTICIPATION:
             self._parts[found[1]] = Participation.decode(bytes(payload))
         elif topic == TOPICS.round and not self._ready:
             self._open(RoundOpen.decode(bytes(payload)))
         elif found is not None and found[0] is routes.ACK:
-            self._hear(found[1], Ack.decode(bytes(payload)))
+            self._on_ack(found[1], Ack.decode(bytes(payload)))
         return True
 
     def _open(self, opened: RoundOpen) -> None:
@@ -140,14 +140,16 @@ class ReadyPort:
             self._ready[device].append(done.encode())
         for device, ready in self._ready.items():
             for _ in range(self._parts[device].room):
-                self._say(routes.FEATURES, device, ready.popleft())
+                self._deliver(routes.FEATURES, device, ready.popleft())
         self._begun = time.thread_time()
 
-    def _hear(self, device: str, ack: Ack) -> None:
+    def _on_ack(self, device: str, ack: Ack) -> None:
         """What an acknowledgement makes room for is sent."""
         for _ in range(ack.step - self._trained[device]):
             if ready := self._ready[device]:
-                self._say(routes.FEATURES if len(ready) > 1 else routes.ROUND_DONE, device, ready.popleft())
+                self._deliver(
+                    routes.FEATURES if len(ready) > 1 else routes.ROUND_DONE, device, ready.popleft()
+                )
         self._trained[device] = ack.step
 
     def _take_turn(self) -> None:
@@ -157,7 +159,7 @@ class ReadyPort:
         self.turns.append((served - self._begun, ended - served))
         self._begun = time.thread_time()
 
-    def _say(self, route: routes.Route, device: str, payload: bytes) -> None:
+    def _deliver(self, route: routes.Route, device: str, payload: bytes) -> None:
         self._events.append(Message(route.topic(TOPICS, device), payload))
 
 

@@ -129,7 +129,7 @@ def rounds_of(fleet: Fleet, link: Link, counter: Counter, rounds: int) -> dict[s
     """What was written from the opening of round FIRST to that of the last one."""
     seen: dict[int, dict[str, Writes]] = {}
 
-    def look() -> None:
+    def note_opening() -> None:
         event = link.receive(0.2)
         if isinstance(event, Message) and event.topic == TOPICS.round:
             opened = RoundOpen.decode(event.payload)
@@ -137,7 +137,7 @@ def rounds_of(fleet: Fleet, link: Link, counter: Counter, rounds: int) -> dict[s
                 seen.setdefault(opened.round, counter.now())
 
     with counter.tracing():
-        until(lambda: rounds in seen, look)
+        until(lambda: rounds in seen, note_opening)
     return {name: seen[rounds][name] - before for name, before in seen[FIRST].items()}
 
 

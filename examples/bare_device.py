@@ -35,7 +35,7 @@ PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of those what topic a
 READ = ("run", "round", "devices/{id}/status", "devices/{id}/inbox/#")
 KEY = ("run", "attempt", "round", "phase")
 Message = dict[str, Any]
-say = partial(print, file=sys.stderr, flush=True)
+log = partial(print, file=sys.stderr, flush=True)
 
 
 class Model:
@@ -67,7 +67,7 @@ class Phase:
     room: int
     acked: int = 0
     next: int = 0
-    done: bool = False  # its round-done is said
+    done: bool = False  # its round-done is published
     sent: int = 0  # bytes
     kept: dict[int, bytes] = field(default_factory=dict)
     scores: list[tuple[float, float]] = field(default_factory=list)  # loss and accuracy of the exit
@@ -82,22 +82,22 @@ class Device:
         self.root, self.own = f"splitee/v1/{options.fleet}/", f"devices/{options.id}/"
         self.model = Model(options.id, options.features, len(options.classes))
         self.events: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...]]] = queue.SimpleQueue()
-        self.packet, self.heard, self.next_status = PACKET, time.monotonic(), 0.0
+        self.packet, self.last_received, self.next_status = PACKET, time.monotonic(), 0.0
         self.spec: Message = {}
         self.opening: Message = {}
-        self.told: Message = {}  # this device's part in a phase
+        self.participation: Message = {}  # this device's part in a phase
         self.forget_run()
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.will_set(self.root + self.own + "status", json.dumps(self.status("offline")), 1, True)
         put = self.events.put
         self.client.on_connect = lambda _c, _u, _f, reason, more: put((self.on_connect, (reason, more)))
-        self.client.on_disconnect = lambda *_: put((say, ("the connection is lost: waits for the broker",)))
+        self.client.on_disconnect = lambda *_: put((log, ("the connection is lost: waits for the broker",)))
         self.client.on_message = lambda _c, _u, got: put((self.on_message, (got.topic, got.payload)))
 
     def forget_run(self) -> None:
         self.joined, self.attempt, self.committed = False, 0, 0
         self.phase: Phase | None = None
-        self.pending: Message = {}  # the round whose round-done is said and that may count or not
+        self.pending: Message = {}  # the round whose round-done is published and that may count or not
 
     def publish(self, topic: str, message: Message | bytes, retain: bool = False) -> mqtt.MQTTMessageInfo:
         """Publishes a message, in parts where it does not fit a packet."""
@@ -117,7 +117,7 @@ class Device:
 
     def request(self) -> None:
         """Requests to take part, or a fresh acknowledgement."""
-        self.heard, options = time.monotonic(), self.options
+        self.last_received, options = time.monotonic(), self.options
         profile = {"protocol": PROTOCOL, "instance": self.instance, "version": "bare 1", "cut": options.cut}
         profile |= {"train_samples": options.train, "held_out_samples": options.held_out}
         if not self.joined:
@@ -157,7 +157,7 @@ class Device:
         message |= {"loss": loss, "accuracy": accuracy, "seconds": time.monotonic() - phase.began}
         self.publish("round-done", msgpack.packb(message))
         phase.done = True
-        say(f"waits for the commit of round {phase.key['round']}")
+        log(f"waits for the commit of round {phase.key['round']}")
 
     def follow(self) -> None:
         """Begins, keeps or leaves a phase, as the last opening says."""
@@ -170,15 +170,19 @@ class Device:
             print(f"finished: {self.committed} rounds committed")
             sys.exit(0)
         key = {name: opening[name] for name in KEY}
-        mine = self.told.get("part") if key == {name: self.told.get(name) for name in KEY} else None
-        if self.phase and self.phase.key == key and (mine or self.phase.done):
+        own = (
+            self.participation.get("part")
+            if key == {name: self.participation.get(name) for name in KEY}
+            else None
+        )
+        if self.phase and self.phase.key == key and (own or self.phase.done):
             return
         self.phase = None
-        if mine and mine.get("weights"):
+        if own and own.get("weights"):
             sys.exit("the run wants this device's weights, which has none to send")
-        if mine and key["phase"] in ("train", "evaluate"):
-            self.phase = Phase(key, mine["steps"], self.told.get("room", 0))
-            say(f"round {key['round']}, {key['phase']}: waits for {mine['steps']} batches to be acknowledged")
+        if own and key["phase"] in ("train", "evaluate"):
+            self.phase = Phase(key, own["steps"], self.participation.get("room", 0))
+            log(f"round {key['round']}, {key['phase']}: waits for {own['steps']} batches to be acknowledged")
             self.send(self.phase)
 
     def on_run(self, message: Message) -> None:
@@ -187,16 +191,16 @@ class Device:
             sys.exit(f"the run has protocol {speaks}, codec {codec}; this device 1, {' or '.join(CODECS)}")
         another, self.spec = message["run"] != self.spec.get("run"), message
         if another:
-            say(f"run {message['run']}: waits for the server's plan")
+            log(f"run {message['run']}: waits for the server's plan")
             self.forget_run()
             self.request()
 
     def on_round(self, message: Message) -> None:
-        self.heard, self.opening = time.monotonic(), message
+        self.last_received, self.opening = time.monotonic(), message
         self.follow()
 
     def on_inbox_ack(self, message: Message) -> None:
-        self.heard, phase = time.monotonic(), self.phase
+        self.last_received, phase = time.monotonic(), self.phase
         if not phase or phase.key != {name: message[name] for name in KEY}:
             return
         phase.room, phase.acked = message.get("room", 0), max(phase.acked, message["step"])
@@ -209,14 +213,14 @@ class Device:
         self.send(phase)
 
     def on_inbox_participation(self, message: Message) -> None:
-        self.heard, self.told = time.monotonic(), message
+        self.last_received, self.participation = time.monotonic(), message
         if not message.get("part"):  # dropped from the phase
             self.settle(message, message["round"], None)
         self.follow()
 
     def on_inbox_plan(self, message: Message) -> None:
-        mine = message["instance"] == self.instance and message["run"] == self.spec.get("run")
-        if not mine or message["attempt"] < self.attempt:
+        own = message["instance"] == self.instance and message["run"] == self.spec.get("run")
+        if not own or message["attempt"] < self.attempt:
             return
         if message["cut"] != self.options.cut:
             sys.exit(f"the server has this device at cut {message['cut']}, not {self.options.cut}")
@@ -226,17 +230,17 @@ class Device:
         self.follow()
 
     def settle(self, message: Message, committed: int, digest: str | None) -> None:
-        """Whether the round whose round-done is said counts, where a message decides that."""
+        """Whether the round whose round-done is published counts, where a message decides that."""
         if self.pending == {"run": message["run"], "attempt": message["attempt"], "round": committed}:
             counts, self.pending = digest == self.model.digest, {}
             self.committed = committed if counts else self.committed
-            say(f"round {committed} is committed{'' if counts else ' without this device'}")
+            log(f"round {committed} is committed{'' if counts else ' without this device'}")
 
     def on_inbox_error(self, message: Message) -> None:
         if message.get("instance", 0) in (0, self.instance):
             if message.get("fatal"):
                 sys.exit(f"the server refuses this device: {message['message']}")
-            say(f"the server did not take a message: {message['message']}")
+            log(f"the server did not take a message: {message['message']}")
 
     def on_status(self, message: Message) -> None:
         if message["instance"] > self.instance:
@@ -247,7 +251,7 @@ class Device:
             sys.exit(f"the broker refuses this device: {reason}")
         self.next_status, self.packet = 0.0, min(PACKET, getattr(properties, "MaximumPacketSize", PACKET))
         self.client.subscribe([(self.root + topic.format(id=self.id), 1) for topic in READ])
-        say("connected" if self.spec else "connected: waits for a run")
+        log("connected" if self.spec else "connected: waits for a run")
         if self.spec:
             self.request()
 
@@ -257,7 +261,7 @@ class Device:
             try:
                 handler(json.loads(payload))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                say(f"{topic}: rejected, {error!r}")
+                log(f"{topic}: rejected, {error!r}")
 
     def turn(self) -> None:
         """Takes the next event, or does what is due every second."""
@@ -268,7 +272,7 @@ class Device:
             self.next_status = time.monotonic() + 1
             if self.client.is_connected():
                 self.publish("status", self.status("online"), retain=True)
-                if self.spec and time.monotonic() - self.heard > SILENCE:
+                if self.spec and time.monotonic() - self.last_received > SILENCE:
                     self.request()
 
     def run(self) -> None:

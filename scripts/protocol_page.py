@@ -97,7 +97,7 @@ def section(struct: type) -> str:
     assert isinstance(info, StructType)
     summary, meanings = described(struct)
     rows = [
-        (f"`{field.encode_name}`", in_words(field.type), default(field), meaning(field, meanings))
+        (f"`{field.encode_name}`", describe_type(field.type), default(field), meaning(field, meanings))
         for field in info.fields
     ]
     head = ("field", "type and bounds", "if absent", "meaning")
@@ -144,7 +144,7 @@ def bare(kind: Type) -> Type:
     return bare(kind.type) if isinstance(kind, Metadata) else kind
 
 
-def in_words(kind: Type) -> str:
+def describe_type(kind: Type) -> str:
     """A type with its bounds, in words. Raises KeyError: WORDS lacks the type."""
     inner = bare(kind)
     return WORDS[type(inner)](inner)
@@ -186,14 +186,14 @@ def escape(text: str) -> str:
 
 WORDS: dict[type, Callable[[Any], str]] = {
     StructType: lambda kind: link(kind.cls),
-    UnionType: lambda kind: " or ".join(map(in_words, kind.types)),
+    UnionType: lambda kind: " or ".join(map(describe_type, kind.types)),
     LiteralType: lambda kind: ", ".join(f"`{value}`" for value in kind.values),
     DictType: lambda kind: (
-        f"map of {in_words(kind.key_type)} to {in_words(kind.value_type)}{size(kind, 'entries')}"
+        f"map of {describe_type(kind.key_type)} to {describe_type(kind.value_type)}{size(kind, 'entries')}"
     ),
-    VarTupleType: lambda kind: f"array of {in_words(kind.item_type)}{size(kind, 'items')}",
-    ListType: lambda kind: f"array of {in_words(kind.item_type)}{size(kind, 'items')}",
-    TupleType: lambda kind: f"array of {len(kind.item_types)}: {in_words(kind.item_types[0])}",
+    VarTupleType: lambda kind: f"array of {describe_type(kind.item_type)}{size(kind, 'items')}",
+    ListType: lambda kind: f"array of {describe_type(kind.item_type)}{size(kind, 'items')}",
+    TupleType: lambda kind: f"array of {len(kind.item_types)}: {describe_type(kind.item_types[0])}",
     StrType: text,
     BytesType: lambda kind: f"bytes{size(kind, 'bytes')}",
     IntType: lambda kind: f"integer{between(kind)}",

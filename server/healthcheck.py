@@ -14,7 +14,7 @@ from contextlib import closing
 import click
 
 from splitee.cli.link_options import link_options
-from splitee.commands.status import gather
+from splitee.commands.status import receive_retained
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetView
@@ -32,7 +32,7 @@ def healthcheck(link: LinkOptions) -> None:
     ) as connection:
         connection.subscribe(*view.filters)
         connection.open(10.0)
-        gather(connection, view)
+        receive_retained(connection, view)
     server = view.snapshot().server
     if server is None or server.state != "online" or time.time() - server.time > SILENT:
         sys.exit("the server is not online")

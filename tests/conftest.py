@@ -24,7 +24,7 @@ from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee_lab.local.brokers import (
     MOSQUITTO_SETTINGS,
-    OwnBroker,
+    RestartableBroker,
     RunningBroker,
     embedded,
     find_mosquitto,
@@ -121,14 +121,14 @@ def broker_kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def make_broker(tmp_path: Path) -> Iterator[Callable[..., OwnBroker]]:
+def make_broker(tmp_path: Path) -> Iterator[Callable[..., RestartableBroker]]:
     """`make_broker(kind, settings)`: a broker of the test's own that it may kill and start again."""
     with ExitStack() as stack:
 
-        def make(kind: str = "mosquitto", settings: str = MOSQUITTO_SETTINGS) -> OwnBroker:
+        def make(kind: str = "mosquitto", settings: str = MOSQUITTO_SETTINGS) -> RestartableBroker:
             if kind == "mosquitto":
                 require_mosquitto()
-            own = OwnBroker(kind, tmp_path, settings)
+            own = RestartableBroker(kind, tmp_path, settings)
             stack.callback(own.stop)
             own.start()
             return own

@@ -39,7 +39,7 @@ TORCH = (
     "splitee_server.ranks.group",
     "splitee_server.ranks.leader",
     "splitee_server.ranks.messages",
-    "splitee_server.ranks.parcels",
+    "splitee_server.ranks.state_transfer",
     "splitee_server.ranks.ranks",
     "splitee_server.ranks.shared_memory",
     "splitee_server.ranks.trainer",

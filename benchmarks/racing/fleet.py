@@ -49,24 +49,24 @@ def follow(job: Job, directory: Path) -> Followed:
             link.subscribe(*view.filters)
             link.open(CONNECT)
             processes.start("server", [*program, *server_arguments(demo, job.num_classes)])
-            while _heard(link, TOPICS.run) is None:
+            while _receive_on(link, TOPICS.run) is None:
                 processes.check()
             started = time.monotonic()
             for device in job.devices:
                 command = [*program, *device_arguments(demo, device)]
                 processes.start(device.id, command, share=job.shares[device.id])
             while True:
-                yield _news(link, view, processes, job, started)
+                yield _next_update(link, view, processes, job, started)
                 broker.check()
                 processes.check()
 
 
-def _heard(link: Link, topic: str) -> Message | None:
+def _receive_on(link: Link, topic: str) -> Message | None:
     event = link.receive(TICK)
     return event if isinstance(event, Message) and event.topic == topic else None
 
 
-def _news(
+def _next_update(
     link: Link, view: FleetView, processes: Processes, job: Job, started: float
 ) -> Round | float | None:
     event = link.receive(TICK)

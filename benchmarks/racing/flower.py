@@ -40,7 +40,7 @@ insecure = true
 """
 
 
-class Told(msgspec.Struct, frozen=True):
+class FlowerRound(msgspec.Struct, frozen=True):
     """A line of the server's; times are of the epoch's clock."""
 
     round: int
@@ -140,33 +140,33 @@ def _await_superlink(address: str, processes: Processes) -> None:
 
 
 def _rounds(results: Path, processes: Processes, job: Job, started: float) -> Followed:
-    told: list[Told] = []
+    rounds: list[FlowerRound] = []
     with results.open() as file:
         line = ""
         while True:
             time.sleep(TICK)
             line += file.readline()
             if line.endswith("\n"):
-                told.append(msgspec.json.decode(line, type=Told))
+                rounds.append(msgspec.json.decode(line, type=FlowerRound))
                 line = ""
-                if len(told) == 1:
-                    yield told[0].opened - started
-                yield _as_round(told, processes.cpu_seconds([*job.shares, SERVER]), started)
+                if len(rounds) == 1:
+                    yield rounds[0].opened - started
+                yield _as_round(rounds, processes.cpu_seconds([*job.shares, SERVER]), started)
             else:
                 yield None
             processes.check()
 
 
-def _as_round(told: list[Told], cpu: dict[str, float], started: float) -> Round:
-    """The last of the rounds that were told of. `cpu`: the devices' and the server's, by process."""
-    last = told[-1]
+def _as_round(rounds: list[FlowerRound], cpu: dict[str, float], started: float) -> Round:
+    """The last of the rounds. `cpu`: the devices' and the server's, by process."""
+    last = rounds[-1]
     return Round(
         number=last.round,
         seconds=last.time - started,
         accuracy=last.accuracy,
         cpu={name: seconds for name, seconds in cpu.items() if name != SERVER},
         server_cpu=cpu[SERVER],
-        sent=sum(len(one.clients) * one.weights_bytes for one in told),
-        training=sum(client["cpu-seconds"] for one in told for client in one.clients),
-        training_seconds=sum(max(client["seconds"] for client in one.clients) for one in told),
+        sent=sum(len(one.clients) * one.weights_bytes for one in rounds),
+        training=sum(client["cpu-seconds"] for one in rounds for client in one.clients),
+        training_seconds=sum(max(client["seconds"] for client in one.clients) for one in rounds),
     )

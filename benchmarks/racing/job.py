@@ -16,7 +16,7 @@ import numpy as np
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee.training.epochs import epoch_batches, steps_a_round
+from splitee.training.epochs import epoch_batches, steps_per_round
 from splitee.training.learning_rate import learning_rate
 from splitee_device.data.images import DeviceData, Shard, open_data
 from splitee_device.data.sources import open_source
@@ -103,7 +103,7 @@ def _images(job: Job) -> Iterator[tuple[str, DeviceData]]:
 def _passes(spec: RunSpec, device: str, data: DeviceData) -> dict[str, np.ndarray]:
     """Images, and of each round the batches (rounds, steps, batch) and learning rates (rounds, steps)."""
     train = data.train.in_memory()
-    steps = steps_a_round(spec, len(train))
+    steps = steps_per_round(spec, len(train))
     numbers = range(1, spec.rounds + 1)
     return {
         "images": train.images,

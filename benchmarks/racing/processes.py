@@ -77,9 +77,9 @@ class Processes:
         for running in self._running.values():
             if (code := running.process.poll()) is not None:
                 lines = running.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
-                said = "".join(f"\n  {line}" for line in lines) or " nothing"
+                tail = "".join(f"\n  {line}" for line in lines) or " nothing"
                 raise click.ClickException(
-                    f"{running.name} ended with exit code {code}; {running.log} ends with:{said}"
+                    f"{running.name} ended with exit code {code}; {running.log} ends with:{tail}"
                 )
 
     def cpu_seconds(self, names: Sequence[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 from benchmarks.synthetic.polled_link import PolledLink
-from benchmarks.synthetic.training import SyntheticStore, SyntheticTrainer, Unwatched
+from benchmarks.synthetic.training import NoMonitor, SyntheticStore, SyntheticTrainer
 from benchmarks.synthetic.turns import Killed, TurnTaker
 from splitee.mqtt.address import BrokerAddress
 from splitee.protocol.rounds import Ack
@@ -69,7 +69,7 @@ class Device:
     @property
     def acknowledged(self) -> Ack | None:
         """What the server has said last of this device's batches."""
-        return self._session.heard.ack if self._session is not None else None
+        return self._session.last_received.ack if self._session is not None else None
 
     @property
     def has_ended(self) -> bool:
@@ -101,7 +101,7 @@ class Device:
             self._cut,
             self._trainer_at,
             cast(DeviceStore, self._store),
-            Unwatched(),
+            NoMonitor(),
         )
         agent.take_part(self._images)
 

@@ -83,7 +83,7 @@ class Devices:
     def _go_on(self, number: int, device: Device, now: float) -> None:
         device.go_on(now)
         if device.has_ended and not device.is_killed:
-            device.link.say_goodbye()
+            device.link.disconnect()
         elif not device.link.is_up and not device.is_killed:
             self.lost += 1
             device.kill()

@@ -108,9 +108,9 @@ class PolledLink(Link):
     def keep_alive(self) -> None:
         self._client.loop_misc()
 
-    def say_goodbye(self) -> None:
+    def disconnect(self) -> None:
         """DISCONNECT, so that the last will does not speak, and close."""
-        self._connection.say_goodbye(with_will=False)
+        self._connection.disconnect(with_will=False)
         self.write()
         self.vanish()
 

@@ -16,7 +16,7 @@ from splitee.networks.split import build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import is_statistic
-from splitee.training.epochs import evaluation_steps, steps_a_round
+from splitee.training.epochs import evaluation_steps, steps_per_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
 from splitee_device.data.image_sets import ImageSet
@@ -80,7 +80,7 @@ class SyntheticTrainer:
         self._weights: Mapping[str, Tensor] = self._made.weights
         self._before_step = before_step
         self.samples, self.held_out = len(data.train), len(data.held_out)
-        self._steps = steps_a_round(spec, self.samples)
+        self._steps = steps_per_round(spec, self.samples)
         self.loss, self.accuracy, self.mistakes = 1.0, 0.5, Mistakes()
 
     def round(self, number: int, _soft_labels: object = None, steps: int | None = None) -> Iterator[CutBatch]:
@@ -151,8 +151,8 @@ class SyntheticStore:
     request_cut = save_mistakes = save_division = finish
 
 
-class Unwatched:
-    """A round monitor that never wishes for another cut."""
+class NoMonitor:
+    """A round monitor that never requests another cut."""
 
     def steps(self, batches: Iterator[T]) -> Iterator[T]:
         return batches

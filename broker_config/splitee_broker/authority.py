@@ -104,7 +104,7 @@ class Authority:
         try:
             _keep_private(directory)
             if fleet is not None and not (directory / "ledger.json").exists():
-                self._found(check_name(fleet, "--fleet"))
+                self._create(check_name(fleet, "--fleet"))
             self._load()
             if fleet is not None and fleet != self.fleet:
                 raise ConfigError(
@@ -124,7 +124,7 @@ class Authority:
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The broker's names; none before `serve_at`."""
+        """The broker's names; none before `configure_broker`."""
         return self._ledger.hosts
 
     @property
@@ -153,7 +153,7 @@ class Authority:
         now = datetime.now(UTC)
         return next((line for line in reversed(self.issued) if line.name == name and line.valid(now)), None)
 
-    def shut_out(self) -> list[str]:
+    def revoked_names(self) -> list[str]:
         """The names whose last certificate has been revoked."""
         last = {line.name: line for line in self.issued}
         return sorted(name for name, line in last.items() if line.revoked is not None)
@@ -168,7 +168,7 @@ class Authority:
         """Filters of topics outside of the fleet that devices may read."""
         return self._ledger.device_reads
 
-    def serve_at(
+    def configure_broker(
         self, hosts: tuple[str, ...], port: int, devices: int, device_reads: tuple[str, ...]
     ) -> None:
         """Sets the broker's names, its port, and its number of devices from now on.
@@ -185,7 +185,7 @@ class Authority:
         ledger = msgspec.structs.replace(
             self._ledger, hosts=hosts, port=port, devices=devices, device_reads=reads
         )
-        self._remember(ledger)
+        self._save_ledger(ledger)
 
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
         """A new key and its certificate, valid for `days` from now; `hosts`: a broker's names."""
@@ -227,21 +227,21 @@ class Authority:
             )
         certificate = builder.sign(self._key, hashes.SHA256())
         line = Issued(name, role, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
-        self._remember(msgspec.structs.replace(self._ledger, issued=(*self.issued, line)))
+        self._save_ledger(msgspec.structs.replace(self._ledger, issued=(*self.issued, line)))
         return certificate
 
-    def revoke(self, name: str, but: str = "") -> int:
-        """Revokes all valid certificates of `name`, except that with serial `but`; returns their number."""
+    def revoke(self, name: str, keep: str = "") -> int:
+        """Revokes all valid certificates of `name`, except that with serial `keep`; returns their number."""
         now = datetime.now(UTC)
         hit = {
             line.serial
             for line in self.issued
-            if line.name == name and line.serial != but and line.valid(now)
+            if line.name == name and line.serial != keep and line.valid(now)
         }
         issued = tuple(
             msgspec.structs.replace(line, revoked=now) if line.serial in hit else line for line in self.issued
         )
-        self._remember(msgspec.structs.replace(self._ledger, issued=issued))
+        self._save_ledger(msgspec.structs.replace(self._ledger, issued=issued))
         return len(hit)
 
     def revocation_list(self) -> bytes:
@@ -264,7 +264,7 @@ class Authority:
                 builder = builder.add_revoked_certificate(entry.revocation_date(line.revoked).build())
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
-    def _found(self, fleet: str) -> None:
+    def _create(self, fleet: str) -> None:
         now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
         # The number distinguishes two fleets of one name: a client can report which of them it does not know.
@@ -301,7 +301,7 @@ class Authority:
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
 
-    def _remember(self, ledger: Ledger) -> None:
+    def _save_ledger(self, ledger: Ledger) -> None:
         self._write("ledger.json", msgspec.json.format(msgspec.json.encode(ledger), indent=1))
         self._ledger = ledger
 

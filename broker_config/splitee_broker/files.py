@@ -39,9 +39,9 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         StateError: it cannot be written, or it is a link.
     """
-    with _opened(folder) as inside:
-        status = os.fstat(inside)
-        _write_files(folder, inside, contents, (status.st_uid, status.st_gid))
+    with _opened(folder) as descriptor:
+        status = os.fstat(descriptor)
+        _write_files(folder, descriptor, contents, (status.st_uid, status.st_gid))
 
 
 def write_broker_folder(
@@ -57,23 +57,23 @@ def write_broker_folder(
     Raises:
         StateError: it cannot be written, or it is a link.
     """
-    with _opened(folder) as inside:
-        user, group = account or _account_of(inside)
+    with _opened(folder) as descriptor:
+        user, group = account or _account_of(descriptor)
         if os.geteuid() == 0:
-            os.fchown(inside, 0, group)
-            os.fchmod(inside, 0o750)
-        _write_files(folder, inside, contents, (user, group))
+            os.fchown(descriptor, 0, group)
+            os.fchmod(descriptor, 0o750)
+        _write_files(folder, descriptor, contents, (user, group))
 
 
-def let_pass(folder: Path) -> None:
+def make_traversable(folder: Path) -> None:
     """Lets every account pass through `folder`, if it belongs to this process's user.
 
     Raises:
         StateError: it is a link, or cannot be made.
     """
-    with _opened(folder) as inside:
-        if os.fstat(inside).st_uid == os.geteuid():
-            os.fchmod(inside, 0o755)
+    with _opened(folder) as descriptor:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            os.fchmod(descriptor, 0o755)
 
 
 @contextmanager
@@ -81,11 +81,11 @@ def _opened(folder: Path) -> Iterator[int]:
     """A descriptor of `folder`, which is created if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
-            yield inside
+            yield descriptor
         finally:
-            os.close(inside)
+            os.close(descriptor)
     except OSError as error:
         reason = "it is a link" if folder.is_symlink() else error.strerror
         raise StateError(
@@ -93,13 +93,13 @@ def _opened(folder: Path) -> Iterator[int]:
         ) from None
 
 
-def _account_of(inside: int) -> tuple[int, int]:
+def _account_of(descriptor: int) -> tuple[int, int]:
     """The owner of the files in the broker's folder; instead of root, Mosquitto's account if it exists."""
-    folder = os.fstat(inside)
+    folder = os.fstat(descriptor)
     user = folder.st_uid
     if user == os.geteuid():
         with suppress(FileNotFoundError):
-            user = os.stat(CONFIGURATION, dir_fd=inside, follow_symlinks=False).st_uid
+            user = os.stat(CONFIGURATION, dir_fd=descriptor, follow_symlinks=False).st_uid
     if user == 0:
         with suppress(KeyError):
             mosquitto = pwd.getpwnam("mosquitto")
@@ -107,10 +107,12 @@ def _account_of(inside: int) -> tuple[int, int]:
     return user, folder.st_gid
 
 
-def _write_files(folder: Path, inside: int, contents: Mapping[str, bytes], owner: tuple[int, int]) -> None:
+def _write_files(
+    folder: Path, descriptor: int, contents: Mapping[str, bytes], owner: tuple[int, int]
+) -> None:
     for name, data in contents.items():
         mode = 0o644 if name.endswith(PUBLIC) else 0o600
-        write_atomically(folder / name, data, mode=mode, owner=owner, folder=inside)
+        write_atomically(folder / name, data, mode=mode, owner=owner, folder=descriptor)
 
 
 def write_bundle(path: Path, contents: Mapping[str, bytes]) -> None:
@@ -176,7 +178,7 @@ def access_rules(authority: Authority) -> bytes:
     text = _shipped("acl").replace(SHIPPED_FLEET, f"splitee/v1/{authority.fleet}/")
     text = text.replace(SHIPPED_DISCOVERY, discovery)
     text += outside_rules(authority.device_reads)
-    for name in authority.shut_out():
+    for name in authority.revoked_names():
         text += f"\n# Revoked.\nuser {name}\ntopic deny #\n"
     return text.encode()
 

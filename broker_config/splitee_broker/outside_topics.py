@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from splitee.errors import ConfigError
 
 LONGEST = 200  # characters, as of --on-topic
-MOST = 100  # per fleet: the broker compares each message with all of them
+MOST_TOPICS = 100  # per fleet: the broker compares each message with all of them
 DEVICE = "%u"  # stands for the device's name, as in the access list
 OWN = "splitee"  # the first level of all topics of fleets
 
@@ -24,8 +24,10 @@ def check_outside(topics: Iterable[str]) -> tuple[str, ...]:
         ConfigError: one is not a filter, may match topics of fleets or of the broker, or there are too many.
     """
     found = tuple(dict.fromkeys(topic for topic in topics if topic))
-    if len(found) > MOST:
-        raise ConfigError(f"--device-reads: expected at most {MOST} topics, got {len(found)}; take + or #")
+    if len(found) > MOST_TOPICS:
+        raise ConfigError(
+            f"--device-reads: expected at most {MOST_TOPICS} topics, got {len(found)}; take + or #"
+        )
     for topic in found:
         first, *rest = topic.split("/")
         if not (

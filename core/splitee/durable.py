@@ -24,8 +24,8 @@ MAGIC = b"SPLITEE1"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
 UNFINISHED = ".new"  # suffix of temporary files' names
 CLIENT_ID = ".client-id"
-KEPT = {".lock", CLIENT_ID}  # when everything else is deleted
-KEEP = 2  # committed rounds: the current and the one before
+KEPT_FILES = {".lock", CLIENT_ID}  # when everything else is deleted
+KEPT_ROUNDS = 2  # committed rounds: the current and the one before
 
 
 class Writable(Protocol):
@@ -38,7 +38,7 @@ class Writable(Protocol):
 Content = bytes | Callable[[Writable], object]  # of a file, or a function that writes it
 
 
-class Hashing:
+class HashingWriter:
     """Computes a file's SHA-256 while it is written, so that large content is never in memory twice."""
 
     def __init__(self, file: Writable) -> None:
@@ -183,7 +183,7 @@ class StateDirectory:
     def clear(self) -> None:
         """Forget everything but the lock and the token."""
         for file in self.path.iterdir():
-            if file.is_file() and file.name not in KEPT:
+            if file.is_file() and file.name not in KEPT_FILES:
                 file.unlink()
 
     def client_token(self) -> str:
@@ -221,20 +221,20 @@ class StateDirectory:
         Returns:
             The content's SHA-256, hexadecimal.
         """
-        (self.path / _changes_of(number)).unlink(missing_ok=True)
-        return self.save(_name_of(number), content)
+        (self.path / _changes_file(number)).unlink(missing_ok=True)
+        return self.save(_state_file(number), content)
 
     def load_round(self, number: int) -> bytes | None:
         """The state after round `number`; None, with a line in the log, if it is missing or damaged."""
-        return self.load(_name_of(number))
+        return self.load(_state_file(number))
 
     def save_changes(self, number: int, content: Content) -> None:
         """Save durably what has changed in the state after round `number` since it was saved."""
-        self.save(_changes_of(number), content)
+        self.save(_changes_file(number), content)
 
     def load_changes(self, number: int) -> bytes | None:
         """The changes that `save_changes` wrote; None: there are none, or they are damaged."""
-        name = _changes_of(number)
+        name = _changes_file(number)
         return self.load(name) if (self.path / name).exists() else None
 
     def save(self, name: str, content: Content) -> str:
@@ -244,7 +244,7 @@ class StateDirectory:
         def write(file: BinaryIO) -> None:
             nonlocal digest
             file.seek(HEADER)
-            digest = Hashing(file).put(content)
+            digest = HashingWriter(file).put(content)
             file.seek(0)
             file.write(MAGIC + digest)
 
@@ -273,15 +273,15 @@ class StateDirectory:
     def prune(self, committed: int, keep: int = 0) -> None:
         """Delete rounds older than the one kept before `committed`, except the round `keep`."""
         older = [number for number in self.rounds() if number < committed]
-        for number in older[KEEP - 1 :]:
+        for number in older[KEPT_ROUNDS - 1 :]:
             if number != keep:
-                (self.path / _name_of(number)).unlink(missing_ok=True)
-                (self.path / _changes_of(number)).unlink(missing_ok=True)
+                (self.path / _state_file(number)).unlink(missing_ok=True)
+                (self.path / _changes_file(number)).unlink(missing_ok=True)
 
 
-def _name_of(number: int) -> str:
+def _state_file(number: int) -> str:
     return f"round-{number:06d}.state"
 
 
-def _changes_of(number: int) -> str:
+def _changes_file(number: int) -> str:
     return f"round-{number:06d}.changes"

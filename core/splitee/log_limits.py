@@ -14,23 +14,23 @@ class Reminder:
     """The pauses between lines about one wait double, up to SELDOM; another wait begins with FIRST."""
 
     def __init__(self) -> None:
-        self._what: object = None
-        self._said: float | None = None
+        self._subject: object = None
+        self._logged_at: float | None = None
         self._pause = FIRST
 
-    def due(self, now: float, quiet_since: float, what: object = None) -> bool:
+    def due(self, now: float, quiet_since: float, subject: object = None) -> bool:
         """Whether a line is due `now`; if so, it counts as logged.
 
         Args:
             quiet_since: time of the last progress, by the same clock.
-            what: the wait; compared with that of the call before.
+            subject: what is waited for; another one than in the call before begins with FIRST.
         """
-        if what != self._what:
-            self._what, self._said, self._pause = what, None, FIRST
-        last = quiet_since if self._said is None else max(quiet_since, self._said)
+        if subject != self._subject:
+            self._subject, self._logged_at, self._pause = subject, None, FIRST
+        last = quiet_since if self._logged_at is None else max(quiet_since, self._logged_at)
         if now - last < self._pause:
             return False
-        self._said, self._pause = now, min(2 * self._pause, SELDOM)
+        self._logged_at, self._pause = now, min(2 * self._pause, SELDOM)
         return True
 
 

@@ -27,7 +27,7 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     return wilson(round(share * count), count)
 
 
-def chance_of_as_many(losses: int, gains: int) -> float:
+def mcnemar_p_value(losses: int, gains: int) -> float:
     """The probability of at least `losses` heads in `losses + gains` throws of a fair coin.
 
     This is McNemar's exact test (1947), one-sided, of two models on the same samples: `losses` are right

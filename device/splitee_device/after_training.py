@@ -9,7 +9,7 @@ from pathlib import Path
 from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.protocol.topics import Topics
-from splitee.samples.kept import SAMPLES, keep_region
+from splitee.samples.storage import SAMPLES, save_region
 from splitee_device.agent.session import Session
 from splitee_device.capture.options import Capture
 from splitee_device.inference.model_store import ModelStore
@@ -56,7 +56,7 @@ def serve(
     link = settings.link
     models = ModelStore(state / MODELS, expected)
     models.keep_samples(state / SAMPLES)
-    keep_region(models.path, settings.serving.region)
+    save_region(models.path, settings.serving.region)
     connection = serving_link(link, session.device, session.instance)
     connection.meter = session.meter
     service = InferenceService(
@@ -67,27 +67,27 @@ def serve(
         models,
         instance=session.instance,
         timeout=settings.serving.timeout,
-        floors=settings.serving.floors,
+        offload_limits=settings.serving.offload_limits,
         key=settings.serving.key,
         region=settings.serving.region,
         threads=settings.threads,
         unsure=settings.serving.unsure_images(),
-        agreeing=settings.agreement.agreeing,
+        criteria=settings.agreement.criteria,
         latest=settings.agreement.latest_image(settings.serving.capture.watch),
         others=(ReleasedSoftware.of_this_process(settings.serving.software_key),),
     )
 
     def is_over() -> bool:
         session.drain_after_training(stay=settings.stay)
-        opened = session.heard.round
-        session.presence.say(
+        opened = session.last_received.round
+        session.presence.report(
             "serving",
             opened.round if opened is not None else 0,
             predicted=service.tally.predicted,
             offloaded=service.tally.offloaded,
         )
-        is_given_up = session.heard.is_finished and not settings.stay
-        is_here = models.release != outdated and _is_of(models, session)
+        is_given_up = session.last_received.is_finished and not settings.stay
+        is_here = models.release != outdated and _is_of_run(models, session)
         return capture is None and (is_given_up or is_here)
 
     connection.open(link.connect_timeout)
@@ -97,15 +97,15 @@ def serve(
     finally:
         service.close()
         connection.close(offline(topics, session.device, session.instance))
-    if not _is_of(models, session):
+    if not _is_of_run(models, session):
         log.warning("no model of this run has come: `splitee release` can send it to `splitee infer`")
 
 
-def _is_of(models: ModelStore, session: Session) -> bool:
+def _is_of_run(models: ModelStore, session: Session) -> bool:
     """Whether the model in service is of the session's run."""
     try:
         manifest = read_manifest(models.current, ClientManifest)
     except ModelError:
         return False
-    spec = session.heard.spec
+    spec = session.last_received.spec
     return spec is not None and manifest.run == spec.run

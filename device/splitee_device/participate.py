@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Part:
+class TrainingResult:
     """What a device took part in.
 
     Attributes:
@@ -69,11 +69,17 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
         spec = session.await_run()
         fresh, begun = settings.fresh and spec.run != begun, spec.run
         try:
-            part = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
+            result = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
             capture = open_once()
-            if part.spec.release or capture is not None:
+            if result.spec.release or capture is not None:
                 serve(
-                    session, settings, topics, directory.path, part.expected, capture, outdated=part.outdated
+                    session,
+                    settings,
+                    topics,
+                    directory.path,
+                    result.expected,
+                    capture,
+                    outdated=result.outdated,
                 )
             session.drain_after_training(stay=settings.stay)
             if not settings.stay:
@@ -85,7 +91,9 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
             raise NetworkError(str(error)) from None
 
 
-def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> Part:
+def _train(
+    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings
+) -> TrainingResult:
     """Take part until the training of the run is over."""
     released = release_in_service(directory.path)
     device = settings.device
@@ -141,7 +149,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         alone_accuracy=alone,
     )
     agent.take_part(images)
-    return Part(spec, store.cuts, images.data.class_names, released if agent.has_trained else None)
+    return TrainingResult(spec, store.cuts, images.data.class_names, released if agent.has_trained else None)
 
 
 def _choose_precision(
@@ -155,7 +163,7 @@ def _choose_precision(
 
 def _after_step_alone(session: Session, number: int, step: int, steps: int, loss: float) -> None:
     """Report the progress of the baseline, and handle the fleet's messages meanwhile."""
-    session.presence.say("starting", number, step, steps, loss)
+    session.presence.report("starting", number, step, steps, loss)
     session.drain()
 
 

@@ -58,7 +58,7 @@ def calibrate(held_out: HeldOut, threshold: float, combination: Combination = TR
     if not len(held_out):
         return Calibration(ReleasedThreshold(threshold=threshold))
     if len(held_out) < LEAST_IMAGES:
-        images, point = 0, _at(held_out, threshold)
+        images, point = 0, _point_at(held_out, threshold)
     else:
         images, point = len(held_out), choose(held_out, max_drop=MAX_DROP, max_offload=None)
     chosen = ReleasedThreshold(
@@ -75,10 +75,10 @@ def curve(held_out: HeldOut) -> tuple[Point, ...]:
     quantiles = np.quantile(held_out.uncertainty, np.linspace(0, 1, POINTS), method="inverted_cdf")
     # Rounded up, so that a threshold still includes the sample whose uncertainty it is.
     thresholds = np.unique(np.concatenate([[0.0], np.minimum(np.round(quantiles + 5e-6, 5), 1.0), [1.0]]))
-    return tuple(_at(held_out, float(threshold)) for threshold in thresholds)
+    return tuple(_point_at(held_out, float(threshold)) for threshold in thresholds)
 
 
-def _at(held_out: HeldOut, threshold: float) -> Point:
+def _point_at(held_out: HeldOut, threshold: float) -> Point:
     local = held_out.uncertainty <= threshold
     right = np.where(local, held_out.exit_right, held_out.offloaded_right)
     return Point(threshold, float(right.mean()), float(1 - local.mean()))
@@ -97,10 +97,10 @@ def choose(held_out: HeldOut, *, max_drop: float | None, max_offload: float | No
         allowed = [point for point in points if point.offload_share <= max_offload]
         return max(allowed, key=lambda point: (point.accuracy, -point.offload_share))
     assert max_drop is not None
-    return points[_surest(held_out, np.array([point.threshold for point in points]), max_drop)]
+    return points[_highest_within(held_out, np.array([point.threshold for point in points]), max_drop)]
 
 
-def _surest(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: float) -> int:
+def _highest_within(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: float) -> int:
     """The index of the highest of the ascending `thresholds` that is surely within `max_drop`.
 
     Each threshold is tested twice on the same images: adaptive against offload, and against the exit. It

@@ -19,7 +19,7 @@ from splitee.inference.graph_check import parse_checked
 from splitee.inference.graphs import FEATURES, IMAGES, LOGITS, open_session
 from splitee.inference.uncertainty import Array
 from splitee.networks.exits import ExitHead
-from splitee_export.operators import describe_operators_once
+from splitee_export.operators import cache_operators
 
 OPSET = 20
 EXAMPLES = 2  # a batch of one would be treated as a constant
@@ -63,7 +63,7 @@ def to_onnx(module: nn.Module, shape: Sequence[int], source: str, outputs: list[
     Raises ModelError: torch cannot export it.
     """
     module.eval()
-    describe_operators_once()
+    cache_operators()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

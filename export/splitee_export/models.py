@@ -37,7 +37,7 @@ from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.codecs import AUTO, DEFAULT
 from splitee.samples.fitting import Pixels, Region
 from splitee.samples.images import normalize
-from splitee.samples.kept import SAMPLES, Samples, keep_region
+from splitee.samples.storage import SAMPLES, Samples, save_region
 from splitee_export.calibration import Calibration
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
@@ -89,18 +89,18 @@ def export_client(
     spec = state.spec
     graph = client_graph(state.client, state.exit, spec.input_shape)
     run = GraphRunner(graph, CLIENT)
-    tried_on = _noise(spec.input_shape) if samples is None else samples.held_out
-    inputs = normalize(tried_on, spec.mean, spec.std)
+    test_images = _noise(spec.input_shape) if samples is None else samples.held_out
+    inputs = normalize(test_images, spec.mean, spec.std)
     torch_run = partial(run_torch, ClientGraph(state.client, state.exit))
     kind: Literal["pictures", "random"] = "random" if samples is None else "pictures"
     parity = check_parity(CLIENT, torch_run, run, inputs, kind, threshold=spec.threshold)
     graphs = {CLIENT: graph}
     quantization = None
     if int8 is not None and samples is not None:
-        smaller = to_int8(graph, normalize(samples.training, spec.mean, spec.std))
-        quantization = _judge(graph, smaller, inputs, samples, int8)
+        int8_graph = to_int8(graph, normalize(samples.training, spec.mean, spec.std))
+        quantization = _compare_int8(graph, int8_graph, inputs, samples, int8)
         if quantization.kept:
-            graphs[CLIENT_INT8] = smaller
+            graphs[CLIENT_INT8] = int8_graph
     manifest = ClientManifest(
         kind="client",
         run=spec.run,
@@ -130,15 +130,15 @@ def export_client(
     return manifest
 
 
-def export_same(model: Path, device: str, out: Path, calibration: Calibration) -> ClientManifest:
+def export_copy(model: Path, device: str, out: Path, calibration: Calibration) -> ClientManifest:
     """Writes the model directory of a device whose weights are those of the model exported to `model`.
 
     Raises:
         ModelError: that model is damaged.
     """
-    theirs = read_manifest(model, ClientManifest)
-    graphs = {CLIENT: read_graph(model, CLIENT, theirs.sha256)}
-    manifest = replace(theirs, device=device, **_threshold(calibration))
+    source = read_manifest(model, ClientManifest)
+    graphs = {CLIENT: read_graph(model, CLIENT, source.sha256)}
+    manifest = replace(source, device=device, **_threshold(calibration))
     _write(out, graphs, manifest)
     return manifest
 
@@ -162,13 +162,13 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
     for name in sorted(set(devices.values())):
         users = sorted(device for device, file in devices.items() if file == name)
         log.info("%s: for %s", name, ", ".join(users))
-        tried_by = next((device for device in users if device in inputs), None)
+        test_device = next((device for device in users if device in inputs), None)
         cut = state.cuts[users[0]]
         shape = state.network.stages[cut - 1].feature_shape
-        features = _random_features(shape) if tried_by is None else inputs[tried_by]
+        features = _random_features(shape) if test_device is None else inputs[test_device]
         trunk = state.trunks[users[0]]
         graphs[name] = trunk_graph(trunk, shape)
-        kind: Literal["features", "random"] = "random" if tried_by is None else "features"
+        kind: Literal["features", "random"] = "random" if test_device is None else "features"
         parity = check_parity(
             name, partial(run_torch, trunk), GraphRunner(graphs[name], name), features, kind
         )
@@ -212,26 +212,28 @@ def _trunk_files(state: ServerState) -> dict[str, str]:
     return files
 
 
-def _judge(fp32: bytes, int8: bytes, inputs: Array, samples: Samples, policy: Int8Policy) -> Quantization:
+def _compare_int8(
+    fp32: bytes, int8: bytes, inputs: Array, samples: Samples, policy: Int8Policy
+) -> Quantization:
     """Compares the two graphs on held-out images, and their times on this machine."""
-    one = GraphRunner(fp32, CLIENT), GraphRunner(int8, CLIENT_INT8)
-    before, after = (accuracy(run, inputs, samples.labels) for run in one)
+    runners = GraphRunner(fp32, CLIENT), GraphRunner(int8, CLIENT_INT8)
+    before, after = (accuracy(run, inputs, samples.labels) for run in runners)
     result = Quantization(accuracy_fp32=before, accuracy_int8=after, kept=before - after <= policy.max_drop)
     if not policy.benchmark:
         return result
-    fp32_ms, int8_ms = time_both(*one, inputs)
+    fp32_ms, int8_ms = time_both(*runners, inputs)
     return replace(result, fp32_ms=fp32_ms, int8_ms=int8_ms, kept=result.kept and int8_ms < fp32_ms)
 
 
 def _features(state: ServerState, path: Path) -> tuple[str, Array]:
     model, samples = ClientModel(path, file=CLIENT), Samples.read(path)
-    theirs = model.manifest
-    if (theirs.run, theirs.cut) != (state.spec.run, state.cuts.get(theirs.device)):
+    source = model.manifest
+    if (source.run, source.cut) != (state.spec.run, state.cuts.get(source.device)):
         raise ConfigError(
-            f"--client {path}: it is of {theirs.device} in run {theirs.run} at cut {theirs.cut}; this server "
-            f"has run {state.spec.run}, with {theirs.device} at cut {state.cuts.get(theirs.device)}"
+            f"--client {path}: it is of {source.device} in run {source.run} at cut {source.cut}; this server "
+            f"has run {state.spec.run}, with {source.device} at cut {state.cuts.get(source.device)}"
         )
-    return theirs.device, model(samples.held_out)[0]
+    return source.device, model(samples.held_out)[0]
 
 
 def _noise(shape: Sequence[int]) -> Pixels:
@@ -268,7 +270,7 @@ def _write(
         raise StateError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     for name, data in files.items():
         write_atomically(out / name, data)
-    keep_region(out, region)
+    save_region(out, region)
     write_manifest(out, manifest)
 
 

@@ -14,7 +14,7 @@ from splitee.inference.uncertainty import Array, uncertainty
 
 MAX_ERROR = 1e-4  # of the largest value; fp32 on both sides gives about 1e-6
 MIN_AGREEMENT = 0.99  # of labels and decisions: values close to a boundary may fall on either side
-ALONE = 8  # samples that are also run singly
+SINGLE_SAMPLES = 8  # samples that are also run singly
 BATCH = 32
 
 Run = Callable[[Array], list[Array]]
@@ -59,7 +59,7 @@ def check_parity(
 
 
 def _batches(inputs: Array) -> Iterator[Array]:
-    for index in range(min(ALONE, len(inputs))):
+    for index in range(min(SINGLE_SAMPLES, len(inputs))):
         yield inputs[index : index + 1]
     for start in range(0, len(inputs), BATCH):
         yield inputs[start : start + BATCH]

@@ -24,7 +24,7 @@ from splitee.inference.uncertainty import Array
 from splitee_export.graphs import GraphRunner
 
 BATCH = 16
-TIMED = 50  # runs of one image, after a warm-up of a tenth as many
+TIMED_RUNS = 50  # runs of one image, after a warm-up of a tenth as many
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -76,10 +76,10 @@ def accuracy(run: GraphRunner, images: Array, labels: npt.NDArray[np.int64]) -> 
 def time_both(first: GraphRunner, second: GraphRunner, images: Array) -> tuple[float, float]:
     """Median milliseconds of each for one image. They alternate, so that both run under the same load."""
     taken: tuple[list[float], list[float]] = ([], [])
-    for index in range(TIMED + TIMED // 10):
+    for index in range(TIMED_RUNS + TIMED_RUNS // 10):
         image = images[index % len(images)][None]
         for run, times in zip((first, second), taken, strict=True):
             started = time.perf_counter()
             run(image)
             times.append(1000 * (time.perf_counter() - started))
-    return median(taken[0][TIMED // 10 :]), median(taken[1][TIMED // 10 :])
+    return median(taken[0][TIMED_RUNS // 10 :]), median(taken[1][TIMED_RUNS // 10 :])

@@ -75,7 +75,7 @@ def read_state(path: Path, network: str | None = None, wanted: str = LAST) -> De
         rounds = [number for number in directory.rounds() if number]  # 0: the state from which a run began
         if not facts.get("finished", True) and len(rounds) > 1:
             rounds = rounds[1:]  # the last round of a stopped device may not be committed
-        number, state = _load(directory, _wanted(path, facts, rounds, wanted))
+        number, state = _load(directory, _select_rounds(path, facts, rounds, wanted))
     finally:
         directory.close()
     spec = _spec(path, facts)
@@ -110,7 +110,7 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _wanted(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -> list[int]:
+def _select_rounds(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -> list[int]:
     """The suitable `rounds`, the newest first. Raises StateError: there are none."""
     if wanted == LAST:
         return rounds
@@ -176,10 +176,10 @@ def server_state(spec: RunSpec, number: int, named: NamedTrunks) -> ServerState:
     for name, trunk in named.trunks.items():
         stages = network.stage_keys(trunk.cut + 1, network.num_layers)
         weights = {key: trunk.weights[key] for key in stages}
-        what = trunk.cut, output_digest(weights)
-        if what not in modules:
-            modules[what] = copy.deepcopy(network.trunk(trunk.cut)).eval()
-            modules[what].load_state_dict(weights, assign=True)
-        by_name[name] = modules[what]
+        content = trunk.cut, output_digest(weights)
+        if content not in modules:
+            modules[content] = copy.deepcopy(network.trunk(trunk.cut)).eval()
+            modules[content].load_state_dict(weights, assign=True)
+        by_name[name] = modules[content]
     trunks = {device: by_name[name] for device, name in named.trunk_of.items()}
     return ServerState(spec, number, network, named.cuts, trunks)

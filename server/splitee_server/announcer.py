@@ -40,14 +40,14 @@ if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
-DELIVERED = 64 << 10  # bytes of a part: the server does not know how fast a device's link is
-CLAIM = 1.0  # seconds that a running server has to reply, if the claim does not come back
-ECHO, TRIPS = 0.25, 4  # seconds, and round trips, that it has after the claim came back
-SILENT = 2.5 * HEARTBEAT  # seconds without a message after which a server that was online counts as gone
+DELIVERY_PART = 64 << 10  # bytes of a part: the server does not know how fast a device's link is
+REPLY_TIMEOUT = 1.0  # seconds that a running server has to reply, if the claim does not come back
+MIN_WAIT, ROUND_TRIPS = 0.25, 4  # seconds, and round trips, that it has after the claim came back
+LOST_AFTER = 2.5 * HEARTBEAT  # seconds without a message after which a server that was online counts as gone
 
 
-def offline(topics: Topics, instance: int) -> tuple[str, bytes]:
-    """The last will and the farewell."""
+def offline_status(topics: Topics, instance: int) -> tuple[str, bytes]:
+    """The last will, and the offline message of a server that stops."""
     return topics.server_status, ServerStatus(state="offline", instance=instance).encode()
 
 
@@ -56,8 +56,8 @@ def claim_fleet(
 ) -> None:
     """Make sure that no other server serves this fleet.
 
-    Each broker returns the claim after its retained messages. From then on another server has TRIPS times
-    the claim's round trip, and at least ECHO seconds, to reply. If a server claims the fleet later, this one
+    Each broker returns the claim after its retained messages. Another server then has ROUND_TRIPS times the
+    claim's round trip, at least MIN_WAIT seconds, to reply. If a server claims the fleet later, this one
     repeats its claim.
 
     Args:
@@ -71,7 +71,7 @@ def claim_fleet(
     port.subscribe(*gate.filters)
     port.publish(topics.server_claim, claim)
     started = clock()
-    until, echoes, suspected = started + CLAIM, 0, False
+    until, echoes, suspected = started + REPLY_TIMEOUT, 0, False
     while (left := until - clock()) > 0:
         event = port.receive(left)
         received = gate.read(event) if isinstance(event, Message) else None
@@ -80,7 +80,7 @@ def claim_fleet(
         if received.message.instance == instance:
             echoes += received.route is routes.SERVER_CLAIM
             if echoes == brokers and not suspected:
-                until = clock() + max(ECHO, TRIPS * (clock() - started))
+                until = clock() + max(MIN_WAIT, ROUND_TRIPS * (clock() - started))
         elif _is_taken(received, instance):
             raise IdInUse(
                 f"another server serves fleet {topics.fleet!r} at this broker: "
@@ -89,10 +89,10 @@ def claim_fleet(
         elif received.route is routes.SERVER_CLAIM:
             port.publish(topics.server_claim, claim)
         elif received.message.state == "online":
-            log.info("another server was online; waiting %.0f s for a message from it", SILENT)
-            until, suspected = clock() + SILENT, True
+            log.info("another server was online; waiting %.0f s for a message from it", LOST_AFTER)
+            until, suspected = clock() + LOST_AFTER, True
         else:
-            until = min(until, clock() + CLAIM)
+            until = min(until, clock() + REPLY_TIMEOUT)
 
 
 def _is_taken(received: Received, instance: int) -> bool:
@@ -115,8 +115,8 @@ class Announcer:
         self._instance = instance
         self._run = run
         self._retained: dict[str, bytes] = {}  # by topic
-        self._said: dict[str, float] = {}  # when
-        self._beat_due = 0.0
+        self._published_at: dict[str, float] = {}  # when
+        self._heartbeat_due = 0.0
 
     @property
     def max_packet(self) -> int:
@@ -125,7 +125,7 @@ class Announcer:
 
     def run(self, spec: RunSpec) -> None:
         """Publish the run if any of its settings has changed."""
-        self._retain(routes.RUN, spec, known_for=inf)
+        self._retain(routes.RUN, spec, repeat_after=inf)
 
     def round(self, opened: RoundOpen) -> None:
         self._retain(routes.ROUND, opened)
@@ -137,10 +137,10 @@ class Announcer:
         part: Participant | None,
         room: int = 0,
         *,
-        known_for: float = 0.0,
+        repeat_after: float = 0.0,
     ) -> None:
-        """A device's part in a phase; None: it is dropped from it. `known_for`: as in `_retain`."""
-        told = Participation(
+        """A device's part in a phase; None: it is dropped from it. `repeat_after`: as in `_retain`."""
+        message = Participation(
             run=opened.run,
             round=opened.round,
             attempt=opened.attempt,
@@ -148,7 +148,7 @@ class Announcer:
             part=part,
             room=room,
         )
-        self._retain(routes.PARTICIPATION, told, device, known_for=known_for)
+        self._retain(routes.PARTICIPATION, message, device, repeat_after=repeat_after)
 
     def commit(self, number: int, weights_sha256: str) -> None:
         """Round `number` is final."""
@@ -167,28 +167,28 @@ class Announcer:
         for device, figures in metrics.devices.items():
             if device in dismissed:
                 continue
-            told = DeviceFigures(
+            message = DeviceFigures(
                 run=metrics.run, round=metrics.round, figures=figures, confusion=confusions.get(device)
             )
-            self._retain(routes.FIGURES, told, device, known_for=inf)
+            self._retain(routes.FIGURES, message, device, repeat_after=inf)
         self._retain(routes.METRICS, replace(metrics, devices={}))
 
     def overview(self, route: Route, message: JsonMessage, device: str = "") -> None:
         """Publish a message for viewers, if it has changed and is small enough for every broker."""
         payload = message.encode()
         if len(payload) <= min(LARGEST_WHOLE, self.max_packet):
-            self._retain_payload(route.topic(self._topics, device), payload, known_for=inf)
+            self._retain_payload(route.topic(self._topics, device), payload, repeat_after=inf)
         else:
             log.debug("%s is too large to be published", route.topic(self._topics, device))
 
     def assignment(
-        self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
+        self, member: Member, *, held: bool, first: str | None, fresh: bool, repeat_after: float = 0.0
     ) -> None:
         """Publish a device's assignment.
 
         Args:
             held, first, fresh: as in `Assignment`.
-            known_for: as in `_retain`.
+            repeat_after: as in `_retain`.
         """
         assignment = Assignment(
             run=self._run,
@@ -202,7 +202,7 @@ class Announcer:
             first=first,
             fresh=fresh,
         )
-        self._retain(routes.ASSIGNMENT, assignment, member.device, known_for=known_for)
+        self._retain(routes.ASSIGNMENT, assignment, member.device, repeat_after=repeat_after)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
         """All batches below `step` are trained; the device may have `room` batches under way."""
@@ -220,7 +220,7 @@ class Announcer:
     def deliver(self, device: str, route: Route, payloads: Iterable[bytes]) -> None:
         """Send a device what it requested, in parts."""
         for payload in payloads:
-            publish_in_parts(self._port, route.topic(self._topics, device), payload, most=DELIVERED)
+            publish_in_parts(self._port, route.topic(self._topics, device), payload, most=DELIVERY_PART)
 
     def error(
         self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False
@@ -228,7 +228,7 @@ class Announcer:
         report = ErrorReport(code=int(code), message=message[:1000], fatal=fatal, instance=instance)
         self._port.publish(routes.ERROR.topic(self._topics, device), report.encode())
 
-    def beat(
+    def heartbeat(
         self,
         doing: str,
         waiting_for: tuple[str, ...],
@@ -239,7 +239,7 @@ class Announcer:
         now: bool = False,
     ) -> bool:
         """Publish the status when it is due, or `now`; False: it was not."""
-        if not now and self._clock() < self._beat_due:
+        if not now and self._clock() < self._heartbeat_due:
             return False
         status = ServerStatus(
             state="online",
@@ -253,7 +253,7 @@ class Announcer:
             time=time.time(),
         )
         self._port.publish(self._topics.server_status, status.encode(), retain=True)
-        self._beat_due = self._clock() + HEARTBEAT
+        self._heartbeat_due = self._clock() + HEARTBEAT
         return True
 
     def reply(self, request: int, code: ExitCode, message: str) -> None:
@@ -265,25 +265,25 @@ class Announcer:
         """Do not publish this device's retained messages again."""
         for topic in retained_topics(self._topics, device):
             self._retained.pop(topic, None)
-            self._said.pop(topic, None)
+            self._published_at.pop(topic, None)
 
-    def again(self) -> None:
+    def republish(self) -> None:
         """Publish all retained messages again: the broker may have lost them."""
         for topic, payload in self._retained.items():
             self._publish_retained(topic, payload)
 
     def _retain(
-        self, route: Route, message: JsonMessage, device: str = "", *, known_for: float = 0.0
+        self, route: Route, message: JsonMessage, device: str = "", *, repeat_after: float = 0.0
     ) -> None:
-        """Publish a retained message, unless the same was published within the last `known_for` seconds."""
-        self._retain_payload(route.topic(self._topics, device), message.encode(), known_for=known_for)
+        """Publish a retained message, unless the same was published in the last `repeat_after` seconds."""
+        self._retain_payload(route.topic(self._topics, device), message.encode(), repeat_after=repeat_after)
 
-    def _retain_payload(self, topic: str, payload: bytes, *, known_for: float) -> None:
-        if self._retained.get(topic) == payload and self._clock() - self._said[topic] < known_for:
+    def _retain_payload(self, topic: str, payload: bytes, *, repeat_after: float) -> None:
+        if self._retained.get(topic) == payload and self._clock() - self._published_at[topic] < repeat_after:
             return
         self._retained[topic] = payload
         self._publish_retained(topic, payload)
 
     def _publish_retained(self, topic: str, payload: bytes) -> None:
-        self._said[topic] = self._clock()
+        self._published_at[topic] = self._clock()
         self._port.publish(topic, payload, retain=True)

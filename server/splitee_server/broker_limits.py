@@ -16,7 +16,7 @@ MANY = 200  # from this number of devices, a broker's descriptors, connections a
 log = logging.getLogger(__name__)
 
 
-def say_limits(link: Link, devices: int) -> None:
+def log_broker_limits(link: Link, devices: int) -> None:
     """Log if the broker's packets are too small, or its window slows the link down.
 
     A broker that lacks a feature was refused before. A broker does not state how many connections it

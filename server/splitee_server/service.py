@@ -33,7 +33,7 @@ from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.members.admission import Admission, Admitted, ClassNamesChanged
-from splitee_server.members.audience import Audience
+from splitee_server.members.device_subscriptions import DeviceSubscriptions
 from splitee_server.members.members import Members
 from splitee_server.members.quarantine import Quarantine
 from splitee_server.members.traffic import FleetTraffic
@@ -43,7 +43,7 @@ from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.release import releases
 from splitee_server.release.end_of_run import EndOfRun
-from splitee_server.release.plans import AT_ONCE, Pace
+from splitee_server.release.plans import AT_ONCE, RolloutPolicy
 from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.rounds.best_round import BestRound
@@ -89,7 +89,7 @@ class Service:
         observers: Sequence[Observer] = (),
         limits: SenderLimits | None = None,
         signer: ReleaseSigner | None = None,
-        pace: Pace = AT_ONCE,
+        rollout_policy: RolloutPolicy = AT_ONCE,
         initial: InitialWeights | None = None,
         ranks: Ranks = ALONE,
         clock: Clock = time.monotonic,
@@ -97,7 +97,7 @@ class Service:
         """`limits`: on the messages that the port admits. `ranks`: the other processes of this server.
 
         `signer`: signs the models that are released at the end of the run; None: they are not signed.
-        `pace`: of that release. `initial`: the initial weights of `network`, which devices also need; None:
+        `rollout_policy`: of it. `initial`: the initial weights of `network`, which devices also need; None:
         they come from the seed.
         """
         self._port = port
@@ -136,10 +136,10 @@ class Service:
             topics,
             RolloutStore(models / RELEASES),
             is_gone=members.is_dismissed,
-            told=self._on_rollouts,
+            published=self._on_rollouts,
             clock=clock,
         )
-        self._release = EndOfRun(self._releases, topics.fleet, models, signer, pace)
+        self._release = EndOfRun(self._releases, topics.fleet, models, signer, rollout_policy)
         self._begin(network)
         self.gate = Gate(
             topics,
@@ -149,13 +149,13 @@ class Service:
             on_part=self._on_part,
             passes=(StateError, BrokerRefused, RankLost, Unwinding),
         )
-        self._heard = [
+        self._routes = [
             route
             for route in self._handlers
-            if not (ranks.listens_by_name and route is routes.FEATURES)  # ranks subscribe by device
+            if not (ranks.subscribes_by_device and route is routes.FEATURES)  # ranks subscribe by device
         ]
-        self._audience = Audience(
-            port, topics, self._heard, lambda: [member.device for member in members.active()], clock
+        self._subscriptions = DeviceSubscriptions(
+            port, topics, self._routes, lambda: [member.device for member in members.active()], clock
         )
 
     def _begin(self, network: SplitNetwork) -> None:
@@ -215,11 +215,11 @@ class Service:
             self._releases.rollouts,
             clear=self._clear,
             forget=self._on_dismissed,
-            take=self._reception.take,
+            apply_admissions=self._reception.apply_admissions,
         )
         self._handlers: dict[routes.Route, Callable[[Received], None]] = {
             **self._reception.handlers,
-            routes.SERVER_CLAIM: lambda _claim: self._coordinator.beat(now=True),
+            routes.SERVER_CLAIM: lambda _claim: self._coordinator.heartbeat(now=True),
             routes.DISMISS: self._dismissals.on_dismissal,
             routes.INFER: self._predictions.add,
             **dict.fromkeys(releases.ROUTES, self._releases.handle),
@@ -233,21 +233,27 @@ class Service:
             Stopped: the process received a signal to stop; the last committed round is safe.
         """
         observed = (topic for observer in self._observers for topic in observer.filters)
-        filters = (route.topic(self._topics) for route in self._heard)
+        filters = (route.topic(self._topics) for route in self._routes)
         self._port.subscribe(*sorted(filters), *observed)
         for observer in self._observers:
             observer.start()
-        self._dismissals.say_again()
+        self._dismissals.clear_again()
         self._coordinator.resume()
         if self._members.dismissed:
-            log.info("dismissed: %s; %s", ", ".join(self._members.dismissed), self._coordinator.outlook())
+            log.info(
+                "dismissed: %s; %s",
+                ", ".join(self._members.dismissed),
+                self._coordinator.describe_remaining(),
+            )
         while (changed := self._serve()) is not None:
             log.warning("%s", changed)
-            self._begin_anew()
+            self._restart()
             if isinstance(changed, ClassNamesChanged):
-                self.gate.guard(routes.PROFILE, changed.device, partial(self._reception.take, changed.found))
+                self.gate.guard(
+                    routes.PROFILE, changed.device, partial(self._reception.apply_admissions, changed.found)
+                )
             else:
-                self._reception.take(self._admission.admit_again())
+                self._reception.apply_admissions(self._admission.admit_again())
         self._releases.rollouts.tick(at_once=True)
         return self._coordinator.report()
 
@@ -258,7 +264,7 @@ class Service:
         try:
             for phase in self._coordinator.phases():
                 while not phase.is_over():
-                    self._look_around()
+                    self._tick()
                     self._handle_events()
                     if not self._coordinator.work_one() and not phase.is_over():
                         self._handle_event(min(IDLE, self._ranks.idle))
@@ -267,7 +273,7 @@ class Service:
             return changed.with_traceback(None)  # a traceback would keep the models in memory
         return None
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
         """Start a new attempt at the run, from its last commit or from its initial weights and settings.
 
         What the server knows of devices is kept: statuses, votes, quarantine, counts of refused messages.
@@ -290,7 +296,7 @@ class Service:
             if not self._handle_event(0):
                 return
 
-    def _look_around(self) -> None:
+    def _tick(self) -> None:
         """Do what is due between two batches, whether a message has arrived or not."""
         if self._port.alive:
             feed_watchdog()
@@ -304,7 +310,7 @@ class Service:
         for (device, reason), count in self._ranks.take_refused().items():
             self.gate.rejected[device, reason] += count
             self._note(device, reason, count)
-        self._audience.tick()
+        self._subscriptions.tick()
 
     def _handle_event(self, timeout: float) -> bool:
         """Handle one event, after waiting at most `timeout` seconds; False: none came."""
@@ -312,14 +318,14 @@ class Service:
         if event is None:
             self._predictions.reply_to_all()
             return False
-        self._take_in(event)
+        self._dispatch(event)
         return True
 
-    def _take_in(self, event: Event) -> None:
+    def _dispatch(self, event: Event) -> None:
         if isinstance(event, Connected):
-            self._coordinator.say_all_again()
-            self._releases.rollouts.again()
-            self._dismissals.say_again()
+            self._coordinator.republish_all()
+            self._releases.rollouts.republish()
+            self._dismissals.clear_again()
             for observer in self._observers:
                 observer.on_reconnected()
         elif isinstance(event, Disconnected):
@@ -366,18 +372,18 @@ class Service:
 
     def _clear(self, topics: Iterable[str]) -> None:
         """Clear retained messages. From topics that it reads, this server will receive an empty message."""
-        told = clear(self._port, topics)
-        self._cleared.update(topic for topic in told if self._reads(topic))
+        published = clear(self._port, topics)
+        self._cleared.update(topic for topic in published if self._reads(topic))
 
     def _reads(self, topic: str) -> bool:
-        found = routes.find(self._topics, topic)
+        found = routes.find_route(self._topics, topic)
         return found is not None and found[0] in self._handlers
 
     def _on_flood(self, device: str, count: int) -> None:
         """A device exceeded the limits on its messages: `count` of them were dropped unread."""
         self.gate.rejected[device, "flood"] += count
         self._note(device, "flood", count)
-        self._audience.shut_out(device)
+        self._subscriptions.shut_out(device)
 
     def _note(self, device: str, reason: Reason, times: int = 1) -> None:
         if self._quarantine.note(device, reason, times):
@@ -416,7 +422,7 @@ class Service:
 
     def _progress(self) -> Progress:
         run, statuses = self._coordinator.progress(), self._admission.last_status
-        devices = (standing.device for standing in run.devices)
+        devices = (snapshot.device for snapshot in run.devices)
         moved = self._traffic.moved()
         return Progress(
             fleet=self._topics.fleet,

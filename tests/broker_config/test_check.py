@@ -26,13 +26,13 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
 from splitee_broker.checks.registry import CHECKS
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker, free_port
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker, free_port
 
 from .conftest import FLEET, HOST, Fleet, mosquitto
 
 DEADLINE = 10.0
 NAMES = [check.name for check in CHECKS]
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 Check = Callable[..., "Outcome"]
 
 

@@ -13,7 +13,7 @@ from invitations import proven
 
 from splitee.pairing.code import new_code, read_code
 from splitee.pairing.messages import Granted, Refused, Request
-from splitee_broker.pairing import conversation, doorway
+from splitee_broker.pairing import conversation, listener
 from splitee_broker.pairing.hub_certificate import hub_context
 from splitee_broker.pairing.invitation import Invitation
 from splitee_broker.pairing.registrar import Registrar
@@ -31,12 +31,12 @@ class Hosting:
     def __init__(self, directory: Path, count: int) -> None:
         assert run_broker("init", "--fleet", FLEET, "--name", HOST, directory=directory).exception is None
         context, certificate = hub_context()
-        listening = doorway.Doorway(0, context, print)
+        listening = listener.PairingListener(0, context, print)
         self.code = new_code()
         self.hub = Hub(HOST, listening.port)
         registrar = Registrar(directory, days=30, reload=None)
         invitation = Invitation(read_code(self.code), "", 600.0, count)
-        host = conversation.Host(invitation, registrar, certificate, print)
+        host = conversation.PairingServer(invitation, registrar, certificate, print)
         self._ended = threading.Event()
         self._thread = threading.Thread(
             target=listening.serve, args=(host.receive, lambda: not self._ended.is_set())
@@ -60,7 +60,7 @@ def test_device_waiting_too_long_for_others_is_refused_as_busy(
 ) -> None:
     """The three devices never confirm their certificates, so one has to wait for two others."""
     monkeypatch.setattr(conversation, "WRITING", 4.0)  # not a minute
-    monkeypatch.setattr(doorway, "PROVING", 3.0)
+    monkeypatch.setattr(listener, "PROVING", 3.0)
     with ExitStack() as stack:
         channels = [stack.enter_context(proven(hosting)) for _ in range(3)]
         for number, channel in enumerate(channels):

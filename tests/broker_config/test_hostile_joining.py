@@ -26,9 +26,9 @@ from splitee.pairing.channel import Channel
 from splitee.pairing.code import new_code
 from splitee.pairing.messages import VERSION, Granted, Greeting, Proof, Refused, Request, Welcome
 from splitee.pairing.proofs import new_nonce
-from splitee_broker.pairing.doorway import OF_ONE
 from splitee_broker.pairing.hub_certificate import hub_context
 from splitee_broker.pairing.invitation import CERTIFICATES, TRIES
+from splitee_broker.pairing.listener import MOST_FROM_ONE_ADDRESS
 from splitee_device.joining.exchange import Hub
 from splitee_device.joining.own_key import OwnKey
 
@@ -206,7 +206,9 @@ def test_silent_connections_are_closed_and_make_room_for_a_device(directory: Pat
         where = (invitation.hub.host, invitation.hub.port)
         greeted, _ = stack.enter_context(connection(invitation.hub))
         greeted.receive(Greeting)
-        silent = [stack.enter_context(socket.create_connection(where)) for _ in range(OF_ONE - 1)]
+        silent = [
+            stack.enter_context(socket.create_connection(where)) for _ in range(MOST_FROM_ONE_ADDRESS - 1)
+        ]
         with socket.create_connection(where) as one_more:
             assert closed(one_more)
         done = joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "patient")

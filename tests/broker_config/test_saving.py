@@ -16,7 +16,7 @@ import pytest
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import OwnBroker
+from splitee_lab.local.brokers import RestartableBroker
 
 pytestmark = pytest.mark.mosquitto
 
@@ -30,7 +30,7 @@ def shipped() -> dict[str, str]:
 
 
 @contextmanager
-def saving_broker(**changed: str) -> Iterator[tuple[OwnBroker, Path]]:
+def saving_broker(**changed: str) -> Iterator[tuple[RestartableBroker, Path]]:
     """Mosquitto with the shipped settings for saving, except `changed`; and its database."""
     with TemporaryDirectory(prefix="splitee-saving-") as folder:
         state = Path(folder, "state")
@@ -39,7 +39,7 @@ def saving_broker(**changed: str) -> Iterator[tuple[OwnBroker, Path]]:
             path.chmod(0o777)  # Mosquitto gives up root's rights
         settings = shipped() | {"persistence_location": f"{state}/"} | changed
         lines = "".join(f"{name} {value}\n" for name, value in settings.items())
-        broker = OwnBroker("mosquitto", Path(folder), f"allow_anonymous true\n{lines}")
+        broker = RestartableBroker("mosquitto", Path(folder), f"allow_anonymous true\n{lines}")
         broker.start()
         try:
             yield broker, state / "mosquitto.db"

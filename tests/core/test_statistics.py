@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitee.statistics import chance_of_as_many, wilson
+from splitee.statistics import mcnemar_p_value, wilson
 
 
 @pytest.mark.parametrize(
@@ -37,4 +37,4 @@ def test_more_samples_narrow_the_interval() -> None:
 def test_chance_of_a_difference_follows_the_binomial_distribution(
     losses: int, gains: int, chance: float
 ) -> None:
-    assert chance_of_as_many(losses, gains) == pytest.approx(chance, abs=1e-4)
+    assert mcnemar_p_value(losses, gains) == pytest.approx(chance, abs=1e-4)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from splitee.errors import ExitCode
-from splitee_device.upgrade.launcher import TO_STOP
+from splitee_device.upgrade.launcher import STOP_TIMEOUT
 from splitee_device.upgrade.software import VARIABLE
 
 ROOT = Path(__file__).parents[2]
@@ -290,7 +290,7 @@ def test_unit_leaves_software_and_signals_to_the_launcher() -> None:
     assert "NotifyAccess=all" in text.splitlines(), "READY=1 comes from the process that the launcher started"
     assert "KillMode=mixed" in text.splitlines(), "the launcher hands signals on, the watchdog's as well"
     [minutes] = re.findall(r"^TimeoutStopSec=(\d+)min$", text, re.MULTILINE)
-    assert int(minutes) * 60 > TO_STOP, "the launcher ends a process that does not stop, not systemd"
+    assert int(minutes) * 60 > STOP_TIMEOUT, "the launcher ends a process that does not stop, not systemd"
 
 
 def test_broker_and_device_start_after_the_clock_is_set() -> None:

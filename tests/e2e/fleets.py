@@ -28,7 +28,7 @@ from splitee_device.data.statistics import channel_statistics
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.initial.begin import with_weights
 from splitee_server.learning.initial.weights import fit
-from splitee_server.rounds.settling import Joined, settle
+from splitee_server.rounds.settling import DeviceReport, settle
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -225,7 +225,7 @@ def simulation_of(
     network = build_for(spec)
     if spec.awaits_fleet:
         told = [
-            Joined(d.cut, len(d.data.train), *channel_statistics(d.data.train).values())
+            DeviceReport(d.cut, len(d.data.train), *channel_statistics(d.data.train).values())
             for d in devices.values()
         ]
         spec = settle(spec, network, told)

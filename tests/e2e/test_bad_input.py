@@ -26,7 +26,7 @@ from splitee.protocol.rounds import Features
 from splitee.protocol.routes import MAX_REQUEST
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import RestartableBroker, RunningBroker
 
 SPEC = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
 
@@ -98,7 +98,9 @@ def test_unreachable_broker_is_reported_with_its_address(
 
 @pytest.mark.mosquitto
 def test_refusal_by_the_broker_is_reported(
-    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], make_broker: Callable[..., OwnBroker]
+    capsys: pytest.CaptureFixture[str],
+    device_flags: tuple[str, ...],
+    make_broker: Callable[..., RestartableBroker],
 ) -> None:
     broker = make_broker(settings="allow_anonymous false\n")
     flags = (*device_flags, "--data", "builtin:fashion-mnist", "--broker", str(broker.address))

@@ -32,13 +32,13 @@ from splitee.protocol.fleet_view import DeviceView, FleetView
 from splitee.protocol.gate import Gate
 from splitee.protocol.inference import ModelOffer, ModelReport, PredictionReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
-from splitee.samples.kept import Samples
+from splitee.samples.storage import Samples
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 from splitee_lab.local.brokers import RunningBroker
 from splitee_server.release import plans
-from splitee_server.release.here import Here
+from splitee_server.release.local_rollouts import LocalRollouts
 from splitee_server.release.plans import AT_ONCE
 from splitee_server.release.releases import ROUTES
 from splitee_server.release.rollout import Standing
@@ -232,7 +232,9 @@ class Pair:
         self.device_link = make_link(broker.address, f"{fleet}-device", max_packet=4096)
         self.server_link = make_link(broker.address, f"{fleet}-server", max_packet=4096)
         self.delivery = Delivery(self.device_link, self.topics, "pi-2", ModelInstaller(shelf, "pi-2"))
-        self.server = Here(self.server_link, self.topics, RolloutStore(shelf.path.parent / "releases"))
+        self.server = LocalRollouts(
+            self.server_link, self.topics, RolloutStore(shelf.path.parent / "releases")
+        )
         self.parts: list[ReleasePart] = []
 
     def offer(self, model: Path) -> None:

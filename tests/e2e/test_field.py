@@ -19,14 +19,14 @@ from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker
 
 pytestmark = pytest.mark.mosquitto
 
 
 @pytest.mark.slow(20)
 def test_killed_servers_leave_no_session_behind(
-    make_broker: Callable[..., OwnBroker], public_path: Path, tmp_path: Path
+    make_broker: Callable[..., RestartableBroker], public_path: Path, tmp_path: Path
 ) -> None:
     broker, topics = make_broker("mosquitto", keeping(MOSQUITTO_SETTINGS, public_path)), Topics("killed")
     watcher = Link(broker.address, "watches-killed")

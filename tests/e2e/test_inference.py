@@ -42,7 +42,7 @@ from splitee.protocol.routes import ACK
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_export.states import ServerState, read_state
-from splitee_lab.local.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import RestartableBroker, RunningBroker
 
 LONG = 60.0  # seconds
 # Prints the modules that the process of `splitee serve` has loaded.
@@ -365,7 +365,7 @@ def test_offload_resumes_when_the_server_comes_back(serve: Serve, device: Device
 
 
 def test_offload_begins_when_a_late_broker_comes_up(
-    trained: Trained, device: Devices, make_broker: Callable[..., OwnBroker], tmp_path: Path
+    trained: Trained, device: Devices, make_broker: Callable[..., RestartableBroker], tmp_path: Path
 ) -> None:
     broker = make_broker()
     broker.stop()

@@ -16,7 +16,7 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, free_port
 
 ROUNDS, STEPS = 3, 10
 
@@ -56,7 +56,7 @@ def check(fleet: Fleet, directory: Path) -> None:
 @pytest.mark.slow(10)
 @pytest.mark.mosquitto
 def test_fleet_over_websockets_gives_the_weights_of_one_process(
-    make_broker: Callable[..., OwnBroker], tmp_path: Path
+    make_broker: Callable[..., RestartableBroker], tmp_path: Path
 ) -> None:
     port = free_port()
     make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}listener {port} 127.0.0.1\nprotocol websockets\n")

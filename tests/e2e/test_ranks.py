@@ -18,7 +18,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import OwnBroker, RunningBroker, free_port
+from splitee_lab.local.brokers import RestartableBroker, RunningBroker, free_port
 
 BIN = Path(sys.executable).parent
 FORKED_RANK = Path(__file__).parents[1] / "support" / "forked_rank.py"
@@ -152,7 +152,7 @@ def test_training_goes_on_when_one_of_two_machines_leaves(
 @pytest.mark.slow(20)
 @pytest.mark.mosquitto
 def test_each_rank_may_use_its_own_broker(
-    mosquitto_broker: RunningBroker, make_broker: Callable[..., OwnBroker], tmp_path: Path
+    mosquitto_broker: RunningBroker, make_broker: Callable[..., RestartableBroker], tmp_path: Path
 ) -> None:
     """A device is served by the rank whose broker it uses, and receives all that other devices do."""
     other = str(make_broker().address)

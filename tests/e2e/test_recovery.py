@@ -18,7 +18,7 @@ from proxy import Proxy
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker
 
 ROUNDS = 4
 STEPS = "20"  # batches a round: enough for something to happen in its middle
@@ -65,7 +65,7 @@ def flags() -> tuple[str, ...]:
 @pytest.mark.slow(13)
 @pytest.mark.mosquitto
 def test_killed_broker_leaves_the_weights_unchanged(
-    make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
+    make_broker: Callable[..., RestartableBroker], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     broker, topics = make_broker(), Topics("killed-broker")
     watcher = Link(broker.address, "watches-killed-broker")
@@ -86,7 +86,7 @@ def test_killed_broker_leaves_the_weights_unchanged(
 @pytest.mark.slow(7)
 @pytest.mark.mosquitto
 def test_broker_with_an_old_database_leaves_the_weights_unchanged(
-    make_broker: Callable[..., OwnBroker], open_folder: Path, tmp_path: Path, flags: tuple[str, ...]
+    make_broker: Callable[..., RestartableBroker], open_folder: Path, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     """As after a power cut, half an hour after it saved: its retained messages are of a round long over."""
     state = open_folder
@@ -112,7 +112,7 @@ def test_broker_with_an_old_database_leaves_the_weights_unchanged(
 @pytest.mark.slow(8)
 @pytest.mark.mosquitto
 def test_model_offer_lost_by_the_broker_is_made_again(
-    make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
+    make_broker: Callable[..., RestartableBroker], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     """The device was frozen when its model was offered, and the broker lost the offer."""
     broker, topics = make_broker(), Topics("lost-offer")

@@ -117,7 +117,7 @@ class Fleet:
                 marked = event.topic == MARK
 
     def take(self, message: Message) -> None:
-        found = routes.find(TOPICS, message.topic)
+        found = routes.find_route(TOPICS, message.topic)
         if found is None:
             return
         route, device = found

@@ -16,7 +16,7 @@ from splitee.protocol.fleet import DeviceFigures, DeviceStatus
 from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Region
-from splitee.samples.kept import kept_region
+from splitee.samples.storage import load_region
 from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, new_key
 from splitee_lab.local.brokers import RunningBroker
 
@@ -68,7 +68,7 @@ def test_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tm
     }
     watcher.close()
     trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
-    regions = [kept_region(tmp_path / device / "models" / "current") for device in ("pi-1", "pi-2")]
+    regions = [load_region(tmp_path / device / "models" / "current") for device in ("pi-1", "pi-2")]
     assert regions == [Region(2, 2, 24, 24), None]
     for device, cut in (("pi-1", 1), ("pi-2", 3)):
         manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)

@@ -14,7 +14,7 @@ import pytest
 from fleets import Fleet, await_message
 from image_folders import write_clothes
 
-from splitee.commands.status import gather
+from splitee.commands.status import receive_retained
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
@@ -61,7 +61,7 @@ def snapshot(broker: RunningBroker, fleet: str) -> FleetSnapshot:
     with closing(Link(broker.address, f"{fleet}-viewer")) as link:
         link.subscribe(*view.filters)
         link.open(5)
-        gather(link, view)
+        receive_retained(link, view)
     return view.snapshot()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import Counted
+from fakes import RecordingMeter
 from fleets import Fleet, simulation_of
 
 from splitee.mqtt.events import Message
@@ -17,7 +17,7 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker
 
 CUTS = {"pi-1": 1, "pi-2": 3}
 ROUNDS = 3
@@ -32,8 +32,8 @@ FLAGS = ("--strategy", "sequential", "--client-averaging", "layerwise", "--soft-
 def test_traffic_counts_match_those_of_the_broker_and_a_simulation(
     make_link: Callable[..., Link], tmp_path: Path
 ) -> None:
-    topics, watching = Topics("traffic"), Counted()
-    broker = OwnBroker("mosquitto", tmp_path, f"{MOSQUITTO_SETTINGS}sys_interval 1\n")
+    topics, watching = Topics("traffic"), RecordingMeter()
+    broker = RestartableBroker("mosquitto", tmp_path, f"{MOSQUITTO_SETTINGS}sys_interval 1\n")
     broker.start()
     try:
         watcher = Link(broker.address, "traffic-watcher")
@@ -55,7 +55,7 @@ def test_traffic_counts_match_those_of_the_broker_and_a_simulation(
             event = watcher.receive(timeout)
             if not isinstance(event, Message):
                 return event is not None
-            found = routes.find(topics, event.topic)
+            found = routes.find_route(topics, event.topic)
             if found is not None and found[0] in shown:
                 for_viewers += len(event.payload)
             elif event.topic.startswith("$SYS"):
@@ -80,7 +80,7 @@ def test_traffic_counts_match_those_of_the_broker_and_a_simulation(
         headers += said["down"]["headers"] + said["to_all"]["headers"]
 
         def is_close() -> bool:
-            seen = sum(size for _, size, _ in watching.came)
+            seen = sum(size for _, size, _ in watching.incoming)
             expected = {
                 f"{PAYLOADS}/received": published + for_viewers,
                 f"{PAYLOADS}/sent": received + seen,

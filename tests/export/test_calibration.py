@@ -20,7 +20,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.samples.kept import SAMPLES, Samples
+from splitee.samples.storage import SAMPLES, Samples
 from splitee_export.calibration import (
     MAX_DROP,
     Calibration,

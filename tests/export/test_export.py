@@ -23,7 +23,7 @@ from splitee.networks.split import build_network
 from splitee.protocol.fleet import FleetMetrics, Metrics
 from splitee.samples.fitting import Region
 from splitee.samples.images import normalize
-from splitee.samples.kept import Samples, keep_region, kept_region
+from splitee.samples.storage import Samples, load_region, save_region
 from splitee.training.state import pack_state, unpack_state
 from splitee_export.commands.export import export
 from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
@@ -167,10 +167,10 @@ def _run(*arguments: object) -> SpliteeError | str:
 def test_export_command_reports_its_models_and_keeps_the_region(trained: Trained, tmp_path: Path) -> None:
     trusted = ("--network", NETWORK)
     state = Path(shutil.copytree(trained.path / "pi-1", tmp_path / "state"))
-    keep_region(state, Region(1, 2, 30, 20))
+    save_region(state, Region(1, 2, 30, 20))
     output = _run("--state", state, "--out", tmp_path / "client", "--int8", *trusted)
     assert isinstance(output, str) and "cut 1" in output and "int8" in output
-    assert kept_region(tmp_path / "client") == Region(1, 2, 30, 20)
+    assert load_region(tmp_path / "client") == Region(1, 2, 30, 20)
     output = _run(
         "--state",
         trained.path / "server",

@@ -12,13 +12,13 @@ from commands import call
 
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import OwnBroker
-from splitee_server.broker_limits import say_limits
+from splitee_lab.local.brokers import RestartableBroker
+from splitee_server.broker_limits import log_broker_limits
 
 pytestmark = pytest.mark.mosquitto
 
 SMALL = "allow_anonymous true\nmax_packet_size 10000\nmax_inflight_messages 5\n"
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def logged_limits(
     def log_limits(settings: str, devices: int) -> list[str]:
         link = make_link(make_broker("mosquitto", settings).address)
         with caplog.at_level(logging.INFO, "splitee_server"):
-            say_limits(link, devices)
+            log_broker_limits(link, devices)
         return [
             f"{record.levelname} {record.getMessage()}"
             for record in caplog.records

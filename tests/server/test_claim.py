@@ -9,7 +9,7 @@ from fakes import FakeClock, FakePort, Sent
 from splitee.errors import IdInUse
 from splitee.protocol.fleet import ServerClaim, ServerStatus
 from splitee.protocol.topics import Topics
-from splitee_server.announcer import CLAIM, ECHO, SILENT, claim_fleet
+from splitee_server.announcer import LOST_AFTER, MIN_WAIT, REPLY_TIMEOUT, claim_fleet
 
 TOPICS = Topics("claimed")
 OWN, EARLIER, LATER = 200, 100, 300
@@ -45,12 +45,12 @@ class Broker:
 
 
 def test_duration_of_an_unopposed_claim_depends_on_its_round_trip() -> None:
-    assert Broker(0.01).claimed() == pytest.approx(0.01 + ECHO)
+    assert Broker(0.01).claimed() == pytest.approx(0.01 + MIN_WAIT)
     assert Broker(0.5).claimed() == pytest.approx(0.5 + 4 * 0.5)
 
 
 def test_claim_without_an_echo_ends_after_a_fixed_time() -> None:
-    assert Broker().claimed() == pytest.approx(CLAIM)
+    assert Broker().claimed() == pytest.approx(REPLY_TIMEOUT)
 
 
 @pytest.mark.parametrize("trip", [0.01, 0.5])
@@ -67,10 +67,10 @@ def test_claim_waits_for_a_server_whose_retained_status_is_online(
 ) -> None:
     broker = Broker(0.01)
     broker.status(seconds, retained=True)
-    assert broker.claimed() == pytest.approx(seconds + SILENT)
+    assert broker.claimed() == pytest.approx(seconds + LOST_AFTER)
     broker = Broker(0.01)
     broker.status(seconds, retained=True)
-    broker.status(SILENT - 0.1)
+    broker.status(LOST_AFTER - 0.1)
     with pytest.raises(IdInUse):
         broker.claimed()
 
@@ -78,14 +78,14 @@ def test_claim_waits_for_a_server_whose_retained_status_is_online(
 def test_claim_does_not_wait_for_an_offline_server() -> None:
     broker = Broker(0.01)
     broker.status(0.0, "offline", retained=True)
-    assert broker.claimed() == pytest.approx(0.01 + ECHO)
+    assert broker.claimed() == pytest.approx(0.01 + MIN_WAIT)
 
 
 def test_earlier_of_two_simultaneous_claims_wins_and_is_repeated() -> None:
     """The later server may not have subscribed yet when the earlier one claimed."""
     broker = Broker(0.01)
     broker.claim(0.1, LATER)
-    assert broker.claimed() == pytest.approx(0.01 + ECHO)
+    assert broker.claimed() == pytest.approx(0.01 + MIN_WAIT)
     claims = [ServerClaim.decode(payload).instance for payload in broker.port.payloads(TOPICS.server_claim)]
     assert claims == [OWN, OWN]
     broker = Broker(0.01)
@@ -97,11 +97,11 @@ def test_earlier_of_two_simultaneous_claims_wins_and_is_repeated() -> None:
 def test_claim_listens_on_all_brokers() -> None:
     broker = Broker(0.01, 0.4)
     broker.status(0.4, retained=True)
-    assert broker.claimed() == pytest.approx(0.4 + SILENT)
+    assert broker.claimed() == pytest.approx(0.4 + LOST_AFTER)
 
 
 def test_endless_claims_of_another_server_do_not_delay_the_claim() -> None:
     broker = Broker(0.01)
     for number in range(1000):
         broker.claim(number / 100, LATER)
-    assert broker.claimed() == pytest.approx(0.01 + ECHO, abs=0.01)
+    assert broker.claimed() == pytest.approx(0.01 + MIN_WAIT, abs=0.01)

@@ -37,8 +37,8 @@ def restart(fleet: VirtualFleet, *names: str, class_names: tuple[str, ...] = CLA
     """These devices end, one after the other; the next process of each joins with other classes."""
     for device in map(fleet.devices.__getitem__, names):
         instance = device.profile.instance
-        device.say(routes.STATUS, DeviceStatus(state="offline", instance=instance).encode())
-        device.come(instance=instance + 1, class_names=class_names)
+        device.publish(routes.STATUS, DeviceStatus(state="offline", instance=instance).encode())
+        device.join(instance=instance + 1, class_names=class_names)
 
 
 def in_round_1(fleet: VirtualFleet, action: Callable[[], None]) -> None:
@@ -109,22 +109,22 @@ def test_refusal_for_class_names_states_the_devices_that_set_them(tmp_path: Path
 def test_class_names_are_corrected_before_round_1(tmp_path: Path) -> None:
     """pi-3, which is right, was refused; its vote counts once pi-1 is right as well."""
     fleet = misspelt(tmp_path, "pi-1", "pi-2")
-    come = fleet.devices["pi-3"].come
+    join = fleet.devices["pi-3"].join
 
     def come_and_correct_pi_1(**changed: Any) -> None:
-        come(**changed)
+        join(**changed)
         restart(fleet, "pi-1")
 
-    fleet.devices["pi-3"].come = come_and_correct_pi_1  # type: ignore[method-assign]
-    hear = fleet.devices["pi-2"].hear
+    fleet.devices["pi-3"].join = come_and_correct_pi_1  # type: ignore[method-assign]
+    receive = fleet.devices["pi-2"].receive
 
     def hear_and_correct(sent: Sent) -> None:
         known = len(fleet.devices["pi-2"].errors)
-        hear(sent)
+        receive(sent)
         if len(fleet.devices["pi-2"].errors) > known:
             restart(fleet, "pi-2", "pi-3")
 
-    fleet.devices["pi-2"].hear = hear_and_correct  # type: ignore[method-assign]
+    fleet.devices["pi-2"].receive = hear_and_correct  # type: ignore[method-assign]
     fleet.run()
     assert fleet.counted[2] == list(THREE)
     assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
@@ -150,7 +150,7 @@ def test_class_names_stay_after_the_first_commit_and_errors_suggest_fresh(tmp_pa
     def on_phase(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("evaluate", 1):
             for name in ("pi-1", "pi-2"):
-                fleet.devices[name].come(instance=2, class_names=CLASSES)
+                fleet.devices[name].join(instance=2, class_names=CLASSES)
 
     fleet.on_phase = on_phase
     fleet.run()
@@ -185,7 +185,7 @@ def test_quarantine_persists_when_round_1_restarts(tmp_path: Path) -> None:
 
     def poison_and_correct() -> None:
         for _ in range(3):
-            fleet.devices["evil"].say(routes.FEATURES, b"\xc1")
+            fleet.devices["evil"].publish(routes.FEATURES, b"\xc1")
         restart(fleet, "pi-1", "pi-2")
 
     def on_phase(opened: RoundOpen) -> None:

@@ -65,7 +65,7 @@ def fall_silent(fleet: VirtualFleet, name: str, at: tuple[int, str, int], then: 
     def before_batch(number: int, phase: str, step: int) -> None:
         if (number, phase, step) == at and not device.silent:
             device.pause()
-            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            device.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
             then()
 
     device.before_batch = before_batch
@@ -223,14 +223,14 @@ def test_dismissed_device_and_its_later_processes_are_refused(tmp_path: Path) ->
     device = fleet.devices["pi-3"]
     fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
 
-    def come(opened: RoundOpen) -> None:
+    def join(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 3):
-            device.come(instance=5)
-            device.say(routes.STATUS, DeviceStatus(state="offline", instance=5).encode())  # its farewell
-            device.say(routes.STATUS, b"")  # the server's own clearing comes back to it
-            device.say(routes.STATUS, b"")
+            device.join(instance=5)
+            device.publish(routes.STATUS, DeviceStatus(state="offline", instance=5).encode())  # its farewell
+            device.publish(routes.STATUS, b"")  # the server's own clearing comes back to it
+            device.publish(routes.STATUS, b"")
 
-    fleet.on_phase = come
+    fleet.on_phase = join
     fleet.run()
     assert {(error.code, error.fatal) for error in device.errors} == {(ExitCode.DISMISSED, True)}
     assert [error.instance for error in device.errors] == [1, 5, 5]
@@ -277,7 +277,7 @@ def test_device_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> Non
             dismiss(fleet, "pi-3", undo=True)
             device.pause(0)
             device.before_batch = lambda *_: None
-            device.come(instance=5)
+            device.join(instance=5)
 
     fleet.on_phase = let_in
     report = fleet.run()
@@ -319,13 +319,13 @@ def test_fleet_whose_devices_are_all_dismissed_waits_for_a_new_one(
     caplog.set_level(logging.INFO)
     fleet = VirtualFleet(tmp_path / "server", *THREE, "late", policy=Policy(devices=3, quorum=1))
     late = fleet.devices["late"]
-    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    late.join = lambda **_changed: None  # type: ignore[method-assign]
 
     def dismiss_all(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 2) and not replies(fleet):
             dismiss(fleet, *THREE)
-            late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 1000)
-            late.say(routes.PROFILE, late.profile.encode(), 1000)
+            late.publish(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 1000)
+            late.publish(routes.PROFILE, late.profile.encode(), 1000)
 
     fleet.on_phase = dismiss_all
     fleet.run()
@@ -362,8 +362,8 @@ def test_class_names_set_by_dismissed_devices_are_replaced(tmp_path: Path) -> No
         fleet.devices[name].profile = replace(fleet.devices[name].profile, class_names=("a", "b", "x"))
     fleet.port.later(100, DISMISS, request("pi-1", "pi-2"))
     third = fleet.devices["pi-3"]
-    third.say(routes.STATUS, DeviceStatus(state="online", instance=2).encode(), 200)
-    third.say(routes.PROFILE, replace(third.profile, instance=2).encode(), 200)
+    third.publish(routes.STATUS, DeviceStatus(state="online", instance=2).encode(), 200)
+    third.publish(routes.PROFILE, replace(third.profile, instance=2).encode(), 200)
     fleet.run()
     assert [error.code for error in third.errors] == [ExitCode.REJECTED]
     assert fleet.counted[2] == ["pi-3"]
@@ -377,7 +377,7 @@ def test_quarantine_persists_when_a_dismissal_restarts_the_round(tmp_path: Path)
     def poison(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("evaluate", 1):
             for _ in range(3):
-                fleet.devices["evil"].say(routes.FEATURES, b"\xc1")
+                fleet.devices["evil"].publish(routes.FEATURES, b"\xc1")
 
     fleet.on_phase = poison
     fall_silent(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))

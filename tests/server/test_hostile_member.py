@@ -24,7 +24,7 @@ from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
 from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
-from splitee_server.members.audience import MEMBERS_ONLY
+from splitee_server.members.device_subscriptions import MEMBERS_ONLY
 from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.policy import Policy
 
@@ -74,7 +74,7 @@ def check_rejected_until_quarantine(
     def harm(opened: RoundOpen) -> None:
         route, body = payload(opened)
         for _ in range(30):
-            evil.say(route, body)
+            evil.publish(route, body)
 
     at(fleet, "train", harm)
     report = fleet.run()
@@ -126,7 +126,7 @@ def test_message_that_raises_an_unforeseen_error_is_rejected_as_unhandled(
 
     def harm(_opened: RoundOpen) -> None:
         for _ in range(3):
-            evil.say(routes.WEIGHTS, body)
+            evil.publish(routes.WEIGHTS, body)
 
     at(fleet, "train", harm)
     fleet.run()
@@ -238,7 +238,7 @@ def test_round_done_with_too_many_batches_is_rejected(fleet: VirtualFleet) -> No
             run="run", round=1, attempt=100, digest="0" * 64, batches=1 << 62, bytes=1 << 62, loss=1.0,
             accuracy=1.0, seconds=1.0,
         )  # fmt: skip
-        evil.say(routes.ROUND_DONE, done.encode())
+        evil.publish(routes.ROUND_DONE, done.encode())
 
     at(fleet, "train", boast)
     report = fleet.run()
@@ -342,7 +342,7 @@ def test_quarantine_survives_restarts_until_the_operator_readmits_the_device(tmp
     def harm_then_stop(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("evaluate", 1):
             for _ in range(20):
-                first.devices[EVIL].say(routes.SYNC, b"x")
+                first.devices[EVIL].publish(routes.SYNC, b"x")
         first.stopped = (opened.phase, opened.round) == ("train", 3)
 
     first.on_phase = harm_then_stop

@@ -30,7 +30,7 @@ def undisturbed(path: Path) -> str:
 
 def lose_once(device: VirtualDevice, wanted: Wanted, then: Callable[[], None] = lambda: None) -> None:
     """The first message that is `wanted` gets lost, whereupon `then` happens."""
-    say, is_lost = device.say, False
+    publish, is_lost = device.publish, False
 
     def unreliable(route: Route, payload: bytes, seconds: float = 0.0) -> None:
         nonlocal is_lost
@@ -38,9 +38,9 @@ def lose_once(device: VirtualDevice, wanted: Wanted, then: Callable[[], None] = 
             is_lost = True
             then()
             return
-        say(route, payload, seconds)
+        publish(route, payload, seconds)
 
-    device.say = unreliable  # type: ignore[method-assign]
+    device.publish = unreliable  # type: ignore[method-assign]
 
 
 def is_batch(number: int, step: int) -> Wanted:
@@ -90,7 +90,7 @@ def test_skipped_step_is_requested_again(fleet: VirtualFleet, tmp_path: Path) ->
 
     def go_on() -> None:
         assert fleet.phases[-1] == ("train", 2)
-        device.say(routes.FEATURES, device.features(opened[-1], 2))
+        device.publish(routes.FEATURES, device.features(opened[-1], 2))
 
     opened: list[RoundOpen] = []
     fleet.on_phase = opened.append
@@ -107,7 +107,7 @@ def test_sync_of_a_device_whose_batches_wait_causes_no_resend_request(fleet: Vir
     def send_sync(number: int, phase: str, step: int) -> None:
         if (number, phase, step) == (2, "train", 1):
             other.before_batch = lambda _round, _phase, _step: None
-            syncing.say(routes.SYNC, Sync(run="run", instance=1).encode(), 1.0)
+            syncing.publish(routes.SYNC, Sync(run="run", instance=1).encode(), 1.0)
             other.pause(2.0)
 
     other.before_batch = send_sync
@@ -119,7 +119,7 @@ def test_sync_of_a_device_whose_batches_wait_causes_no_resend_request(fleet: Vir
 def test_resend_requests_for_malformed_batches_are_paced(fleet: VirtualFleet) -> None:
     """A device whose batch is malformed three times, and that sends round-done nevertheless."""
     device = fleet.devices["pi-2"]
-    say, spoiled = device.say, 0
+    publish, spoiled = device.publish, 0
 
     def spoil(route: Route, payload: bytes, seconds: float = 0.0) -> None:
         nonlocal spoiled
@@ -128,9 +128,9 @@ def test_resend_requests_for_malformed_batches_are_paced(fleet: VirtualFleet) ->
             payload = b"spoiled"
             fleet.port.happen(Overflow(), seconds)
             fleet.port.happen(Overflow(), seconds + 6)
-        say(route, payload, seconds)
+        publish(route, payload, seconds)
 
-    device.say = spoil  # type: ignore[method-assign]
+    device.publish = spoil  # type: ignore[method-assign]
     started = fleet.clock()
     fleet.run()
     assert len(resends(fleet, "pi-2")) == 3
@@ -195,7 +195,7 @@ def keep_to_the_room(device: VirtualDevice, rooms: list[int]) -> None:
             on_ack(ack)
 
     def heed_round(opened: RoundOpen) -> None:
-        told = device._told
+        told = device._participation
         if told is not None and device.part_in(opened) is not None and not told.room:
             device._opened, device._sent = opened, 0
             return

@@ -55,7 +55,7 @@ def test_device_returning_with_other_images_ends_the_round_as_opened(
 
     def come_back(number: int, phase: str, step: int) -> None:
         if (number, phase, step) == (1, "train", 1) and device.profile.instance == 1:
-            device.come(instance=2, train_samples=40)
+            device.join(instance=2, train_samples=40)
 
     device.before_batch = come_back
     fleet.run()
@@ -67,9 +67,9 @@ def test_device_returning_with_other_images_ends_the_round_as_opened(
 def test_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3)
     late = fleet.devices["pi-3"]
-    come = late.come
-    late.come = lambda **_changed: None  # type: ignore[method-assign]
-    fleet.on_phase = lambda opened: come() if (opened.phase, opened.round) == ("evaluate", 1) else None
+    join = late.join
+    late.join = lambda **_changed: None  # type: ignore[method-assign]
+    fleet.on_phase = lambda opened: join() if (opened.phase, opened.round) == ("evaluate", 1) else None
     fleet.run()
     assert [number for phase, number, _ in late.parts if phase == "train"] == [2, 3]
     assert late.assignments[0].held
@@ -84,13 +84,13 @@ def test_assignment_of_a_late_joiner_with_a_new_cut_matches_its_rounds(
     settings = {"client_averaging": "layerwise", "statistics_batches": 2}
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3, **settings)
     late = fleet.devices["pi-3"]
-    come = late.come
-    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    join = late.join
+    late.join = lambda **_changed: None  # type: ignore[method-assign]
     told: list[tuple[Assignment, Participant]] = []
 
     def on_phase(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 1):
-            come(cut=3)
+            join(cut=3)
         elif opened.phase == "train" and late.assignments:
             part = late.part_in(opened)
             assert part is not None
@@ -106,7 +106,7 @@ def test_assignment_of_a_late_joiner_with_a_new_cut_matches_its_rounds(
 
 def test_device_moves_to_its_requested_cut_after_a_commit(fleet: VirtualFleet) -> None:
     device = fleet.devices["pi-1"]
-    fleet.on_phase = lambda opened: device.come(next_cut=3) if opened.phase == "gather" else None
+    fleet.on_phase = lambda opened: device.join(next_cut=3) if opened.phase == "gather" else None
     fleet.run()
     cuts = [(number, part.cut) for phase, number, part in device.parts if phase == "train"]
     assert cuts == [(1, 1), (2, 3)]
@@ -127,8 +127,8 @@ def test_incompatible_device_is_refused(
 ) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
     misfit = fleet.devices["pi-3"]
-    come = misfit.come
-    misfit.come = lambda **_changed: come(instance=7, **changed)  # type: ignore[method-assign]
+    join = misfit.join
+    misfit.join = lambda **_changed: join(instance=7, **changed)  # type: ignore[method-assign]
     fleet.run()
     (error,) = misfit.errors
     assert (error.code, error.fatal, error.instance) == (code, True, 7)
@@ -139,12 +139,12 @@ def test_incompatible_device_is_refused(
 def test_device_with_corrected_classes_joins_before_the_first_commit(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
     misspelt = fleet.devices["pi-3"]
-    come = misspelt.come
-    misspelt.come = lambda **_changed: come(class_names=("a", "b", "x"))  # type: ignore[method-assign]
+    join = misspelt.join
+    misspelt.join = lambda **_changed: join(class_names=("a", "b", "x"))  # type: ignore[method-assign]
 
     def correct(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("train", 1):
-            come(instance=2, class_names=("a", "b", "c"))
+            join(instance=2, class_names=("a", "b", "c"))
 
     fleet.on_phase = correct
     fleet.run()
@@ -159,8 +159,8 @@ def test_later_of_two_processes_with_one_device_id_is_used(fleet: VirtualFleet) 
 
     def twin(opened: RoundOpen) -> None:
         if opened.phase == "train" and opened.round == 1:
-            device.come(instance=2)
-            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            device.join(instance=2)
+            device.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
 
     fleet.on_phase = twin
     fleet.run()
@@ -185,7 +185,7 @@ def test_malformed_messages_of_every_route_are_counted_and_ignored(tmp_path: Pat
         if opened.phase == phase and opened.round <= 1:
             for route in READ:
                 for payload in (b"", b"\xc1", b"{", b"\x80", b"[" * 5000):
-                    fleet.devices["pi-3"].say(route, payload)
+                    fleet.devices["pi-3"].publish(route, payload)
             fleet.port.deliver(TOPICS.server_claim, b"x")
 
     fleet.on_phase = harm
@@ -205,8 +205,8 @@ def test_foreign_oversized_and_unknown_messages_are_counted_by_reason(
     def send(opened: RoundOpen) -> None:
         if opened.phase == "train" and opened.round == 1:
             device = fleet.devices["pi-1"]
-            device.say(routes.WEIGHTS, Weights(run="another", round=1, tensors={}).encode())
-            device.say(routes.PROFILE, b" " * 5001)
+            device.publish(routes.WEIGHTS, Weights(run="another", round=1, tensors={}).encode())
+            device.publish(routes.PROFILE, b" " * 5001)
             fleet.port.deliver(routes.FEATURES.topic(TOPICS, "pi-9"), b"x")
 
     fleet.on_phase = send
@@ -222,7 +222,7 @@ def test_duplicate_batch_is_trained_once(fleet: VirtualFleet, tmp_path: Path) ->
         assert device._opened is not None
         if phase == "train" and step:
             seen.append(device.features(device._opened, step - 1))
-            device.say(routes.FEATURES, seen[-1])
+            device.publish(routes.FEATURES, seen[-1])
 
     device.before_batch = repeat
     report = fleet.run()
@@ -239,7 +239,7 @@ def test_duplicate_batch_is_acknowledged_again(fleet: VirtualFleet) -> None:
         if sent.topic == routes.ACK.topic(TOPICS, "pi-1") and not lost:
             lost.append(Ack.decode(sent.payload))
             assert device._opened is not None
-            device.say(routes.FEATURES, device.features(device._opened, lost[0].step - 1), 1.0)
+            device.publish(routes.FEATURES, device.features(device._opened, lost[0].step - 1), 1.0)
         else:
             hear(sent)
 
@@ -251,15 +251,15 @@ def test_round_done_with_a_wrong_digest_is_rejected_and_the_weights_requested_ag
     fleet: VirtualFleet, tmp_path: Path
 ) -> None:
     device = fleet.devices["pi-1"]
-    say, lies = device.say, []
+    publish, lies = device.publish, []
 
     def lie_once(route: Route, payload: bytes, seconds: float = 0.0) -> None:
         if route is routes.ROUND_DONE and not lies:
             lies.append(replace(RoundDone.decode(payload), digest="0" * 64).encode())
-            say(route, lies[0])
-        say(route, payload, seconds)
+            publish(route, lies[0])
+        publish(route, payload, seconds)
 
-    device.say = lie_once  # type: ignore[method-assign]
+    device.publish = lie_once  # type: ignore[method-assign]
     assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
     assert fleet.rejected == {("pi-1", "malformed"): 1}
     assert resends(fleet, "pi-1") == [(1, 3)]
@@ -273,15 +273,15 @@ def resends(fleet: VirtualFleet, device: str) -> list[tuple[int, int]]:
 
 def test_lost_weights_are_requested_again_before_the_round_ends(fleet: VirtualFleet, tmp_path: Path) -> None:
     device = fleet.devices["pi-1"]
-    say, lost = device.say, []
+    publish, lost = device.publish, []
 
     def lose_once(route: Route, payload: bytes, seconds: float = 0.0) -> None:
         if route is routes.WEIGHTS and not lost:
             lost.append(payload)
         else:
-            say(route, payload, seconds)
+            publish(route, payload, seconds)
 
-    device.say = lose_once  # type: ignore[method-assign]
+    device.publish = lose_once  # type: ignore[method-assign]
     assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
     assert (len(lost), fleet.rejected) == (1, {})
     assert resends(fleet, "pi-1") == [(1, 3)]

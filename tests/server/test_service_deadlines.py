@@ -66,7 +66,7 @@ def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
     def before_batch(current: int, phase: str, batch: int) -> None:
         if (current, phase, batch) == (number, "train", step):
             device.pause()
-            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            device.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
 
     device.before_batch = before_batch
 
@@ -90,12 +90,12 @@ def test_slow_device_is_not_late_after_a_first_round_without_another(tmp_path: P
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3)
     vanish(fleet, "pi-3", 1, 1)
     slow = fleet.devices["pi-1"]
-    say = slow.say
+    publish = slow.publish
 
     def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
-        say(route, payload, 40.0 if route is routes.FEATURES else seconds)
+        publish(route, payload, 40.0 if route is routes.FEATURES else seconds)
 
-    slow.say = slowly  # type: ignore[method-assign]
+    slow.publish = slowly  # type: ignore[method-assign]
     report = fleet.run()
     assert [device["batches"] for device in report["devices"]] == [9, 9, 0]
 
@@ -107,14 +107,14 @@ def test_device_gone_before_the_first_round_is_waited_for_under_wait_only(
     policy = Policy(devices=3, quorum=2, missing=missing, floor=60.0)
     fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy)
     late, gone = fleet.devices["pi-2"], fleet.devices["pi-3"]
-    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    late.join = lambda **_changed: None  # type: ignore[method-assign]
 
     def says(device: VirtualDevice, state: Any, seconds: float) -> None:
-        device.say(routes.STATUS, DeviceStatus(state=state, instance=1).encode(), seconds)
+        device.publish(routes.STATUS, DeviceStatus(state=state, instance=1).encode(), seconds)
 
     says(gone, "offline", 10)
     says(late, "online", 100)
-    late.say(routes.PROFILE, late.profile.encode(), 100)
+    late.publish(routes.PROFILE, late.profile.encode(), 100)
     says(gone, "online", 5000)
     before = fleet.clock()
     report = fleet.run()
@@ -147,8 +147,8 @@ def test_offline_device_is_waited_for_and_named_under_wait(
 
     def pause(number: int, phase: str, step: int) -> None:
         if (number, phase, step) == (1, "train", 1) and fleet.clock() < before + 5000:
-            late.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
-            late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 5000)
+            late.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            late.publish(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 5000)
             late.pause(5000)
 
     late.before_batch = pause
@@ -168,11 +168,11 @@ def over_a_slow_link(
 
     `ends`: False: the last part never comes; instead come the first parts of further batches, endlessly.
     """
-    say, messages = device.say, count()
+    publish, messages = device.publish, count()
 
     def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
         if route is not routes.FEATURES or Features.decode(payload).round != number:
-            say(route, payload, seconds)
+            publish(route, payload, seconds)
             return
         limit = -(-len(payload) // parts) + PART_OVERHEAD
         pieces = list(split(payload, limit, next(messages)))
@@ -181,9 +181,9 @@ def over_a_slow_link(
                 piece for _ in range(1000) for piece in list(split(payload, limit, next(messages)))[:-1]
             ]
         for index, piece in enumerate(pieces, start=1):
-            say(route, piece, seconds + index * pause)
+            publish(route, piece, seconds + index * pause)
 
-    device.say = slowly  # type: ignore[method-assign]
+    device.publish = slowly  # type: ignore[method-assign]
 
 
 def test_device_is_not_late_while_its_bytes_arrive(skipping: VirtualFleet) -> None:

@@ -128,16 +128,16 @@ def test_restarted_server_under_wait_waits_only_for_the_next_sample(tmp_path: Pa
 
 def hold_back(device: VirtualDevice, seconds: float) -> None:
     """The device joins only after so many seconds."""
-    come = device.come
+    join = device.join
 
     def later(**changed: Any) -> None:
-        say = device.say
-        device.say = lambda route, payload, _seconds=0.0: say(route, payload, seconds)  # type: ignore
-        come(**changed)
-        device.say = say  # type: ignore[method-assign]
+        publish = device.publish
+        device.publish = lambda route, payload, _seconds=0.0: publish(route, payload, seconds)  # type: ignore
+        join(**changed)
+        device.publish = publish  # type: ignore[method-assign]
         device.pause(seconds)
 
-    device.come = later  # type: ignore[method-assign]
+    device.join = later  # type: ignore[method-assign]
 
 
 def test_offline_device_is_not_sampled_under_skip(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_offline_device_is_not_sampled_under_skip(tmp_path: Path) -> None:
 
     def go(opened: RoundOpen) -> None:
         if (opened.phase, opened.round) == ("gather", 0):
-            gone.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode(), 1.0)
+            gone.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode(), 1.0)
 
     hold_back(fleet.devices["pi-5"], 2.0)  # the last that the first round waits for
     fleet.on_phase = go
@@ -183,15 +183,15 @@ def timed_fleet(path: Path, **settings: Any) -> VirtualFleet:
     """Two devices with 100 batches each; the second takes two seconds for a batch."""
     fleet = VirtualFleet(path, "pi-1", "pi-2", **TIMED, **settings)
     for device in fleet.devices.values():
-        come = device.come
-        device.come = lambda come=come, **changed: come(**{"train_samples": 400, **changed})  # type: ignore
+        join = device.join
+        device.join = lambda join=join, **changed: join(**{"train_samples": 400, **changed})  # type: ignore
     slow = fleet.devices["pi-2"]
-    say = slow.say
+    publish = slow.publish
 
     def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
-        say(route, payload, 2.0 if route is routes.FEATURES else seconds)
+        publish(route, payload, 2.0 if route is routes.FEATURES else seconds)
 
-    slow.say = slowly  # type: ignore[method-assign]
+    slow.publish = slowly  # type: ignore[method-assign]
     return fleet
 
 

@@ -122,7 +122,7 @@ def test_statistics_stay_as_trained_when_all_devices_pause_within_their_phase(
     def pause(device: VirtualDevice, at: tuple[int, str, int]) -> None:
         if at == (1, "statistics", 1):  # a trunk has observed its first batch
             device.pause(200)
-            device.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 200)
+            device.publish(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 200)
 
     for device in fleet.devices.values():
         device.before_batch = lambda *at, device=device: pause(device, at)  # type: ignore[misc]
@@ -145,12 +145,12 @@ def test_tensors_that_are_no_statistics_are_rejected(make_fleet: Callable[..., V
     undisturbed, fleet = make_fleet("undisturbed").run()["weights_sha256"], make_fleet()
     weights = {"client.first.0.weight": torch.zeros(4, 3, 3, 3)}
 
-    def say(opened: RoundOpen) -> None:
+    def publish(opened: RoundOpen) -> None:
         named = opened.run, opened.round, opened.attempt
         for phase in ("statistics", "train"):
             for payload in pack_weights(*named, weights, phase):  # type: ignore[arg-type]
-                fleet.devices["pi-1"].say(routes.WEIGHTS, payload)
+                fleet.devices["pi-1"].publish(routes.WEIGHTS, payload)
 
-    at_statistics(fleet, say)
+    at_statistics(fleet, publish)
     assert fleet.run()["weights_sha256"] == undisturbed
     assert fleet.rejected == {("pi-1", "malformed"): 1}

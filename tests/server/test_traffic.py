@@ -32,7 +32,7 @@ def count_bytes_of_devices(fleet: VirtualFleet) -> Counter[tuple[str, str]]:
     later = fleet.port.later
 
     def watched(seconds: float, topic: str, payload: bytes, **properties: Any) -> None:
-        route, device = routes.find(TOPICS, topic) or (None, "")
+        route, device = routes.find_route(TOPICS, topic) or (None, "")
         purpose = "protocol"
         if route is routes.FEATURES:
             phase = Features.decode(payload).phase
@@ -51,7 +51,7 @@ def bytes_of_server(fleet: VirtualFleet) -> Counter[str]:
     """Bytes that the server has sent to each device alone, and under "" to all; without those for viewers."""
     found: Counter[str] = Counter()
     for sent in fleet.port.sent:
-        route, device = routes.find(TOPICS, sent.topic) or (None, "")
+        route, device = routes.find_route(TOPICS, sent.topic) or (None, "")
         assert route is not None
         if "device" in route.readers:
             found[device] += len(sent.payload)
@@ -87,7 +87,7 @@ def test_fetched_weights_count_as_client_network_traffic(tmp_path: Path) -> None
         if opened.phase == "evaluate":
             evaluated.append(opened.round)
             names = tuple(client_weights(1))
-            fleet.devices["pi-1"].say(
+            fleet.devices["pi-1"].publish(
                 routes.SYNC, routes.SYNC.message(run=opened.run, instance=1, weights=names).encode()
             )
 

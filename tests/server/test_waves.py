@@ -105,7 +105,7 @@ def test_vanished_device_is_excluded_for_any_number_of_trunks_in_memory(tmp_path
         def vanish(number: int, phase: str, step: int, device: Any = device) -> None:
             if (number, phase, step) == (2, "train", 1):
                 device.pause()
-                device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+                device.publish(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
 
         device.before_batch = vanish
         fleet.run()

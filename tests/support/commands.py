@@ -17,13 +17,13 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     """Exit code and the one line that a `splitee` command ends with."""
     with pytest.raises(SystemExit) as leave:
         main(list(arguments))
-    code, said = int(leave.value.code or 0), capsys.readouterr().err
-    return code, refusal(said) if code else "".join(said.strip().splitlines()[-1:])
+    code, lines = int(leave.value.code or 0), capsys.readouterr().err
+    return code, refusal(lines) if code else "".join(lines.strip().splitlines()[-1:])
 
 
 def refusal(stderr: str) -> str:
     """The only line of a refusal, besides log lines before it and click's usage."""
     lines = USAGE.sub("", stderr).strip().splitlines()
-    said = [line for line in lines if not LOGGED.match(line)]
-    assert len(said) == 1 and lines[-1] == said[0], stderr
-    return said[0]
+    lines = [line for line in lines if not LOGGED.match(line)]
+    assert len(lines) == 1 and lines[-1] == lines[0], stderr
+    return lines[0]

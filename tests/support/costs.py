@@ -37,7 +37,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._started = 0
-        sys.addaudithook(self._hear)
+        sys.addaudithook(self._count_start)
 
     def read(self) -> Bill:
         own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -48,7 +48,7 @@ class Meter:
             self._started,
         )
 
-    def _hear(self, event: str, _arguments: tuple[Any, ...]) -> None:
+    def _count_start(self, event: str, _arguments: tuple[Any, ...]) -> None:
         if event in STARTS:
             self._started += 1
 

@@ -22,23 +22,23 @@ class Count:
         return f"count to {self.to}"
 
 
-def count(job: Count, tell: Callable[[int], None]) -> None:
+def count(job: Count, report: Callable[[int], None]) -> None:
     for number in range(1, job.to + 1):
-        tell(number)
+        report(number)
     if job.to < 0:
         os._exit(3)
 
 
-def threads(job: Count, tell: Callable[[int], None]) -> None:
-    tell(torch.get_num_threads())
+def threads(job: Count, report: Callable[[int], None]) -> None:
+    report(torch.get_num_threads())
 
 
-def count_through_an_interrupt(job: Count, tell: Callable[[int], None]) -> None:
+def count_through_an_interrupt(job: Count, report: Callable[[int], None]) -> None:
     os.kill(os.getpid(), signal.SIGINT)
-    count(job, tell)
+    count(job, report)
 
 
-def die_within_a_message(job: Count, tell: Callable[[int], None]) -> None:
-    pipe: Connection = tell.__self__  # type: ignore[attr-defined]
+def die_within_a_message(job: Count, report: Callable[[int], None]) -> None:
+    pipe: Connection = report.__self__  # type: ignore[attr-defined]
     os.write(pipe.fileno(), struct.pack("!i", 100) + b"the rest never comes")
     os._exit(3)

@@ -39,18 +39,18 @@ class Sent(NamedTuple):
     correlation: bytes | None
 
 
-class Counted:
-    """A `Meter` that keeps what it is told: topic, bytes of the payload, and of what MQTT adds."""
+class RecordingMeter:
+    """A `Meter` that records what it is given: topic, bytes of the payload, and of what MQTT adds."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, int, int]] = []
-        self.came: list[tuple[str, int, int]] = []
+        self.incoming: list[tuple[str, int, int]] = []
 
     def published(self, topic: str, payload: int, headers: int) -> None:
         self.sent.append((topic, payload, headers))
 
     def received(self, topic: str, payload: int, headers: int) -> None:
-        self.came.append((topic, payload, headers))
+        self.incoming.append((topic, payload, headers))
 
 
 class FakePort:

@@ -28,11 +28,11 @@ def check(component: dict[str, Any]) -> tuple[str, list[str]]:
 
 
 def update_state(rendered: str) -> str | None:
-    """The state of an update entity of which `rendered` was said."""
-    said = json.loads(rendered)
+    """The state of an update entity whose versions are `rendered`."""
+    versions = json.loads(rendered)
     entity = UpdateEntity()
-    entity._attr_installed_version = said["installed_version"]
-    entity._attr_latest_version = said["latest_version"]
+    entity._attr_installed_version = versions["installed_version"]
+    entity._attr_latest_version = versions["latest_version"]
     return entity.state
 
 

@@ -126,17 +126,17 @@ class FalseHub:
                 bare, _ = self._listener.accept()
                 near = self._context.wrap_socket(bare, server_side=True)
                 far = client.wrap_socket(socket.create_connection((self._real.host, self._real.port)))
-                for source, sink, heard in ((near, far, self.learned), (far, near, bytearray())):
-                    threading.Thread(target=_relay, args=(source, sink, heard), daemon=True).start()
+                for source, sink, captured in ((near, far, self.learned), (far, near, bytearray())):
+                    threading.Thread(target=_relay, args=(source, sink, captured), daemon=True).start()
 
     def close(self) -> None:
         self._listener.close()
 
 
-def _relay(source: ssl.SSLSocket, sink: ssl.SSLSocket, heard: bytearray) -> None:
+def _relay(source: ssl.SSLSocket, sink: ssl.SSLSocket, captured: bytearray) -> None:
     with suppress(OSError, ValueError):
         while data := source.recv(65536):
-            heard += data
+            captured += data
             sink.sendall(data)
     with suppress(OSError):
         sink.shutdown(socket.SHUT_RDWR)

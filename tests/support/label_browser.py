@@ -13,7 +13,7 @@ LIMIT = 30_000  # milliseconds
 
 
 @contextmanager
-def looking(
+def open_page(
     browser: Browser, url: str, *, width: int = 1300, theme: Any = "light", phone: bool = False
 ) -> Iterator[Page]:
     """The page at `url`; a script's error fails the test, and so does what the headers forbid.

@@ -26,7 +26,7 @@ from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update, Wave
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import ByPurpose, Traffic
-from splitee_web.listening import Listening
+from splitee_web.listening import ListenOptions
 from splitee_web.site import STREAMS, make_app
 
 PAGE = Path(splitee_web.__file__).parent / "fleet/static"
@@ -353,13 +353,13 @@ def events(now: float) -> list[dict[str, Any]]:
     ]
 
 
-HERE = Listening("127.0.0.1", 0)
+HERE = ListenOptions("127.0.0.1", 0)
 CONNECTED = {"connected": True, "since": 0.0, "text": ""}
 
 
 @dataclass
 class MadeUpPage:
-    """The fleet's page, with what a test tells it instead of a broker.
+    """The fleet's page, with what a test sends instead of a broker.
 
     Attributes:
         snapshot: what a browser gets that comes.
@@ -369,7 +369,7 @@ class MadeUpPage:
     snapshot: FleetSnapshot
     log: list[dict[str, Any]]
     broker: dict[str, Any] | None
-    where: Listening = HERE
+    where: ListenOptions = HERE
     seasons: tuple[dict[str, Any], ...] = ()
     url: str = ""
 
@@ -384,29 +384,29 @@ class MadeUpPage:
             self.stop = stack.close
             yield self
 
-    def tell(self, name: str, value: Any) -> None:
-        """What all browsers hear, from any thread."""
+    def send(self, name: str, value: Any) -> None:
+        """Send an event to all browsers, from any thread."""
         data = _encoded(name, value)
         self._loop.call_soon_threadsafe(self.app[STREAMS].send, name, data)
 
     def show(self, snapshot: FleetSnapshot) -> None:
-        """The fleet is otherwise now: browsers hear what is."""
+        """The fleet has changed: send browsers the difference."""
         before = {one.id: one for one in self.snapshot.devices}
         rows = [_changed(before.get(one.id), one) for one in snapshot.devices]
         gone = sorted(before.keys() - {one.id for one in snapshot.devices})
         self.snapshot = snapshot
-        self.tell("fleet", _of_fleet(snapshot))
+        self.send("fleet", _of_fleet(snapshot))
         if gone:
-            self.tell("gone", gone)
-        self.tell("devices", [row for row in rows if len(row) > 1])
+            self.send("gone", gone)
+        self.send("devices", [row for row in rows if len(row) > 1])
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         self._loop = asyncio.get_running_loop()
         return await self.app[STREAMS].respond(request, lambda: [("whole", self._whole())])
 
     def _whole(self) -> bytes:
-        told = {**_of_fleet(self.snapshot), "devices": self.snapshot.devices, "seasons": self.seasons}
-        whole = {"now": time.time(), "fleet": told, "log": self.log, "broker": self.broker}
+        fleet_json = {**_of_fleet(self.snapshot), "devices": self.snapshot.devices, "seasons": self.seasons}
+        whole = {"now": time.time(), "fleet": fleet_json, "log": self.log, "broker": self.broker}
         return msgspec.json.encode(whole)
 
 

@@ -37,14 +37,14 @@ class Proxy:
                 continue
             far = socket.create_connection(self._target)
             self._open += [near, far]
-            for source, sink, heard in ((near, far, self.sent), (far, near, self.received)):
-                threading.Thread(target=self._relay, args=(source, sink, heard), daemon=True).start()
+            for source, sink, captured in ((near, far, self.sent), (far, near, self.received)):
+                threading.Thread(target=self._relay, args=(source, sink, captured), daemon=True).start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket, heard: bytearray | None) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket, captured: bytearray | None) -> None:
         try:
             while data := source.recv(65536):
-                if heard is not None:
-                    heard += data
+                if captured is not None:
+                    captured += data
                 if not self.swallows.is_set():
                     sink.sendall(data)
         except OSError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's releases on a fake port and clock, with devices whose words a test says for them."""
+"""A server's releases on a fake port and clock, with devices whose reports a test makes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from splitee.protocol.inference import (
 from splitee.protocol.release_orders import PlannedRelease
 from splitee.protocol.rollouts import DeviceUpdate, Install, Rollout, Rollouts, Update
 from splitee.protocol.topics import Topics
-from splitee_server.release.plans import Content, Pace
+from splitee_server.release.plans import Content, RolloutPolicy
 from splitee_server.release.releases import ROUTES, Releases
 from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.release.rollouts import SETTLE
 from splitee_server.release.wave_sizes import in_wave_order
 
 TOPICS = Topics("fleet")
-WAVES = Pace(("1", "50%", "100%"), "0", soak=0.0)
+WAVES = RolloutPolicy(("1", "50%", "100%"), "0", soak=0.0)
 
 
 class ReleaseFleet:
@@ -67,7 +67,11 @@ class ReleaseFleet:
         return content
 
     def begin(
-        self, name: str = "a", data: bytes = b"model", pace: Pace = WAVES, devices: list[str] | None = None
+        self,
+        name: str = "a",
+        data: bytes = b"model",
+        pace: RolloutPolicy = WAVES,
+        devices: list[str] | None = None,
     ) -> list[str]:
         """A rollout; its devices in the order of the waves."""
         content = self.content(data, devices)
@@ -80,10 +84,10 @@ class ReleaseFleet:
         self.releases.rollouts.tick()
 
     def settle(self) -> None:
-        """The broker has told a server that is connected anew what it retains."""
+        """A server that has reconnected has received what the broker retains."""
         self.tick(SETTLE)
 
-    def hear(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
+    def deliver(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
         received = self.gate.read(Message(route.topic(TOPICS, device), payload, retained=retained))
         taken = received is not None and self.gate.apply(received, self.releases.handle)
         self.tick()
@@ -91,9 +95,9 @@ class ReleaseFleet:
 
     def wake(self, *devices: str, state: str = "online") -> None:
         for device in devices:
-            self.hear(routes.SERVING, device, Serving(state=state, instance=1).encode())
+            self.deliver(routes.SERVING, device, Serving(state=state, instance=1).encode())
 
-    def says(
+    def report(
         self,
         device: str,
         state: ReleaseState,
@@ -104,33 +108,33 @@ class ReleaseFleet:
         time: float = 0.0,
         retained: bool = False,
     ) -> None:
-        """The device's word on the release that it gets by a rollout."""
+        """The device's report on the release that it gets by a rollout."""
         release = self.release_of(device, name)
         serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
         report = ModelReport(release, state, reason, time, have=have, size=9, serves=serves)
-        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=retained)
+        self.deliver(routes.MODEL_REPORT, device, report.encode(), retained=retained)
 
     def release_of(self, device: str, name: str = "a") -> str:
         rollout = self.releases.rollouts.find(name)
         assert rollout is not None
         return rollout.releases[device].release
 
-    def clicks(self, device: str, kind: ReleaseKind = "model") -> None:
-        self.hear(routes.INSTALL, device, Install(kind=kind).encode())
+    def request_install(self, device: str, kind: ReleaseKind = "model") -> None:
+        self.deliver(routes.INSTALL, device, Install(kind=kind).encode())
 
     def fetch(self, device: str, offset: int = 0, name: str = "a") -> bytes | None:
         """The bytes of a part; None: none comes."""
         topic = routes.MODEL_PART.topic(TOPICS, device)
         before = len(self.port.payloads(topic))
         want = ReleaseWant(release=self.release_of(device, name), offset=offset)
-        self.hear(routes.MODEL_WANT, device, want.encode())
+        self.deliver(routes.MODEL_WANT, device, want.encode())
         parts = self.port.payloads(topic)[before:]
         return ReleasePart.decode(parts[0]).data if parts else None
 
     def retained(self, topic: str) -> bytes:
         """What the broker keeps there."""
-        said = self.port.payloads(topic)
-        return said[-1] if said else self.before.get(topic, b"")
+        payloads = self.port.payloads(topic)
+        return payloads[-1] if payloads else self.before.get(topic, b"")
 
     def offer(self, device: str) -> ModelOffer | None:
         payload = self.retained(routes.MODEL_OFFER.topic(TOPICS, device))

@@ -16,7 +16,7 @@ from splitee.networks.split import build_for
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.agent import Agent
-from splitee_device.agent.monitor import CutWish
+from splitee_device.agent.monitor import CutRequest
 from splitee_device.agent.session import Session
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.image_sets import ImageSet
@@ -39,17 +39,17 @@ WHOLE_RUN = (("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("fin
 ONE_ROUND = (("train", 1), ("evaluate", 1), ("finished", 1))
 
 
-class Unmoved:
-    """Watches a device that is as it was measured; or wishes for a cut after the first round."""
+class ScriptedMonitor:
+    """Watches a device that is as it was measured; or requests a cut after the first round."""
 
-    def __init__(self, wish: CutWish | None = None) -> None:
-        self._wish = wish
+    def __init__(self, cut_request: CutRequest | None = None) -> None:
+        self._cut_request = cut_request
 
     def steps(self, batches: Iterator[Any]) -> Iterator[Any]:
         return batches
 
-    def end_round(self, number: int, cut: int) -> CutWish | None:
-        return self._wish if number == 1 else None
+    def end_round(self, number: int, cut: int) -> CutRequest | None:
+        return self._cut_request if number == 1 else None
 
 
 class Device:
@@ -64,7 +64,7 @@ class Device:
         train: int = 4,
         held_out: int = 2,
         instance: int = 1,
-        wish: CutWish | None = None,
+        cut_request: CutRequest | None = None,
         cut: int = 1,
         lowest_cut: int = 1,
         **session: Any,
@@ -77,7 +77,7 @@ class Device:
         self.session = Session(self.port, TOPICS, DEVICE, instance, clock=self.clock, **session)
         self.directory = StateDirectory(path)
         self.trainers: list[ClientTrainer] = []
-        self._wish = wish
+        self._cut_request = cut_request
         self._cut, self._lowest_cut = cut, lowest_cut
 
     def run(self) -> None:
@@ -91,7 +91,7 @@ class Device:
             self._cut,
             self._trainer_at,
             store,
-            Unmoved(self._wish),
+            ScriptedMonitor(self._cut_request),
             lowest_cut=self._lowest_cut,
             clock=self.clock,
         )

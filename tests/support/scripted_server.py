@@ -30,7 +30,7 @@ from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.training.batchnorm_statistics import statistics_steps
-from splitee.training.epochs import evaluation_steps, steps_a_round
+from splitee.training.epochs import evaluation_steps, steps_per_round
 from splitee.training.soft_labels import SoftLabels, pack_rows
 from splitee.training.weights import pack_weights, select
 
@@ -85,7 +85,7 @@ class ScriptedServer:
         self.opened: RoundOpen | None = None
         self.steps = 0  # of the device's part in it
         self.next_step = 0
-        self._said_done: RoundDone | None = None
+        self._round_done: RoundDone | None = None
         self.is_lost: Callable[[Route, Any], bool] = lambda _route, _message: False
         self.on_done: Callable[[RoundDone], None] = lambda _done: self.commit()
         self.on_profile: Callable[[Profile], None] = self.take_in
@@ -120,13 +120,13 @@ class ScriptedServer:
         }
         part = None
         if phase == "train":
-            part = self._part(steps_a_round(self.spec, self.samples), self.samples)
+            part = self._part(steps_per_round(self.spec, self.samples), self.samples)
         elif phase == "statistics":
             part = self._part(statistics_steps(self.spec, self.samples), self.samples)
         elif phase == "evaluate":
             part = self._part(evaluation_steps(self.held_out), self.held_out)
         self.opened = RoundOpen(**opening, participants=int(part is not None))
-        self.next_step, self._said_done = 0, None
+        self.next_step, self._round_done = 0, None
         if part is not None:
             self.steps = part.steps
             self.send(routes.PARTICIPATION, Participation(**opening, part=part, room=self.spec.window))
@@ -219,7 +219,7 @@ class ScriptedServer:
             case RoundDone() as done:
                 self.done.append(done)
                 if (done.round, done.attempt) == self._under_way():
-                    self._said_done = done
+                    self._round_done = done
                     self._end_round()
             case Sync() as sync:
                 self.syncs.append(sync)
@@ -238,9 +238,9 @@ class ScriptedServer:
 
     def _end_round(self) -> None:
         """Once all batches of a round and its round-done are here."""
-        done, opened = self._said_done, self.opened
+        done, opened = self._round_done, self.opened
         if done is not None and opened is not None and self.next_step == self.steps:
-            self._said_done = None
+            self._round_done = None
             self.on_done(done)
 
     def _on_sync(self, sync: Sync) -> None:

@@ -11,12 +11,12 @@ from queue import Queue
 
 from aiohttp import web
 
-from splitee_web.listening import Listening
+from splitee_web.listening import ListenOptions
 from splitee_web.site import serve
 
 
 @contextmanager
-def served(app: web.Application, where: Listening) -> Iterator[str]:
+def served(app: web.Application, where: ListenOptions) -> Iterator[str]:
     """The page's URL, with the port that was free; what `serve` raises is raised at the end."""
     stop, urls = threading.Event(), Queue[str]()
     with ThreadPoolExecutor(1) as pool:

@@ -59,17 +59,17 @@ class FakeSystemd:
     def _take(self, state: str, now: float) -> None:
         name, _, value = state.partition("=")
         if name == "STOPPING":
-            self._look(now)
+            self._check_gap(now)
             self._fed = None
         elif name == "READY":
             self._fed = now
         elif name in ("WATCHDOG", "WATCHDOG_USEC") and self._fed is not None:
-            self._look(now)
+            self._check_gap(now)
             self._fed = now
             if name == "WATCHDOG_USEC":
                 self._waits = int(value) * MICROSECOND
 
-    def _look(self, now: float) -> None:
+    def _check_gap(self, now: float) -> None:
         if self._fed is not None:
             gap = now - self._fed
             self.slowest = max(self.slowest, gap)

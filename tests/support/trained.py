@@ -14,7 +14,7 @@ from once import made_once
 from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee.samples.kept import Samples
+from splitee.samples.storage import Samples
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore

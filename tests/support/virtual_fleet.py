@@ -80,7 +80,7 @@ class VirtualDevice:
     ) -> None:
         self.port = port
         self.name = name
-        self._awake_at = 0.0
+        self._silent_until = 0.0
         self.before_batch: Callable[[int, str, int], None] = lambda _round, _phase, _step: None
         self.good_rounds: frozenset[int] | None = None
         self.claims = 1.0
@@ -98,38 +98,38 @@ class VirtualDevice:
             held_out_samples=held_out,
         )
         self._opened: RoundOpen | None = None
-        self._told: Participation | None = None
+        self._participation: Participation | None = None
         self._trained: dict[int, str] = {}  # the digest of what it has trained, by round
         self._sent = 0
 
-    def come(self, **changed: Any) -> None:
+    def join(self, **changed: Any) -> None:
         """Online, with a profile in which these fields have changed."""
         self.profile = replace(self.profile, **changed)
-        self.say(routes.STATUS, DeviceStatus(state="online", instance=self.profile.instance).encode())
-        self.say(routes.PROFILE, self.profile.encode())
+        self.publish(routes.STATUS, DeviceStatus(state="online", instance=self.profile.instance).encode())
+        self.publish(routes.PROFILE, self.profile.encode())
 
     @property
     def silent(self) -> bool:
-        """It hears, and says nothing."""
-        return self.port.clock() < self._awake_at
+        """It receives, and publishes nothing."""
+        return self.port.clock() < self._silent_until
 
     def pause(self, seconds: float = float("inf")) -> None:
-        """Say nothing for so long, then send a `sync`."""
-        self._awake_at = self.port.clock() + seconds
+        """Publish nothing for so long, then send a `sync`."""
+        self._silent_until = self.port.clock() + seconds
         if seconds < float("inf"):
-            self.say(routes.SYNC, Sync(run=RUN.run, instance=self.profile.instance).encode(), seconds)
+            self.publish(routes.SYNC, Sync(run=RUN.run, instance=self.profile.instance).encode(), seconds)
 
-    def say(self, route: Route, payload: bytes, seconds: float = 0.0) -> None:
+    def publish(self, route: Route, payload: bytes, seconds: float = 0.0) -> None:
         self.port.later(seconds, route.topic(TOPICS, self.name), payload)
 
-    def hear(self, sent: Sent) -> None:
+    def receive(self, sent: Sent) -> None:
         """What the server has published; an empty payload clears what is retained."""
         if not sent.payload:
             return
         if sent.topic == TOPICS.round:
             self._on_round(RoundOpen.decode(sent.payload))
         elif sent.topic == routes.PARTICIPATION.topic(TOPICS, self.name):
-            self._told = Participation.decode(sent.payload)
+            self._participation = Participation.decode(sent.payload)
         elif sent.topic == routes.ACK.topic(TOPICS, self.name):
             self._on_ack(Ack.decode(sent.payload))
         elif sent.topic == routes.ERROR.topic(TOPICS, self.name):
@@ -145,20 +145,20 @@ class VirtualDevice:
         part = self.part_in(opened)
         if part is not None:
             self.parts.append((opened.phase, opened.round, part))
-            assert self._told is not None
-            self._send_up_to(self._told.room if self.is_ahead else 1)
+            assert self._participation is not None
+            self._send_up_to(self._participation.room if self.is_ahead else 1)
 
     def part_in(self, opened: RoundOpen) -> Participant | None:
-        """What it has been told to do in a phase."""
-        told = self._told
-        return told.part if told is not None and _key(told) == _key(opened) else None
+        """Its part in a phase, by the last participation."""
+        last = self._participation
+        return last.part if last is not None and _key(last) == _key(opened) else None
 
     def counts_in(self, commit: Commit) -> bool:
-        """Whether it has been told that what it has trained is in this commit."""
-        told = self.assignments[-1] if self.assignments else None
-        if told is None or (told.attempt, told.committed) != (commit.attempt, commit.round):
+        """Whether what it has trained is in this commit, by its last assignment."""
+        last = self.assignments[-1] if self.assignments else None
+        if last is None or (last.attempt, last.committed) != (commit.attempt, commit.round):
             return False
-        return told.trained is not None and told.trained == self._trained.get(commit.round)
+        return last.trained is not None and last.trained == self._trained.get(commit.round)
 
     def _on_ack(self, ack: Ack) -> None:
         opened = self._opened
@@ -182,7 +182,7 @@ class VirtualDevice:
             self.before_batch(opened.round, opened.phase, self._sent)
             if self.silent:
                 return
-            self.say(routes.FEATURES, self.features(opened, self._sent))
+            self.publish(routes.FEATURES, self.features(opened, self._sent))
             self._sent += 1
 
     def features(self, opened: RoundOpen, step: int) -> bytes:
@@ -211,7 +211,7 @@ class VirtualDevice:
         if part.weights:
             named = opened.run, opened.round, opened.attempt
             for payload in pack_weights(*named, weights, opened.batches):
-                self.say(routes.WEIGHTS, payload)
+                self.publish(routes.WEIGHTS, payload)
         digest = weights_digest(weights)
         if opened.phase == "train":
             self._trained[opened.round] = digest
@@ -227,7 +227,7 @@ class VirtualDevice:
             seconds=self.claims,
             phase=opened.batches,
         )
-        self.say(routes.ROUND_DONE, done.encode())
+        self.publish(routes.ROUND_DONE, done.encode())
 
 
 class VirtualFleet:
@@ -254,7 +254,7 @@ class VirtualFleet:
         self.commits: dict[int, Commit] = {}
         self.counted: dict[int, list[str]] = {}  # the devices that count in a round, at its last commit
         self.metrics: list[Metrics] = []
-        self._figures: dict[str, DeviceFigures] = {}  # that were said last
+        self._figures: dict[str, DeviceFigures] = {}  # the last of each device
         self.phases: list[tuple[str, int]] = []
         self.stopped = False
         self.on_phase: Callable[[RoundOpen], None] = lambda _opened: None
@@ -274,7 +274,7 @@ class VirtualFleet:
 
     def run(self) -> dict[str, Any]:
         for device in self.devices.values():
-            device.come()
+            device.join()
         try:
             return self.service.run()
         finally:
@@ -294,8 +294,8 @@ class VirtualFleet:
         elif sent.topic == TOPICS.metrics:
             metrics = Metrics.decode(sent.payload)
             assert not metrics.devices, "they have messages of their own"
-            told = self._figures.items()
-            devices = {name: one.figures for name, one in told if one.round == metrics.round}
+            last = self._figures.items()
+            devices = {name: one.figures for name, one in last if one.round == metrics.round}
             self.metrics.append(replace(metrics, devices=devices))
         elif sent.payload and sent.topic.endswith("/metrics"):
             of_device = TOPICS.parse_device(sent.topic)
@@ -307,7 +307,7 @@ class VirtualFleet:
                 self.phases.append((opened.phase, opened.round))
                 self.on_phase(opened)
         for device in self.devices.values():
-            device.hear(sent)
+            device.receive(sent)
 
 
 def _key(opened: RoundOpen | Participation) -> tuple[int, int, str]:

@@ -81,7 +81,7 @@ def test_dead_device_is_shown_offline_in_red_and_in_words(browser: Browser, page
     with tab(browser, served.url) as page:
         expect(row(page, "pi-2")).to_contain_text("online")
         served.show(fleets.dead(now))
-        served.tell("log", [fleets.event("offline", "offline", now, "pi-2")])
+        served.send("log", [fleets.event("offline", "offline", now, "pi-2")])
         expect(row(page, "pi-2").locator(".state.bad")).to_contain_text("offline for", timeout=FIVE_SECONDS)
         colour = row(page, "pi-2").locator(".state").evaluate("(one) => getComputedStyle(one).color")
         red, green, _ = map(int, re.findall(r"\d+", colour)[:3])
@@ -97,7 +97,7 @@ def test_dead_server_is_reported_in_the_headline(browser: Browser, page_of: Serv
     with tab(browser, served.url) as page:
         expect(page.locator(".headline.good, .headline.warn")).to_be_visible()
         served.show(fleets.without_server(now))
-        served.tell("log", [fleets.event("server-offline", "the server is offline", now)])
+        served.send("log", [fleets.event("server-offline", "the server is offline", now)])
         headline = page.locator(".headline.bad")
         expect(headline).to_contain_text("The server is offline for", timeout=FIVE_SECONDS)
         expect(headline).to_contain_text("the run stands still at round 4")
@@ -171,7 +171,7 @@ def test_hostile_names_are_shown_as_text(browser: Browser, page_of: Serve) -> No
             button = page.locator("[data-id] button")
             expect(button).to_have_text(HOSTILE)
             assert button.get_attribute("title") == HOSTILE
-            served.tell("log", [fleets.event("offline", HOSTILE, now, HOSTILE)])
+            served.send("log", [fleets.event("offline", HOSTILE, now, HOSTILE)])
             expect(page.locator(".events li").first).to_contain_text(HOSTILE)
             assert overflow(page) == 0
             button.click()
@@ -262,7 +262,7 @@ def test_page_without_broker_and_devices_shows_the_connection_error(
         expect(page.locator(".headline")).to_contain_text("has spoken yet")
         assert violations(page) == []
         assert overflow(page) == 0
-        served.tell("broker", fleets.CONNECTED)
+        served.send("broker", fleets.CONNECTED)
         expect(page.locator(".trouble")).to_have_count(0)
         served.show(fleets.training(time.time()))
         expect(page.locator("[data-id]")).to_have_count(3)

@@ -14,7 +14,7 @@ import pytest
 from browser import overflow, tab
 from fleets import Fleet
 from playwright.sync_api import Browser, expect
-from told_fleets import rollout
+from retained_fleet import rollout
 
 from splitee.mqtt.link import Link
 from splitee.protocol import routes

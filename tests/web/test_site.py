@@ -16,13 +16,13 @@ from aiohttp import web
 from sites import served
 
 from splitee.errors import ConfigError
-from splitee_web.event_streams import MOST, WAITING, WAITING_BYTES
-from splitee_web.listening import Listening, listening
+from splitee_web.event_streams import MOST_BROWSERS, MOST_QUEUED, MOST_QUEUED_BYTES
+from splitee_web.listening import ListenOptions, listening
 from splitee_web.site import STREAMS, make_app, serve
 
 TOKEN = "0123456789abcdef-token"  # noqa: S105 -- made up
-HERE = Listening("127.0.0.1", 0)
-LOCKED = Listening("127.0.0.1", 0, TOKEN)
+HERE = ListenOptions("127.0.0.1", 0)
+LOCKED = ListenOptions("127.0.0.1", 0, TOKEN)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def page(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make(where: Listening, page: Path) -> web.Application:
+def make(where: ListenOptions, page: Path) -> web.Application:
     app = make_app(where, page)
 
     async def events(request: web.Request) -> web.StreamResponse:
@@ -131,9 +131,9 @@ def test_browser_that_reads_nothing_is_disconnected_and_holds_no_other_up(page: 
         with urllib.request.urlopen(f"{url}events", timeout=30) as stream:  # noqa: S310
             changes = (line for line in stream if line.startswith(b'data: {"number"'))
             for _ in range(40):
-                left = fetch(url, f"/change?times={WAITING}", "POST").read()
-                numbers = [json.loads(next(changes)[6:])["number"] for _ in range(WAITING)]
-                assert numbers == list(range(WAITING))
+                left = fetch(url, f"/change?times={MOST_QUEUED}", "POST").read()
+                numbers = [json.loads(next(changes)[6:])["number"] for _ in range(MOST_QUEUED)]
+                assert numbers == list(range(MOST_QUEUED))
                 if left == b"1":
                     break
             else:
@@ -146,7 +146,7 @@ def test_queue_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:
         slow.connect(("127.0.0.1", urlsplit(url).port or 0))
         slow.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert slow.recv(64)
-        large = f"/change?times=1&size={WAITING_BYTES - 1000}"
+        large = f"/change?times=1&size={MOST_QUEUED_BYTES - 1000}"
         assert [fetch(url, large, "POST").read() for _ in range(3)][-1] == b"0"
         while slow.recv(1 << 20):
             pass  # the site has closed it; data on its way still arrives
@@ -154,7 +154,7 @@ def test_queue_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:
 
 def test_browsers_beyond_the_limit_are_refused(page: Path) -> None:
     with served(make(HERE, page), HERE) as url:
-        streams = [fetch(url, "/events") for _ in range(MOST)]
+        streams = [fetch(url, "/events") for _ in range(MOST_BROWSERS)]
         assert {response.status for response in streams} == {200}
         assert fetch(url, "/events").status == 503
         for response in streams:
@@ -170,7 +170,7 @@ def test_defect_is_reported_as_error_500_and_the_site_goes_on(page: Path) -> Non
 
 def test_port_in_use_is_refused(page: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        where = Listening("127.0.0.1", taken.getsockname()[1])
+        where = ListenOptions("127.0.0.1", taken.getsockname()[1])
         with pytest.raises(ConfigError, match="the port is in use"):
             serve(make_app(where, page), where, threading.Event(), print)
 
@@ -185,7 +185,7 @@ def test_invalid_listen_address_is_refused(listen: str) -> None:
     ("listen", "host"), [("8080", "127.0.0.1"), ("[::1]:8080", "::1"), ("localhost:8080", "localhost")]
 )
 def test_loopback_address_needs_no_token(listen: str, host: str) -> None:
-    assert listening(listen, None) == Listening(host, 8080)
+    assert listening(listen, None) == ListenOptions(host, 8080)
 
 
 def test_address_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_address_beyond_loopback_needs_a_token(tmp_path: Path) -> None:
         listening("0.0.0.0:8080", None)
     token = tmp_path / "token"
     token.write_text(f"{TOKEN}\n")
-    assert listening("0.0.0.0:8080", token) == Listening("0.0.0.0", 8080, TOKEN)  # noqa: S104
+    assert listening("0.0.0.0:8080", token) == ListenOptions("0.0.0.0", 8080, TOKEN)  # noqa: S104
 
 
 @pytest.mark.parametrize(

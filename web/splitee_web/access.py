@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from splitee.log_limits import FirstFew
-from splitee_web.listening import Listening, is_loopback
+from splitee_web.listening import ListenOptions, is_loopback
 
 COOKIE = "splitee"
 LOGIN = "/login"
@@ -45,7 +45,7 @@ class Access:
         wrong: tokens that were wrong, so far.
     """
 
-    def __init__(self, where: Listening) -> None:
+    def __init__(self, where: ListenOptions) -> None:
         self._token = where.token
         self._ticket = _ticket(where.token) if where.token is not None else ""
         self._waiting = 0

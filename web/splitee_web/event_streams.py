@@ -9,16 +9,16 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-MOST = 50  # browsers at once
-WAITING = 256  # events that may wait for a slow browser; then it must reconnect, and gets everything anew
-WAITING_BYTES = 16 << 20  # likewise
-ALIVE = 15.0  # seconds of silence after which a comment is sent: proxies close silent connections
-AGAIN = 1000  # milliseconds after which a browser reconnects
+MOST_BROWSERS = 50  # browsers at once
+MOST_QUEUED = 256  # events that may wait for a slow browser; then it must reconnect, and gets everything anew
+MOST_QUEUED_BYTES = 16 << 20  # likewise
+KEEP_ALIVE_EVERY = 15.0  # seconds of silence after which a comment is sent: proxies close silent connections
+RECONNECT_MS = 1000  # milliseconds after which a browser reconnects
 
 Event = tuple[str, bytes]  # its name, and one line of JSON
 
 
-class _Waiting:
+class _Outbox:
     """The events that wait for one browser, encoded for the stream."""
 
     def __init__(self, transport: asyncio.Transport | None) -> None:
@@ -27,8 +27,8 @@ class _Waiting:
         self._bytes = 0
 
     def put(self, event: bytes) -> bool:
-        """False: WAITING events or WAITING_BYTES wait already."""
-        if self._events.qsize() >= WAITING or self._bytes + len(event) > WAITING_BYTES:
+        """False: MOST_QUEUED events or MOST_QUEUED_BYTES wait already."""
+        if self._events.qsize() >= MOST_QUEUED or self._bytes + len(event) > MOST_QUEUED_BYTES:
             return False
         self._bytes += len(event)
         self._events.put_nowait(event)
@@ -57,7 +57,7 @@ class EventStreams:
     """The open streams; only on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._streams: set[_Waiting] = set()
+        self._streams: set[_Outbox] = set()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -79,18 +79,18 @@ class EventStreams:
         """Stream `first()`, the present state, and from then on all events that are sent.
 
         Raises:
-            HTTPServiceUnavailable: there are MOST browsers already.
+            HTTPServiceUnavailable: there are MOST_BROWSERS already.
         """
-        if len(self._streams) >= MOST:
-            raise web.HTTPServiceUnavailable(text=f"{MOST} browsers look at this page already\n")
+        if len(self._streams) >= MOST_BROWSERS:
+            raise web.HTTPServiceUnavailable(text=f"{MOST_BROWSERS} browsers look at this page already\n")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
-        stream = _Waiting(request.transport)
+        stream = _Outbox(request.transport)
         self._streams.add(stream)
         try:  # no event comes between the present state and the stream
-            begin = [f"retry: {AGAIN}\n\n".encode(), *(_encode(name, data) for name, data in first())]
+            begin = [f"retry: {RECONNECT_MS}\n\n".encode(), *(_encode(name, data) for name, data in first())]
             await response.write(b"".join(begin))
             await self._pass_on(stream, response)
         except ConnectionResetError:
@@ -100,11 +100,11 @@ class EventStreams:
         return response
 
     @staticmethod
-    async def _pass_on(stream: _Waiting, response: web.StreamResponse) -> None:
+    async def _pass_on(stream: _Outbox, response: web.StreamResponse) -> None:
         while True:
             event: bytes | None = b":\n\n"
             with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(stream.get(), ALIVE)
+                event = await asyncio.wait_for(stream.get(), KEEP_ALIVE_EVERY)
             if event is None:
                 return
             await response.write(event)

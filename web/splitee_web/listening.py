@@ -20,7 +20,7 @@ LOCAL_NAMES = ("localhost", "localhost.localdomain")
 
 
 @dataclass(frozen=True)
-class Listening:
+class ListenOptions:
     """An address of this machine, and the token that opens the page; None: it is open."""
 
     host: str
@@ -42,7 +42,7 @@ def is_loopback(host: str) -> bool:
         return host.lower() in LOCAL_NAMES
 
 
-def listening(listen: str, token_file: Path | None) -> Listening:
+def listening(listen: str, token_file: Path | None) -> ListenOptions:
     """`listen`: HOST:PORT, [ADDRESS]:PORT or PORT.
 
     Raises:
@@ -59,7 +59,7 @@ def listening(listen: str, token_file: Path | None) -> Listening:
             f"--listen {listen}: an address beyond loopback needs --token-file as well; "
             "for TLS, put a reverse proxy in front of it"
         )
-    return Listening(host, int(port), token)
+    return ListenOptions(host, int(port), token)
 
 
 def read_token(path: Path) -> str:
@@ -83,7 +83,7 @@ def read_token(path: Path) -> str:
 
 
 def listening_options(port: int) -> Callable[[Any], Any]:
-    """A decorator that adds --listen and --token-file; the command gets `where: Listening`."""
+    """A decorator that adds --listen and --token-file; the command gets `where: ListenOptions`."""
     return option_group(
         "where",
         listening,

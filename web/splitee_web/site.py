@@ -15,7 +15,7 @@ from aiohttp import web
 from splitee.errors import ConfigError
 from splitee_web.access import Access, Handler
 from splitee_web.event_streams import EventStreams
-from splitee_web.listening import Listening
+from splitee_web.listening import ListenOptions
 
 SHARED = Path(__file__).with_name("static")  # style and libraries that several pages use
 LARGEST_REQUEST = 1 << 20  # bytes of a body
@@ -36,7 +36,7 @@ HEADERS = {
 log = logging.getLogger(__name__)
 
 
-def make_app(where: Listening, page: Path) -> web.Application:
+def make_app(where: ListenOptions, page: Path) -> web.Application:
     """An application that serves a page: its folder at /page/, index.html of it at /, and SHARED at /shared/.
 
     Callers add routes for its data; STREAMS are its server-sent events, closed at the end.
@@ -76,7 +76,7 @@ async def _one_line_for_an_error(request: web.Request, handler: Handler) -> web.
 
 
 def serve(
-    app: web.Application, where: Listening, stop: threading.Event, ready: Callable[[str], None]
+    app: web.Application, where: ListenOptions, stop: threading.Event, ready: Callable[[str], None]
 ) -> None:
     """Serves until `stop` is set, on an event loop of its own; `ready` is called with the page's URL.
 
@@ -87,7 +87,7 @@ def serve(
 
 
 async def _serve(
-    app: web.Application, where: Listening, stop: threading.Event, ready: Callable[[str], None]
+    app: web.Application, where: ListenOptions, stop: threading.Event, ready: Callable[[str], None]
 ) -> None:
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
@@ -103,7 +103,7 @@ async def _serve(
         await runner.cleanup()
 
 
-def _not_bound(where: Listening, error: OSError) -> str:
+def _not_bound(where: ListenOptions, error: OSError) -> str:
     address = f"--listen {where.host}:{where.port}"
     if error.errno == errno.EADDRINUSE:
         return f"{address}: the port is in use; choose another one"

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 from splitee.mqtt.options import LinkOptions
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 
-def run(bench: Workbench) -> Result:
-    topic = bench.topic("access")
-    client = bench.connect("access")
+def run(context: CheckContext) -> Result:
+    topic = context.topic("access")
+    client = context.connect("access")
     client.subscribe(topic)
     code = client.publish(topic, b"x")
     if code.is_failure:
-        return Result("missing", f"{topic}: {code.getName().lower()}; {_hint(bench.link)}")
-    if client.receive(bench.left() / 2) is None:
-        return Result("missing", f"{topic}: what is published there does not come back; {_hint(bench.link)}")
-    return Result("ok", f"this client may write and read {bench.topic('#')}")
+        return Result("missing", f"{topic}: {code.getName().lower()}; {_hint(context.link)}")
+    if client.receive(context.left() / 2) is None:
+        return Result(
+            "missing", f"{topic}: what is published there does not come back; {_hint(context.link)}"
+        )
+    return Result("ok", f"this client may write and read {context.topic('#')}")
 
 
 def _hint(link: LinkOptions) -> str:

@@ -15,20 +15,20 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
-from splitee.mqtt.websockets import carrier
+from splitee.mqtt.websockets import raw_socket
 
 TIMEOUT = 8  # seconds in which the broker must reply
 KEEP_ALIVE = 300  # seconds
-OF_THIS_MACHINE = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
+LOCAL_ERRORS = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 CLOSED = "it closed the connection without a reply, as at max_connections, or without a descriptor left"
 
 
 class Refused(Exception):
-    """Another connection was not possible. `here`: because of this machine's limit, not the broker's."""
+    """Another connection was not possible. `is_local`: because of this machine's limit, not the broker's."""
 
-    def __init__(self, why: str, *, here: bool = False) -> None:
+    def __init__(self, why: str, *, is_local: bool = False) -> None:
         super().__init__(why)
-        self.here = here
+        self.is_local = is_local
 
 
 def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) -> socket.socket:
@@ -40,7 +40,7 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
     try:
         opened = _dial(address, client_id, tls)
         try:
-            _say_hello(opened, address, client_id)
+            _handshake(opened, address, client_id)
         except BaseException:
             opened.close()
             raise
@@ -50,7 +50,7 @@ def connect(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) 
     except (ConnectionResetError, ConnectionAbortedError, BrokenPipeError, ssl.SSLEOFError):
         raise Refused(CLOSED) from None
     except OSError as error:
-        raise Refused(error.strerror or str(error), here=error.errno in OF_THIS_MACHINE) from None
+        raise Refused(error.strerror or str(error), is_local=error.errno in LOCAL_ERRORS) from None
 
 
 def _dial(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) -> socket.socket:
@@ -60,11 +60,11 @@ def _dial(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) ->
         client.tls_set_context(tls)
     client.connect_async(address.host, address.port, keepalive=TIMEOUT)  # it also limits the handshake
     opened = cast(socket.socket, client._create_socket())
-    carrier(opened).settimeout(TIMEOUT)
+    raw_socket(opened).settimeout(TIMEOUT)
     return opened
 
 
-def _say_hello(opened: socket.socket, address: BrokerAddress, client_id: str) -> None:
+def _handshake(opened: socket.socket, address: BrokerAddress, client_id: str) -> None:
     opened.send(connect_packet(address, client_id))
     _, length = _read(opened, 2)
     if length > 127:

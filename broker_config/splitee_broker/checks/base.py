@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 Verdict = Literal["ok", "limited", "missing", "unknown"]
 """Limited: a fleet can train, at a cost. Missing: it cannot. Unknown: this machine cannot test it."""
@@ -41,7 +41,7 @@ class Check:
     """
 
     name: str
-    run: Callable[[Workbench], Result]
+    run: Callable[[CheckContext], Result]
     seconds: float = 4.0
     seconds_a_device: float = 0.0
     needed_by_others: bool = False

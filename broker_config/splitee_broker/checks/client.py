@@ -23,30 +23,30 @@ from splitee.mqtt.address import TlsFiles
 from splitee.mqtt.client import new_client
 from splitee.mqtt.connection import (
     LARGEST_INCOMING,
-    let_broker_read,
+    disable_nagle,
+    linger,
+    log_exceptions,
     packet_properties,
-    quietly,
-    send_at_once,
 )
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.options import LinkOptions
-from splitee.mqtt.websockets import carrier
+from splitee.mqtt.websockets import raw_socket
 
 LINGER = 1.0  # seconds for the broker to read DISCONNECT
 TICK = 0.1  # seconds
 T = TypeVar("T")
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The broker has ended the connection, or did not reply in time; the message tells the user which."""
 
 
-class Late(Lost):
+class ReplyTimeout(ConnectionLost):
     """The broker did not reply in time."""
 
 
 class Client:
-    """Used by one thread. Each wait ends at `deadline`, by `time.monotonic`, with `Lost`."""
+    """Used by one thread. Each wait ends at `deadline`, by `time.monotonic`, with `ConnectionLost`."""
 
     def __init__(
         self,
@@ -72,18 +72,18 @@ class Client:
         self._granted: dict[int, ReasonCode] = {}
         self._acknowledged: dict[int, ReasonCode] = {}
         self._messages: deque[MQTTMessage] = deque()
-        self._why = "it closed the connection"
+        self._close_reason = "it closed the connection"
         self._closing = False
         self._window = IN_FLIGHT
         limit = max(1.0, deadline - time.monotonic())
         self._paho = paho = new_client(link.address, client_id, MQTTProtocolVersion.MQTTv5, limit)
-        paho.on_socket_open = quietly(send_at_once)
-        paho.on_socket_close = quietly(self._let_broker_read)
-        paho.on_connect = quietly(self._on_connect)
-        paho.on_subscribe = quietly(self._on_subscribe)
-        paho.on_publish = quietly(self._on_publish)
+        paho.on_socket_open = log_exceptions(disable_nagle)
+        paho.on_socket_close = log_exceptions(self._linger)
+        paho.on_connect = log_exceptions(self._on_connect)
+        paho.on_subscribe = log_exceptions(self._on_subscribe)
+        paho.on_publish = log_exceptions(self._on_publish)
         paho.on_message = lambda _client, _data, message: self._messages.append(message)
-        paho.on_disconnect = quietly(self._on_disconnect)
+        paho.on_disconnect = log_exceptions(self._on_disconnect)
         if link.address.tls:
             paho.tls_set_context(tls_context(link))
         if will is not None:
@@ -96,7 +96,7 @@ class Client:
         )
 
     def open(self) -> Self:
-        """Connects. Lost: the broker does not accept it."""
+        """Connects. ConnectionLost: the broker does not accept it."""
         address = self.link.address
         try:
             self._paho.connect(
@@ -108,26 +108,26 @@ class Client:
                 properties=self._connecting,
             )
         except OSError as error:
-            raise Lost(error.strerror or str(error)) from None
+            raise ConnectionLost(error.strerror or str(error)) from None
         code = self._wait(lambda: self._connack)
         if code.is_failure:
-            raise Lost(f"it refused a client: {code.getName().lower()}")
+            raise ConnectionLost(f"it refused a client: {code.getName().lower()}")
         self._window = min(IN_FLIGHT, getattr(self.properties, "ReceiveMaximum", IN_FLIGHT))
         return self
 
     @property
     def connected(self) -> bool:
         """Whether the connection is open, after reading what the broker has sent."""
-        self._move(0.0)
+        self._transfer(0.0)
         return self._is_open()
 
     def subscribe(self, *filters: str) -> None:
-        """Subscribes, and waits until the subscriptions are in force. Lost: one is refused."""
+        """Subscribes, and waits until the subscriptions are in force. ConnectionLost: one is refused."""
         wanted = [(name, SubscribeOptions(qos=1)) for name in filters]
         _, number = self._paho.subscribe(wanted)
         code = self._wait(lambda: self._granted.get(number or 0))
         if code.is_failure:
-            raise Lost(f"it refused a subscription: {code.getName().lower()}")
+            raise ConnectionLost(f"it refused a subscription: {code.getName().lower()}")
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> ReasonCode:
         """Publishes at QoS 1; returns the acknowledgement. `properties`: by their names in MQTT v5."""
@@ -153,32 +153,32 @@ class Client:
         return code
 
     def next_message(self) -> MQTTMessage:
-        """Waits for the next message. Late: none has come by the deadline."""
+        """Waits for the next message. ReplyTimeout: none has come by the deadline."""
         self._wait(lambda: self._messages or None)
         return self._messages.popleft()
 
     def receive(self, seconds: float) -> MQTTMessage | None:
         """The next message; None: none has come in `seconds`."""
         until = time.monotonic() + seconds
-        self._move(0.0)
+        self._transfer(0.0)
         while not self._messages and (left := until - time.monotonic()) > 0:
-            self._move(min(TICK, left))
+            self._transfer(min(TICK, left))
             if not self._is_open():
-                raise Lost(self._why)
+                raise ConnectionLost(self._close_reason)
         return self._messages.popleft() if self._messages else None
 
     def wait_until_lost(self) -> None:
-        """Waits until the broker ends the connection. Late: it does not."""
+        """Waits until the broker ends the connection. ReplyTimeout: it does not."""
         while self.connected:
             if time.monotonic() > self._deadline:
-                raise Late("it did not end a connection in time")
-            self._move(TICK)
+                raise ReplyTimeout("it did not end a connection in time")
+            self._transfer(TICK)
 
-    def break_off(self) -> None:
+    def drop_connection(self) -> None:
         """Closes the socket without DISCONNECT, like a device that loses power."""
         opened = self._paho.socket()
         if opened is not None:
-            below = carrier(cast(socket.socket, opened))
+            below = raw_socket(cast(socket.socket, opened))
             with contextlib.suppress(OSError):
                 below.shutdown(socket.SHUT_RDWR)
             below.close()
@@ -190,27 +190,27 @@ class Client:
             self._paho.disconnect(
                 properties=packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
             )
-            self._move(0.0)
-        self.break_off()
+            self._transfer(0.0)
+        self.drop_connection()
 
     def _wait(self, found: Callable[[], T | None]) -> T:
         while (value := found()) is None:
             if time.monotonic() > self._deadline:
-                raise Late("it gave no reply in time")
-            self._move(TICK)
+                raise ReplyTimeout("it gave no reply in time")
+            self._transfer(TICK)
             if found() is None and self._connack is not None and not self._is_open():
-                raise Lost(self._why)
+                raise ConnectionLost(self._close_reason)
         return value
 
     def _is_open(self) -> bool:
         return self._paho.socket() is not None and self._paho.is_connected()
 
-    def _move(self, seconds: float) -> None:
+    def _transfer(self, seconds: float) -> None:
         """Transfers packets, waiting for them at most `seconds`."""
         if self._paho.socket() is not None:
             code = self._paho.loop(seconds)
             if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._connack is None:
-                raise Lost(self._why)
+                raise ConnectionLost(self._close_reason)
 
     def _on_connect(
         self, _client: Any, _data: Any, flags: ConnectFlags, code: ReasonCode, properties: Properties
@@ -233,12 +233,12 @@ class Client:
         self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Properties
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._why = f"it ended the connection: {reason.getName().lower()}"
+            self._close_reason = f"it ended the connection: {reason.getName().lower()}"
 
-    def _let_broker_read(self, _client: Any, _data: Any, closed: socket.socket) -> None:
+    def _linger(self, _client: Any, _data: Any, closed: socket.socket) -> None:
         """Lets the broker read DISCONNECT, which is lost if a socket with unread data is closed."""
         if self._closing:
-            let_broker_read(closed, LINGER)
+            linger(closed, LINGER)
 
 
 def tls_context(link: LinkOptions) -> ssl.SSLContext:

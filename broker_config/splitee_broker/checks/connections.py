@@ -12,20 +12,20 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from splitee.mqtt.websockets import carrier
+from splitee.mqtt.websockets import raw_socket
 from splitee_broker.checks.bare_connection import Refused, connect
 from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.client import tls_context
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 TRIES = 16  # connections that are opened at the same time
 UNLIMITED = 1 << 20
-OWN = 64  # descriptors that this process needs for everything else
+OWN_DESCRIPTORS = 64  # descriptors that this process needs for everything else
 
 
-def run(bench: Workbench) -> Result:
-    wanted = bench.devices
-    room = _descriptors() - OWN
+def run(context: CheckContext) -> Result:
+    wanted = context.devices
+    room = _descriptors() - OWN_DESCRIPTORS
     if room < wanted:
         return Result(
             "unknown",
@@ -33,16 +33,16 @@ def run(bench: Workbench) -> Result:
             room,
             wanted,
         )
-    attempt = Attempt(bench, tls_context(bench.link) if bench.link.address.tls else None)
+    attempt = Attempt(context, tls_context(context.link) if context.link.address.tls else None)
     try:
         attempt.open(wanted)
         held = attempt.still_open()
     finally:
         attempt.close()
     if (failure := attempt.failure) is not None:
-        end = "this machine" if failure.here else "the broker"
+        end = "this machine" if failure.is_local else "the broker"
         found = f"{held:,} of {wanted:,}, then {end} refused: {failure}"
-        return Result("unknown" if failure.here else "missing", found, held, wanted)
+        return Result("unknown" if failure.is_local else "missing", found, held, wanted)
     if attempt.is_late:
         return Result("unknown", f"only {held:,} of {wanted:,} are there in time", held, wanted)
     if held < wanted:
@@ -65,7 +65,7 @@ def _descriptors() -> int:
 class Attempt:
     """Opens connections until there are enough or one is refused."""
 
-    bench: Workbench
+    context: CheckContext
     tls: ssl.SSLContext | None
     opened: list[socket.socket] = field(default_factory=list)
     failure: Refused | None = None
@@ -76,14 +76,14 @@ class Attempt:
         with ThreadPoolExecutor(TRIES) as pool:
             for _ in pool.map(self._one, range(count)):
                 if len(self.opened) % 50 == 0:
-                    self.bench.progress(f"{len(self.opened):,} of {count:,} connections")
+                    self.context.progress(f"{len(self.opened):,} of {count:,} connections")
 
     def _one(self, number: int) -> None:
-        self.is_late = self.is_late or self.bench.left() <= 0
+        self.is_late = self.is_late or self.context.left() <= 0
         if self.failure is not None or self.is_late:
             return
         try:
-            connection = connect(self.bench.link.address, self.bench.client_id(f"n{number}"), self.tls)
+            connection = connect(self.context.link.address, self.context.client_id(f"n{number}"), self.tls)
         except Refused as refused:
             with self._lock:
                 self.failure = self.failure or refused
@@ -95,7 +95,7 @@ class Attempt:
         """How many the broker has not closed. It has sent nothing since, so readable ones are closed."""
         poll = select.poll()
         for connection in self.opened:
-            poll.register(carrier(connection), select.POLLIN)
+            poll.register(raw_socket(connection), select.POLLIN)
         closed = {number for number, _ in poll.poll(0)}
         return sum(connection.fileno() not in closed for connection in self.opened)
 
@@ -104,7 +104,7 @@ class Attempt:
             with contextlib.suppress(OSError):
                 connection.send(b"\xe0\x00")  # DISCONNECT
         for connection in self.opened:
-            carrier(connection).close()
+            raw_socket(connection).close()
         self.opened.clear()
 
 

@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 MESSAGES = 100
 
 
-def run(bench: Workbench) -> Result:
-    topic = bench.topic("delivery")
-    reader, writer = bench.connect("reader"), bench.connect("writer")
+def run(context: CheckContext) -> Result:
+    topic = context.topic("delivery")
+    reader, writer = context.connect("reader"), context.connect("writer")
     reader.subscribe(topic)
     numbers = {b"%d" % number: number for number in range(MESSAGES)}
     came: list[int] = []
     acknowledged = writer.publish_all((topic, payload) for payload in numbers)
     while len(came) < MESSAGES:
         # Read while publishing: another check tests messages that wait for a reader.
-        patience = bench.left() / 2 if next(acknowledged, None) is None else 0.0
+        patience = context.left() / 2 if next(acknowledged, None) is None else 0.0
         message = reader.receive(patience)
         if message is None and patience:
             break

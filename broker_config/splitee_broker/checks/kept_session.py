@@ -5,20 +5,20 @@ from __future__ import annotations
 
 from splitee.mqtt.link import SESSION_EXPIRY
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 
-def run(bench: Workbench) -> Result:
-    topic = bench.topic("session")
-    first = bench.connect("session", session_expiry=SESSION_EXPIRY)
+def run(context: CheckContext) -> Result:
+    topic = context.topic("session")
+    first = context.connect("session", session_expiry=SESSION_EXPIRY)
     first.subscribe(topic)
-    first.break_off()
-    writer = bench.connect("writer")
+    first.drop_connection()
+    writer = context.connect("writer")
     writer.publish(topic, b"x")
-    second = bench.connect("session", session_expiry=SESSION_EXPIRY, resumes=True)
+    second = context.connect("session", session_expiry=SESSION_EXPIRY, resumes=True)
     if not second.session_present:
         return Result("limited", "not kept: after a broken connection, unfinished messages are sent again")
-    if second.receive(bench.left() / 2) is None:
+    if second.receive(context.left() / 2) is None:
         return Result("limited", "kept without the messages that came meanwhile; they are sent again")
     return Result("ok", "kept over a broken connection, with the messages that came meanwhile")
 

@@ -6,22 +6,22 @@ from __future__ import annotations
 import time
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 
-def run(bench: Workbench) -> Result:
-    topic = bench.retained("will")
-    reader = bench.connect("reader")
+def run(context: CheckContext) -> Result:
+    topic = context.retained("will")
+    reader = context.connect("reader")
     reader.subscribe(topic)
-    dying = bench.connect("dying", will=(topic, b"offline"))
-    dying.break_off()
+    dying = context.connect("dying", will=(topic, b"offline"))
+    dying.drop_connection()
     broken = time.monotonic()
-    if reader.receive(bench.left() / 2) is None:
+    if reader.receive(context.left() / 2) is None:
         return Result("missing", "none is published when a connection breaks: absent members seem present")
     seconds = time.monotonic() - broken
-    late = bench.connect("late")
+    late = context.connect("late")
     late.subscribe(topic)
-    message = late.receive(bench.left() / 2)
+    message = late.receive(context.left() / 2)
     if message is None or not message.retain:
         return Result("missing", "it is published but not retained: later subscribers do not learn of it")
     return Result("ok", f"published and retained {1000 * seconds:.0f} ms after a connection broke", seconds)

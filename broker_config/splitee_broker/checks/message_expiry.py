@@ -6,22 +6,22 @@ from __future__ import annotations
 import time
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 LONG, SHORT = 1000, 1  # seconds
 WAIT = 2.2  # seconds, because brokers count whole ones
 
 
-def run(bench: Workbench) -> Result:
-    old, gone = bench.retained("expiry", "old"), bench.retained("expiry", "gone")
-    writer = bench.connect("writer")
+def run(context: CheckContext) -> Result:
+    old, gone = context.retained("expiry", "old"), context.retained("expiry", "gone")
+    writer = context.connect("writer")
     writer.publish(old, b"x", retain=True, MessageExpiryInterval=LONG)
     writer.publish(gone, b"x", retain=True, MessageExpiryInterval=SHORT)
     time.sleep(WAIT)
-    reader = bench.connect("reader")
+    reader = context.connect("reader")
     reader.subscribe(old, gone)
     left: dict[str, int] = {}
-    while (message := reader.receive(min(1.0, bench.left() / 2))) is not None:
+    while (message := reader.receive(min(1.0, context.left() / 2))) is not None:
         left[message.topic] = getattr(message.properties, "MessageExpiryInterval", LONG)
     if old not in left:
         return Result(

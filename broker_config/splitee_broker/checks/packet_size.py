@@ -9,18 +9,18 @@ from splitee.cli import words
 from splitee.mqtt.link import ENVELOPE
 from splitee.protocol.routes import LARGEST_WHOLE
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Late, Lost
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.client import ConnectionLost, ReplyTimeout
+from splitee_broker.checks.context import CheckContext
 
-LINK = 1 << 20  # bytes of the largest packet that a link sends
+LARGEST_PACKET = 1 << 20  # bytes of the largest packet that a link sends
 LIMIT = 6.0  # seconds
 BATCH = 32 * 64 * 24 * 24 * 2  # bytes: 32 images of 3x96x96 through resnet18 up to its widest cut, as fp16
 
 
-def run(bench: Workbench) -> Result:
-    client = bench.connect("packets")
-    said = getattr(client.properties, "MaximumPacketSize", None)
-    size = min(LINK, said or LINK)
+def run(context: CheckContext) -> Result:
+    client = context.connect("packets")
+    announced = getattr(client.properties, "MaximumPacketSize", None)
+    size = min(LARGEST_PACKET, announced or LARGEST_PACKET)
     whole = LARGEST_WHOLE + ENVELOPE
     if size < whole:
         return Result(
@@ -30,26 +30,31 @@ def run(bench: Workbench) -> Result:
             size,
             whole,
         )
-    topic = bench.topic("packets")
+    topic = context.topic("packets")
     client.subscribe(topic)
     try:
         code = client.publish(topic, bytes(size - ENVELOPE))
         came = client.next_message()
-    except Late:
-        return Result("limited", f"a packet of {words.size(size)} takes more than {LIMIT:.0f} s", 0, LINK)
-    except Lost as lost:
+    except ReplyTimeout:
         return Result(
-            "missing", f"a packet of {words.size(size)}: {lost}; it announces no such limit", 0, LINK
+            "limited", f"a packet of {words.size(size)} takes more than {LIMIT:.0f} s", 0, LARGEST_PACKET
+        )
+    except ConnectionLost as lost:
+        return Result(
+            "missing",
+            f"a packet of {words.size(size)}: {lost}; it announces no such limit",
+            0,
+            LARGEST_PACKET,
         )
     if code.is_failure or len(came.payload) != size - ENVELOPE:
-        return Result("missing", f"a packet of {words.size(size)} does not arrive", 0, LINK)
+        return Result("missing", f"a packet of {words.size(size)} does not arrive", 0, LARGEST_PACKET)
     parts = math.ceil(BATCH / (size - ENVELOPE))
     in_parts = f"a batch of the default network ({words.size(BATCH)}) takes {parts:,}"
     return Result(
-        "ok" if size == LINK else "limited",
+        "ok" if size == LARGEST_PACKET else "limited",
         f"a packet of {words.size(size)} arrives; {in_parts}",
         size,
-        LINK,
+        LARGEST_PACKET,
     )
 
 

@@ -4,32 +4,32 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Client, Late, Lost
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.client import Client, ConnectionLost, ReplyTimeout
+from splitee_broker.checks.context import CheckContext
 from splitee_broker.limits import limits
 
 SIZE = 64  # bytes: the check counts messages; their bytes are limited by max_queued_bytes
 SILENCE = 1.0  # seconds after which no more come
 
 
-def run(bench: Workbench) -> Result:
-    needed = limits(bench.devices)["max_queued_messages"]
-    topic = bench.topic("queue")
-    reader, writer = bench.connect("reader"), bench.connect("writer")
+def run(context: CheckContext) -> Result:
+    needed = limits(context.devices)["max_queued_messages"]
+    topic = context.topic("queue")
+    reader, writer = context.connect("reader"), context.connect("writer")
     reader.subscribe(topic)
     messages = ((topic, b"%0*d" % (SIZE, number)) for number in range(needed))
     count = 0
     try:
         for count, _ in enumerate(writer.publish_all(messages), 1):
             if count % 1000 == 0:
-                bench.progress(f"{count:,} of {needed:,} messages")
-    except Late:
+                context.progress(f"{count:,} of {needed:,} messages")
+    except ReplyTimeout:
         return Result("unknown", f"only {count:,} of {needed:,} messages are there in time", count, needed)
-    except Lost as lost:
+    except ConnectionLost as lost:
         return Result("missing", f"while messages wait for a client that does not read: {lost}", None, needed)
     try:
         held = _read(reader, needed)
-    except Lost as lost:
+    except ConnectionLost as lost:
         return Result("missing", f"the connection of a client that does not read: {lost}", None, needed)
     if held < needed:
         return Result(

@@ -29,8 +29,8 @@ from splitee_broker.checks import (
     wildcards,
 )
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Lost
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.client import ConnectionLost
+from splitee_broker.checks.context import CheckContext
 
 CHECKS: tuple[Check, ...] = tuple(
     module.CHECK
@@ -79,16 +79,16 @@ def run_checks(
     for check in CHECKS:
         progress(check.name)
         started = time.monotonic()
-        say = partial(_say, progress, check.name)
-        with Workbench(link, devices, token, check.limit(devices), say) as bench:
+        report = partial(_report, progress, check.name)
+        with CheckContext(link, devices, token, check.limit(devices), report) as context:
             try:
-                result = check.run(bench)
-            except Lost as lost:
+                result = check.run(context)
+            except ConnectionLost as lost:
                 result = Result("missing", str(lost))
         yield Finding(check.name, result, time.monotonic() - started)
         if check.needed_by_others and result.verdict == "missing":
             return
 
 
-def _say(progress: Callable[[str], None], check: str, words: str) -> None:
+def _report(progress: Callable[[str], None], check: str, words: str) -> None:
     progress(f"{check}: {words}")

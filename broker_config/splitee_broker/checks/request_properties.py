@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 CORRELATION = bytes(range(16))
 
 
-def run(bench: Workbench) -> Result:
-    topic, response = bench.topic("request"), bench.topic("response")
-    client = bench.connect("request")
+def run(context: CheckContext) -> Result:
+    topic, response = context.topic("request"), context.topic("response")
+    client = context.connect("request")
     client.subscribe(topic)
     client.publish(topic, b"x", ResponseTopic=response, CorrelationData=CORRELATION)
     message = client.next_message()

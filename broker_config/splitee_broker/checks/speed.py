@@ -9,16 +9,16 @@ from collections.abc import Iterator
 
 from splitee.cli import words
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.context import CheckContext
 
 ROUND_TRIPS = 20
 SECONDS = 1.0  # of publishing
 MESSAGE = bytes(1024)
 
 
-def run(bench: Workbench) -> Result:
-    topic = bench.topic("speed")
-    client, writer = bench.connect("echo"), bench.connect("writer")
+def run(context: CheckContext) -> Result:
+    topic = context.topic("speed")
+    client, writer = context.connect("echo"), context.connect("writer")
     client.subscribe(topic)
     trips: list[float] = []
     until = time.monotonic() + SECONDS
@@ -28,11 +28,11 @@ def run(bench: Workbench) -> Result:
         client.next_message()
         trips.append(time.monotonic() - sent)
     started = time.monotonic()
-    until = min(started + SECONDS, started + bench.left() / 2)
+    until = min(started + SECONDS, started + context.left() / 2)
 
     def messages() -> Iterator[tuple[str, bytes]]:
         while time.monotonic() < until:
-            yield bench.topic("nobody"), MESSAGE
+            yield context.topic("nobody"), MESSAGE
 
     count = sum(1 for _ in writer.publish_all(messages()))
     rate = count / (time.monotonic() - started)

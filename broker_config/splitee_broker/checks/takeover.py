@@ -4,21 +4,21 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Late, Lost
-from splitee_broker.checks.workbench import Workbench
+from splitee_broker.checks.client import ConnectionLost, ReplyTimeout
+from splitee_broker.checks.context import CheckContext
 
 
-def run(bench: Workbench) -> Result:
-    first = bench.connect("twin")
+def run(context: CheckContext) -> Result:
+    first = context.connect("twin")
     try:
-        second = bench.connect("twin")
-    except Lost as lost:
+        second = context.connect("twin")
+    except ConnectionLost as lost:
         return Result("missing", f"a second connection of one client id: {lost}; reconnecting at once fails")
     try:
         first.wait_until_lost()
-    except Late:
+    except ReplyTimeout:
         return Result("missing", "two connections of one client id exist together: messages come twice")
-    topic = bench.topic("takeover")
+    topic = context.topic("takeover")
     second.subscribe(topic)
     second.publish(topic, b"x")
     second.next_message()

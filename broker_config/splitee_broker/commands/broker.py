@@ -33,7 +33,7 @@ from splitee_broker.files import (
     access_files,
     client_files,
     configuration,
-    let_pass,
+    make_traversable,
     write_broker_folder,
     write_bundle,
     write_folder,
@@ -130,16 +130,16 @@ def init(
     """
     folder, account = directory.absolute() / "broker", _account(owner)
     with closing(_open(directory, fleet)) as authority:
-        if keep and _is_whole(directory):
+        if keep and _is_complete(directory):
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
-        authority.serve_at(
+        authority.configure_broker(
             hosts or default,
             port or authority.port,
             devices or authority.devices,
             device_reads or authority.device_reads,
         )
-        let_pass(directory)
+        make_traversable(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
         contents = {
@@ -192,10 +192,10 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
                     f"renew it (splitee broker renew {device}), or, if somebody else may have it, "
                     f"revoke it first (splitee broker revoke-device {device})"
                 )
-            returns = device in authority.shut_out()
+            returns = device in authority.revoked_names()
             identity = authority.issue(device, Role.DEVICE, days)
             contents = client_files(device, Role.DEVICE, identity, authority, keys=pinned_keys(directory))
-            written = _hand_out(directory / "bundles", folder, device, contents)
+            written = _write_identity(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             echo(f"{written}: carry it to {device}{hint}")
             if returns:
@@ -214,7 +214,7 @@ def revoke_device(device: str, directory: Path) -> None:
     command again later.
     """
     with closing(_open(directory)) as authority:
-        if not authority.revoke(device) and device not in authority.shut_out():
+        if not authority.revoke(device) and device not in authority.revoked_names():
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
         write_broker_folder(directory / "broker", access_files(authority))
@@ -241,16 +241,16 @@ def list_identities(directory: Path) -> None:
         last = {line.name: line for line in authority.issued}
     width = max((len(name) for name in last), default=0)
     for name, line in sorted(last.items(), key=lambda item: (item[1].role is Role.DEVICE, item[0])):
-        echo(f"{name:{width}}  {line.role:7}  {_standing(line, datetime.now(UTC))}")
+        echo(f"{name:{width}}  {line.role:7}  {_describe_validity(line, datetime.now(UTC))}")
 
 
-def _standing(line: Issued, now: datetime) -> str:
+def _describe_validity(line: Issued, now: datetime) -> str:
     if line.revoked is not None:
         return f"revoked {line.revoked:%Y-%m-%d}"
     return f"{'valid until' if now < line.until else 'EXPIRED'} {line.until:%Y-%m-%d}"
 
 
-def _is_whole(directory: Path) -> bool:
+def _is_complete(directory: Path) -> bool:
     """Whether all files that `init` makes exist, including those of later releases."""
     last = directory / Role.HOME_ASSISTANT / "client.key"  # the last file that it writes
     return last.exists() and len(pinned_keys(directory)) == len(PINNED)
@@ -275,7 +275,7 @@ def _open(directory: Path, fleet: str | None = None) -> Authority:
     return Authority(directory / "authority", fleet)
 
 
-def _hand_out(bundles: Path, as_folder: bool, device: str, contents: dict[str, bytes]) -> Path:
+def _write_identity(bundles: Path, as_folder: bool, device: str, contents: dict[str, bytes]) -> Path:
     if as_folder:
         write_folder(bundles / device, contents)
         return bundles / device

@@ -61,7 +61,7 @@ def check_broker(link: LinkOptions, devices: int, as_json: bool) -> None:
     if as_json:
         found = [finding.as_dict() for finding in findings]
         echo_json({"broker": str(link.address), "fleet": link.fleet, "devices": devices, "checks": found})
-    _judge(link, devices, findings)
+    _raise_for_verdicts(link, devices, findings)
 
 
 def line(finding: Finding) -> Text:
@@ -74,7 +74,7 @@ def line(finding: Finding) -> Text:
     )
 
 
-def _judge(link: LinkOptions, devices: int, findings: list[Finding]) -> None:
+def _raise_for_verdicts(link: LinkOptions, devices: int, findings: list[Finding]) -> None:
     """Raises BrokerRefused: a feature is missing; ConfigError: a check could not be made."""
 
     def names(verdict: str) -> str:

@@ -21,15 +21,15 @@ from splitee.pairing.code import new_code, read_code
 from splitee.pairing.messages import PORT
 from splitee_broker.authority import check_device
 from splitee_broker.commands.options import in_directory, private, valid_for
-from splitee_broker.pairing.conversation import Host
-from splitee_broker.pairing.doorway import Doorway
+from splitee_broker.pairing.conversation import PairingServer
 from splitee_broker.pairing.hub_certificate import hub_context
 from splitee_broker.pairing.invitation import TRIES, End, Invitation
+from splitee_broker.pairing.listener import PairingListener
 from splitee_broker.pairing.registrar import Registrar
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
-LONGEST = 24 * 3600  # seconds
-MOST = 1000
+LONGEST_VALIDITY = 24 * 3600  # seconds
+MOST_DEVICES = 1000
 
 
 class Duration(click.ParamType[int]):
@@ -40,7 +40,7 @@ class Duration(click.ParamType[int]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = re.fullmatch(r"(\d{1,6})([smh])", str(value))
         seconds = int(found[1]) * UNITS[found[2]] if found else 0
-        if not 0 < seconds <= LONGEST:
+        if not 0 < seconds <= LONGEST_VALIDITY:
             raise OutOfBounds(f"{given(value, param, ctx)}: such as 90s, 15m or 2h, at most 24h", ctx, param)
         return seconds
 
@@ -60,7 +60,7 @@ class Duration(click.ParamType[int]):
     ),
     switch(
         "--count",
-        type=whole(1, MOST),
+        type=whole(1, MOST_DEVICES),
         default=1,
         show_default=True,
         metavar="COUNT",
@@ -99,22 +99,22 @@ def invite(
     registrar = Registrar(directory, days, reload)
     context, certificate = hub_context()
     code = new_code()
-    doorway = Doorway(port, context, _tell)
+    listener = PairingListener(port, context, _print_line)
     old = registrar.valid(name) if name else None
     if old is not None:
         echo(f"{name} has a certificate until {old.until:%Y-%m-%d}: it is revoked once the new one is stored")
     invitation = Invitation(read_code(code), name, seconds, count)
-    echo(f"splitee join {_where(registrar.host, doorway.port)} {code}")
+    echo(f"splitee join {_hub_address(registrar.host, listener.port)} {code}")
     stop = stop_on_signals()
-    host = Host(invitation, registrar, certificate, _tell)
-    doorway.serve(host.receive, lambda: invitation.end is None and not stop.is_set())
+    host = PairingServer(invitation, registrar, certificate, _print_line)
+    listener.serve(host.receive, lambda: invitation.end is None and not stop.is_set())
     host.finish()
     if stop.is_set() and invitation.end is not End.USED:
         raise click.Abort
-    _judge(invitation, count)
+    _check_outcome(invitation, count)
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     """Prints a line. A script may have read only the first line and closed the pipe."""
     try:
         echo(line)
@@ -124,12 +124,12 @@ def _tell(line: str) -> None:
         os.close(nowhere)
 
 
-def _where(host: str, port: int) -> str:
+def _hub_address(host: str, port: int) -> str:
     named = f"[{host}]" if ":" in host else host
     return named if port == PORT else f"{named}:{port}"
 
 
-def _judge(invitation: Invitation, count: int) -> None:
+def _check_outcome(invitation: Invitation, count: int) -> None:
     """Raises PairingEnded: not all invited devices have joined."""
     if invitation.end is End.EXPIRED:
         joined = f"{count - invitation.left} of {count} devices have joined"

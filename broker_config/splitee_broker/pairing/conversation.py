@@ -26,19 +26,21 @@ from splitee_broker.pairing.registrar import NameTaken, Registrar
 
 WRITING = 60.0  # seconds for a device that knows the code to make its key and store its identity
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
-class Host:
+class PairingServer:
     """Serves the devices of one invitation, one at a time, after each has shown that it knows the code."""
 
-    def __init__(self, invitation: Invitation, registrar: Registrar, certificate: bytes, tell: Tell) -> None:
-        """`certificate`: of this hub's connections, DER; `tell`: receives a line for the user."""
+    def __init__(
+        self, invitation: Invitation, registrar: Registrar, certificate: bytes, report: Report
+    ) -> None:
+        """`certificate`: of this hub's connections, DER; `report`: receives a line for the user."""
         self._invitation = invitation
         self._registrar = registrar
         self._certificate = certificate
-        self._tell = tell
-        self._one = threading.Lock()
+        self._report = report
+        self._lock = threading.Lock()
         self._refusals = FirstFew()
 
     def receive(self, channel: Channel, address: str) -> None:
@@ -48,11 +50,11 @@ class Host:
             OSError: the device is gone, or too slow.
             MalformedMessage: the device sends a message out of turn.
         """
-        if not self._knows_the_code(channel, address):
+        if not self._check_code(channel, address):
             return
         channel.extend(WRITING)
         request = channel.receive(Request)
-        is_free = self._one.acquire(timeout=WRITING)
+        is_free = self._lock.acquire(timeout=WRITING)
         channel.extend(WRITING)  # other devices used the time until then
         if not is_free:
             channel.send(Refused("busy"))
@@ -60,14 +62,14 @@ class Host:
         try:
             self._admit(channel, address, request)
         finally:
-            self._one.release()
+            self._lock.release()
 
     def finish(self) -> None:
         """Waits until the device that is being served has its identity, if there is one."""
-        with self._one:
+        with self._lock:
             pass
 
-    def _knows_the_code(self, channel: Channel, address: str) -> bool:
+    def _check_code(self, channel: Channel, address: str) -> bool:
         invitation, nonce = self._invitation, new_nonce()
         channel.send(Greeting(VERSION, nonce))
         came = channel.receive(Proof)
@@ -79,7 +81,7 @@ class Host:
             own = proof(invitation.code, "hub", self._certificate, nonce, came.nonce)
             channel.send(Welcome(own, self._registrar.fleet, invitation.name))
             return True
-        self._tell(f"{address}: a wrong code, or somebody in between ({invitation.wrong} of {TRIES} tries)")
+        self._report(f"{address}: a wrong code, or somebody in between ({invitation.wrong} of {TRIES} tries)")
         channel.send(Refused("code"))
         return False
 
@@ -101,26 +103,28 @@ class Host:
         try:
             channel.receive(Stored)
         except (OSError, SpliteeError):
-            self._tell(f"{address}: {name} did not confirm that it has stored its identity; it may try again")
+            self._report(
+                f"{address}: {name} did not confirm that it has stored its identity; it may try again"
+            )
             return
         self._finish(channel, address, name, serial)
 
     def _refuse(self, channel: Channel, reason: Reason, line: str) -> None:
         if self._refusals.due():
-            self._tell(line)
+            self._report(line)
         channel.send(Refused(reason))
 
     def _finish(self, channel: Channel, address: str, name: str, serial: str) -> None:
         try:
-            said = self._registrar.confirm(name, serial)
+            lines = self._registrar.confirm(name, serial)
         except SpliteeError as error:
-            self._tell(f"{address}: {name} has an identity; its one from before is still valid: {error}")
+            self._report(f"{address}: {name} has an identity; its one from before is still valid: {error}")
             channel.send(Refused("failed"))
             return
         self._invitation.use()
-        self._tell(f"{address}: {name} has joined")
-        for line in said:
-            self._tell(line)
+        self._report(f"{address}: {name} has joined")
+        for line in lines:
+            self._report(line)
         channel.send(Confirmed())
 
 

@@ -38,7 +38,7 @@ class Registrar:
         """
         self._directory = directory
         self._days = days
-        self._reload = _words(reload) if reload else _by_systemd()
+        self._reload = _split_command(reload) if reload else _systemd_reload()
         self._unconfirmed: set[str] = set()  # names certified by this process and not yet confirmed
         self._returning: set[str] = set()  # those of them that had been revoked
         with self._authority() as authority:
@@ -66,7 +66,7 @@ class Registrar:
             known = {line.name for line in authority.issued} - self._unconfirmed
             if not invited and name in known:
                 raise NameTaken(f"{name} is taken")
-            if name in authority.shut_out():
+            if name in authority.revoked_names():
                 self._returning.add(name)
             certificate = authority.certify(name, Role.DEVICE, self._days, key)
             keys = pinned_keys(self._directory)
@@ -87,21 +87,21 @@ class Registrar:
             StateError: the authority or the broker's folder cannot be written.
         """
         with self._authority() as authority:
-            count = authority.revoke(name, but=serial)
+            count = authority.revoke(name, keep=serial)
             changed = count > 0 or name in self._returning
             if changed:
                 write_broker_folder(self._directory / "broker", access_files(authority))
         self._unconfirmed.discard(name)
         self._returning.discard(name)
-        said = [self._read_again(name)] if changed else []
+        lines = [self._reload_broker(name)] if changed else []
         if count:
-            said.append(
+            lines.append(
                 f"{name}: its certificate from before is revoked; a connection that is still open by it ends "
                 "when the broker is restarted"
             )
-        return said
+        return lines
 
-    def _read_again(self, name: str) -> str:
+    def _reload_broker(self, name: str) -> str:
         if not self._reload:
             return f"{name}: {RELOAD}"
         try:
@@ -120,14 +120,14 @@ class Registrar:
         return closing(Authority(self._directory / "authority"))
 
 
-def _words(command: str) -> list[str]:
+def _split_command(command: str) -> list[str]:
     try:
         return shlex.split(command)
     except ValueError as error:
         raise ConfigError(f"--reload {command}: expected a command as a shell reads it ({error})") from None
 
 
-def _by_systemd() -> list[str]:
+def _systemd_reload() -> list[str]:
     """The command, if systemd runs the broker; otherwise an empty list."""
     if not Path("/run/systemd/system").is_dir():
         return []

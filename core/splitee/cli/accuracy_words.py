@@ -10,7 +10,7 @@ from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
 
 
-def accuracies_in_words(found: Accuracies, count: int) -> str:
+def describe_accuracies(found: Accuracies, count: int) -> str:
     """Of `count` images: "adaptive 83.0 % (79.0 to 86.4, 400 images), exit 71.0 %, trunk 84.0 %"."""
     return ", ".join(_accuracies(found, count)) or "not evaluated"
 
@@ -24,19 +24,19 @@ def _accuracies(found: Accuracies, count: int) -> Iterator[str]:
         yield f"trunk {percent(found.trunk_accuracy)}"
 
 
-def weakest_in_words(found: ClassRecall | None) -> str:
+def describe_weakest(found: ClassRecall | None) -> str:
     """ "weakest class glass 40.0 % (21.9 to 61.3, 20 images)", or nothing."""
     return "" if found is None else f"weakest class {found.name} {share_of(found.recall, found.images)}"
 
 
-def combination_in_words(combination: Combination) -> str:
+def describe_combination(combination: Combination) -> str:
     """ "0.31 x exit + 0.72 x trunk", of their logits."""
     if combination == TRUNK_ALONE:
         return "the trunk alone"
     return f"{combination.exit:.2f} x exit + {combination.trunk:.2f} x trunk"
 
 
-def threshold_in_words(released: ReleasedThreshold) -> str:
+def describe_threshold(released: ReleasedThreshold) -> str:
     """ "threshold 0.412 (chosen on 1,000 images): expected 23.0 % offloaded and 84.1 % right"."""
     source = f"chosen on {images(released.images)}" if released.images else "the run's"
     expected = []

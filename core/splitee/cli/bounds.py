@@ -50,7 +50,7 @@ class Number(click.ParamType[float]):
             beyond_guard = self.most is not None and GUARD <= self.most < number
             expected = f"at most {self.most}" if beyond_guard else self.bounds()
         else:
-            expected = f"{self._kind_in_words()} {self.bounds()}".rstrip()
+            expected = f"{self._describe_kind()} {self.bounds()}".rstrip()
         raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
 
     def bounds(self) -> str:
@@ -73,7 +73,7 @@ class Number(click.ParamType[float]):
         too_much = self.most is not None and (number >= self.most if self.below else number > self.most)
         return not too_little and not too_much
 
-    def _kind_in_words(self) -> str:
+    def _describe_kind(self) -> str:
         return "a whole number" if self.kind is int else "a number"
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from splitee.cli.bounds import OutOfBounds, given
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.fields import LARGEST_SIDE
-from splitee.samples.fitting import PHOTOGRAPHS, Region, Shape, by
+from splitee.samples.fitting import PHOTO_SHAPE, Region, Shape, format_shape
 
 SMALLEST_SIDE = 8  # pixels
 
@@ -33,7 +33,7 @@ class InputType(click.ParamType[Shape]):
                 return channels, height, width
         raise OutOfBounds(
             f"{given(value, param, ctx)}: channels (1 or 3), height and width ({SMALLEST_SIDE} to "
-            f"{LARGEST_SIDE} pixels), such as {by(PHOTOGRAPHS)}",
+            f"{LARGEST_SIDE} pixels), such as {format_shape(PHOTO_SHAPE)}",
             ctx,
             param,
         )

@@ -28,11 +28,11 @@ def disable(*arguments: Any, **named: Any) -> Any:
     if isinstance(module, PostponedModule):
         if arguments and callable(arguments[0]):
             return arguments[0]
-        become_real(module)
+        load_real_module(module)
     return module.disable(*arguments, **named)
 
 
-STAND_INS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+STUBS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "torch._dynamo": {"disable": disable, "graph_break": lambda *_, **__: None},
     "torch._dynamo.trace_rules": {"clear_lru_cache": lambda: None},
     "torch._dynamo.utils": {"is_compile_supported": lambda _: False},
@@ -47,12 +47,12 @@ def postpone_compiler() -> None:
 
 
 class PostponingFinder(MetaPathFinder):
-    """Finds the modules of `STAND_INS`, and postpones loading them until any other part of them is needed."""
+    """Finds the modules of `STUBS`, and postpones loading them until any other part of them is needed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname in STAND_INS:
+        if fullname in STUBS:
             spec = PathFinder.find_spec(fullname, path, target)
             if spec is not None and spec.loader is not None:
                 spec.loader = PostponingLoader(spec.loader)
@@ -60,19 +60,19 @@ class PostponingFinder(MetaPathFinder):
         parent = sys.modules.get(fullname.rpartition(".")[0])
         if not isinstance(parent, PostponedModule):
             return None
-        become_real(parent)
+        load_real_module(parent)
         loaded = sys.modules.get(fullname)  # by its package
         return None if loaded is None else ModuleSpec(fullname, LoadedAlready(loaded))
 
 
 class PostponingLoader(Loader):
-    """Makes a module that has only the attributes in `STAND_INS`."""
+    """Makes a module that has only the attributes in `STUBS`."""
 
     def __init__(self, real: Loader) -> None:
         self.real = real
 
     def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(STAND_INS[module.__name__])
+        vars(module).update(STUBS[module.__name__])
         module.__class__ = PostponedModule
 
     def load(self, module: ModuleType) -> None:
@@ -95,23 +95,23 @@ class LoadedAlready(Loader):
 
 
 class PostponedModule(ModuleType):
-    """Becomes the real module when an attribute is needed that is not in `STAND_INS`."""
+    """Becomes the real module when an attribute is needed that is not in `STUBS`."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if (module := f"{self.__name__}.{name}") in STAND_INS:
+        if (module := f"{self.__name__}.{name}") in STUBS:
             return import_module(module)
-        become_real(self)
+        load_real_module(self)
         return getattr(self, name)
 
 
-def become_real(module: ModuleType) -> None:
+def load_real_module(module: ModuleType) -> None:
     """Load a postponed module, after its package, as the import system does."""
     with LOADING:
         package = sys.modules.get(module.__name__.rpartition(".")[0])
         if isinstance(package, PostponedModule):
-            become_real(package)
+            load_real_module(package)
         loader = module.__spec__.loader if module.__spec__ else None
         if isinstance(module, PostponedModule) and isinstance(loader, PostponingLoader):
             loader.load(module)

@@ -11,7 +11,7 @@ import click
 from splitee.cli.bounds import OutOfBounds, given, whole
 from splitee.protocol.fields import LARGEST_COUNT, SAMPLE
 
-TIMED = "time:"
+TIME_PREFIX = "time:"
 LONGEST = 86_400  # seconds of a round
 
 
@@ -34,17 +34,17 @@ class Steps(click.ParamType[int | str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         text = str(value)
-        if not text.startswith(TIMED):
+        if not text.startswith(TIME_PREFIX):
             return int(whole(0, LARGEST_COUNT).convert(value, param, ctx))
-        if (found := re.fullmatch(TIMED + "([0-9]{1,5})", text)) and 1 <= int(found[1]) <= LONGEST:
+        if (found := re.fullmatch(TIME_PREFIX + "([0-9]{1,5})", text)) and 1 <= int(found[1]) <= LONGEST:
             return text
-        expected = f"{TIMED} and whole seconds from 1 to {LONGEST}, such as {TIMED}60"
+        expected = f"{TIME_PREFIX} and whole seconds from 1 to {LONGEST}, such as {TIME_PREFIX}60"
         raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
 
 
-def in_fields(settings: dict[str, Any]) -> dict[str, Any]:
+def to_fields(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings with `steps` as a number, and `round_seconds` if a time was given."""
     steps = settings.get("steps")
     if not isinstance(steps, str):
         return settings
-    return {**settings, "steps": 0, "round_seconds": float(steps.removeprefix(TIMED))}
+    return {**settings, "steps": 0, "round_seconds": float(steps.removeprefix(TIME_PREFIX))}

@@ -16,14 +16,14 @@ from msgspec import inspect
 
 from splitee.cli.bounds import CountOrAuto, Number
 from splitee.cli.input_options import InputType
-from splitee.cli.round_size import SampleSize, Steps, in_fields
+from splitee.cli.round_size import SampleSize, Steps, to_fields
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee.refusals import refusal
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
+from splitee.validation_errors import format_error
 
 OWN_KINDS: Mapping[str, click.ParamType[Any]] = {
     "input_shape": InputType(),
@@ -53,7 +53,7 @@ class RunSetting:
 
 
 @cache
-def declared() -> dict[str, RunSetting]:
+def all_settings() -> dict[str, RunSetting]:
     """All settings of a run, by their fields' names."""
     described = inspect.type_info(RunSpec)
     assert isinstance(described, inspect.StructType)
@@ -70,14 +70,14 @@ def declared() -> dict[str, RunSetting]:
 
 def run_setting(name: str, *flags: str, **attributes: Any) -> Callable[[Any], Any]:
     """The option for a field of RunSpec. `flags`, `attributes`: overrides of those of the field."""
-    found = declared()[name]
+    found = all_settings()[name]
     if isinstance(found.default, bool):
         flags = flags or (f"{found.flag}/--no-{name.replace('_', '-')}",)
     elif found.kind is not None:
         attributes.setdefault("type", found.kind)
     attributes.setdefault("default", found.default)
     if isinstance(found.kind, InputType):
-        attributes["default"] = by(attributes["default"])  # as users write it, for the help
+        attributes["default"] = format_shape(attributes["default"])  # as users write it, for the help
         attributes.setdefault("metavar", found.kind.name)
     attributes.setdefault("help", found.help)
     return setting(*(flags or (found.flag, name)), **attributes)
@@ -104,17 +104,17 @@ def build_run_spec(**settings: Any) -> RunSpec:
     """
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
     try:
-        fields = {"protocol": PROTOCOL, "run": name, "fused": True, **in_fields(settings)}
+        fields = {"protocol": PROTOCOL, "run": name, "fused": True, **to_fields(settings)}
         return msgspec.convert(fields, RunSpec)
     except msgspec.ValidationError as error:
-        raise ConfigError(_in_words(error, settings)) from None
+        raise ConfigError(_describe_error(error, settings)) from None
 
 
-def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
+def _describe_error(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
     """An error of msgspec, with the flag's name instead of the field's."""
-    words = refusal(error, settings)
+    words = format_error(error, settings)
     name = re.match("[a-z_]*", words)[0]  # type: ignore[index]
-    found = declared().get(name)
+    found = all_settings().get(name)
     return words if found is None else found.flag + words.removeprefix(name)
 
 

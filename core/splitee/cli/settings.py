@@ -19,7 +19,7 @@ from splitee.suggestions import did_you_mean, one_of
 log = logging.getLogger(__name__)
 
 # Keys that `splitee broker` writes into settings which several commands read, but which only some use.
-BROUGHT = ("signing_key", "release_key", "software_key")
+SHARED_KEYS = ("signing_key", "release_key", "software_key")
 
 
 class Setting(Option):
@@ -80,7 +80,7 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
     """Read the command's parameters from a settings file (TOML).
 
     Raises:
-        ConfigError: it cannot be read, or has a key that is neither one of the command's nor in BROUGHT.
+        ConfigError: it cannot be read, or has a key that is neither one of the command's nor in SHARED_KEYS.
     """
     try:
         values = tomllib.loads(path.read_text())
@@ -94,7 +94,7 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
     for key, value in values.items():
         name = key.replace("-", "_")
         parameter = parameters.get(name)
-        if parameter is None and name in BROUGHT:
+        if parameter is None and name in SHARED_KEYS:
             continue
         if parameter is None and name == "id":
             raise ConfigError(

@@ -43,9 +43,9 @@ def slow_disk() -> Iterator[None]:
 
 def _watchdog_usec() -> int | None:
     """The unit's WatchdogSec= in microseconds; None: there is none, or it watches another process."""
-    usual, whose = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
-    is_mine = not whose or whose == str(os.getpid())
-    return int(usual) if is_mine and usual.isdecimal() else None
+    usual, watched_pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    is_own = not watched_pid or watched_pid == str(os.getpid())
+    return int(usual) if is_own and usual.isdecimal() else None
 
 
 def notify(*states: str) -> None:

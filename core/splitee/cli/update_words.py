@@ -9,19 +9,19 @@ from splitee.protocol.inference import PredictedState
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 
 
-def updates_in_words(update: DeviceUpdate | None) -> dict[ReleaseKind, str]:
+def describe_updates(update: DeviceUpdate | None) -> dict[ReleaseKind, str]:
     """The updates of a device that are in progress or have failed, but not those in service."""
     if update is None:
         return {}
     of_kind: dict[ReleaseKind, Update] = {"model": update.model, "software": update.software}
     return {
-        kind: update_in_words(kind, one)
+        kind: describe_update(kind, one)
         for kind, one in of_kind.items()
         if one.state is not None and (one.state != "in service" or one.reason)
     }
 
 
-def update_in_words(kind: ReleaseKind, update: Update) -> str:
+def describe_update(kind: ReleaseKind, update: Update) -> str:
     """ "model barn-7: downloading 1.2 of 4.0 MB", "software 0.3.0: failed: no space (0.2.0 in service)"."""
     bytes_of = (
         f" {part_of(update.have, update.size)}" if update.state == "downloading" and update.size else ""
@@ -31,12 +31,12 @@ def update_in_words(kind: ReleaseKind, update: Update) -> str:
     return f"{kind} {update.latest}: {update.state}{bytes_of}{why}{other}"
 
 
-def rollout_in_words(rollout: Rollout) -> str:
+def describe_rollout(rollout: Rollout) -> str:
     """A rollout as a phrase: "model barn-7, 40 devices in 3 waves"."""
     count, waves = sum(wave.devices for wave in rollout.waves), len(rollout.waves)
     return f"{rollout.kind} {rollout.version}, {devices(count)} in {waves} wave{'' if waves == 1 else 's'}"
 
 
-def predicted_state_in_words(state: PredictedState, now: float) -> str:
+def describe_predicted_state(state: PredictedState, now: float) -> str:
     """ "cat for 3 min, 0.93". `now`: seconds since the epoch."""
     return f"{state.label} for {ago(now - state.since)}, {state.confidence:.2f}"

@@ -85,9 +85,9 @@ def milliseconds(seconds: float) -> str:
     return f"{three_digits(1000 * seconds)} ms"
 
 
-def bit_rate(bytes_a_second: float) -> str:
+def bit_rate(bytes_per_second: float) -> str:
     """A link's speed: "93.1 Mbit/s"."""
-    return f"{three_digits(8 * bytes_a_second / 1e6)} Mbit/s"
+    return f"{three_digits(8 * bytes_per_second / 1e6)} Mbit/s"
 
 
 def span(seconds: float) -> str:

@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from splitee.cli.input_options import InputType
 from splitee.cli.plain_text import echo, plain, without_password
 from splitee.errors import ConfigError
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
 from splitee.suggestions import did_you_mean
 
 _SOURCES = {
@@ -91,7 +91,7 @@ def _optional(parameter: click.Parameter) -> click.Parameter:
 
 def _written(value: object, kind: click.ParamType[Any]) -> object:
     """The value as it is written for a flag."""
-    return by(value) if isinstance(kind, InputType) and isinstance(value, tuple) else value
+    return format_shape(value) if isinstance(kind, InputType) and isinstance(value, tuple) else value
 
 
 def _shown(value: object, required: bool) -> str:

@@ -19,7 +19,7 @@ from splitee.cli.plain_text import echo, echo_json, plain_cell
 from splitee.cli.run_flags import run_setting
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.errors import NetworkError
-from splitee.samples.fitting import PHOTOGRAPHS, Shape, by
+from splitee.samples.fitting import PHOTO_SHAPE, Shape, format_shape
 
 if TYPE_CHECKING:
     from splitee.networks.split import SplitNetwork
@@ -39,7 +39,7 @@ ALL_INPUT = (3, 224, 224)  # the smallest input that every classifier accepts
         "input_shape",
         type=InputType(),
         metavar=InputType.name,
-        show_default=f"{by(PHOTOGRAPHS)}, with --all {by(ALL_INPUT)}",
+        show_default=f"{format_shape(PHOTO_SHAPE)}, with --all {format_shape(ALL_INPUT)}",
         help="Channels, height and width, in pixels, of the images that the network sees.",
     ),
     setting(
@@ -79,7 +79,7 @@ def cuts(
     from splitee.networks.split import build_network  # with torch
 
     # On the meta device a network has a description but no weights.
-    shape = input_shape or PHOTOGRAPHS
+    shape = input_shape or PHOTO_SHAPE
     split = build_network(network, num_classes=num_classes, input_shape=shape, stem=stem, device="meta")
     split.freeze(freeze)
     if as_json:
@@ -122,7 +122,7 @@ def _summary(split: SplitNetwork) -> dict[str, Any]:
 def _table(split: SplitNetwork) -> Table:
     whole = _summary(split)
     table = Table(
-        title=f"{split.name}, {by(split.input_shape)}, {split.num_classes} classes: "
+        title=f"{split.name}, {format_shape(split.input_shape)}, {split.num_classes} classes: "
         f"cuts 1..{split.num_layers - 1} of {split.num_layers} stages",
         caption=f"The whole network: {whole['parameters']:,} parameters, {whole['mmacs']:,.2f} MMACs",
     )
@@ -137,7 +137,7 @@ def _table(split: SplitNetwork) -> Table:
         table.add_row(
             str(row["cut"]),
             plain_cell(row["stage"]),
-            by(row["feature_shape"]),
+            format_shape(row["feature_shape"]),
             f"{row['kb_per_sample']:,.1f}",
             f"{row['device_parameters']:,}",
             *(
@@ -167,7 +167,7 @@ def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_jso
                 f"{found['mmacs']:11,.0f} MMACs"
             )
     if not as_json:
-        echo(f"{cut} of {len(names)} networks can be cut, at {by(input_shape)}")
+        echo(f"{cut} of {len(names)} networks can be cut, at {format_shape(input_shape)}")
 
 
 def _try(name: str, stem: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from splitee.protocol.fleet import Dismissal, DismissalReply, ServerStatus
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics, check_name
 
-TICK = 0.2  # seconds between two checks of the clock, and of what the broker refuses
+CHECK_EVERY = 0.2  # seconds between two checks of the clock, and of what the broker refuses
 NO_STATUS = 6.0  # seconds without a status after which no server is assumed to run; it sends one every 5
 
 
@@ -77,7 +77,7 @@ def _await_reply(
     server: ServerStatus | None = None
     started = time.monotonic()
     while (waited := time.monotonic() - started) < wait:
-        event = connection.receive(min(TICK, wait))
+        event = connection.receive(min(CHECK_EVERY, wait))
         if isinstance(event, Connected):
             connection.publish(routes.DISMISS.topic(topics), request.encode())
         if connection.refused:

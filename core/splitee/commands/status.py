@@ -16,12 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, weakest_in_words
+from splitee.cli.accuracy_words import describe_accuracies, describe_threshold, describe_weakest
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file, switch
-from splitee.cli.update_words import predicted_state_in_words, updates_in_words
+from splitee.cli.update_words import describe_predicted_state, describe_updates
 from splitee.cli.verbosity import log_options
 from splitee.cli.words import ago, bit_rate, images, megabytes, milliseconds, percent
 from splitee.commands.rollouts_table import rollout_reasons, rollouts_table
@@ -34,7 +34,7 @@ from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 from splitee.protocol.model_views import ModelInService
 
-FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
+FIRST_TIMEOUT = 2.0  # seconds to wait for the first retained message, and at most for all
 QUIET = 0.3  # seconds of silence after which all retained messages have come
 REFRESH = 0.5  # seconds
 COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/down", "seen\nago")
@@ -57,17 +57,17 @@ def status(link: LinkOptions, once: bool, as_json: bool) -> None:
     with closing(Link(link.address, identity, tls=link.tls)) as connection:
         connection.subscribe(*view.filters)
         connection.open(link.connect_timeout)
-        gather(connection, view)
+        receive_retained(connection, view)
         if as_json or once or not console.is_terminal:
             _print_once(console, link, view.snapshot(), as_json)
         else:
             _follow(console, connection, view)
 
 
-def gather(connection: Link, view: FleetView) -> None:
+def receive_retained(connection: Link, view: FleetView) -> None:
     """Receive the messages that the broker retains; they come in one burst after the subscription."""
-    deadline = time.monotonic() + FIRST
-    patience = FIRST
+    deadline = time.monotonic() + FIRST_TIMEOUT
+    patience = FIRST_TIMEOUT
     while (left := deadline - time.monotonic()) > 0:
         event = connection.receive(min(patience, left))
         if event is None:
@@ -108,7 +108,11 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
         lines.append(Text(f"{snapshot.malformed} malformed messages ignored", "yellow"))
     parts: list[list[RenderableType]]
     if snapshot.devices:
-        parts = [[_table(snapshot, now)], [*_judged(snapshot)], [*_profiles(snapshot.devices, now)]]
+        parts = [
+            [_table(snapshot, now)],
+            [*_accuracy_lines(snapshot)],
+            [*_device_lines(snapshot.devices, now)],
+        ]
     else:
         parts = [[Text("no device has spoken yet", "dim")]]
     if (rollouts := rollouts_table(snapshot)) is not None:
@@ -136,23 +140,23 @@ def _table(snapshot: FleetSnapshot, now: float) -> Table:
     return table
 
 
-def _profiles(devices: Sequence[DeviceView], now: float) -> Iterator[Text]:
+def _device_lines(devices: Sequence[DeviceView], now: float) -> Iterator[Text]:
     """The devices' capabilities, their slow links, and the models with which they predict."""
-    of_device = (capability_in_words, _slow_link, lambda device: _served(device, now))
+    of_device = (describe_capability, _slow_link, lambda device: _serving_line(device, now))
     return (words for find in of_device for device in devices if (words := find(device)) is not None)
 
 
-def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:
+def _accuracy_lines(snapshot: FleetSnapshot) -> Iterator[Text]:
     """The fleet's accuracy, and each device's weakest class and threshold."""
     run, metrics = snapshot.run, snapshot.metrics
     if run is None or metrics is None or not metrics.fleet.images:
         return
     fleet = metrics.fleet
-    yield _facts("fleet", accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class))
+    yield _facts("fleet", describe_accuracies(fleet, fleet.images), describe_weakest(fleet.weakest_class))
     for device in snapshot.devices:
         if device.held_out_samples:
             released = device.released or ReleasedThreshold(threshold=run.threshold)
-            yield _facts(device.id, weakest_in_words(device.weakest_class), threshold_in_words(released))
+            yield _facts(device.id, describe_weakest(device.weakest_class), describe_threshold(released))
 
 
 def _facts(of: str, *words: str) -> Text:
@@ -250,23 +254,23 @@ def _cells(device: DeviceView, state: Text, now: float) -> tuple[Text, ...]:
     shares = (device.exit_accuracy, device.trunk_accuracy)
     accuracies = ["" if share is None else f"{100 * share:.1f}" for share in shares]
     images = f"{device.held_out_samples:,}" if device.held_out_samples else ""
-    cells = (cut, str(device.round), step, loss, *accuracies, images, _moved(device), seen)
+    cells = (cut, str(device.round), step, loss, *accuracies, images, _traffic_cell(device), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
 
 
-def _moved(device: DeviceView) -> str:
+def _traffic_cell(device: DeviceView) -> str:
     """MB of payloads that the process has sent and, if it reports this, received."""
     counts = [device.bytes] if device.traffic is None else [device.bytes, device.traffic.down.payload]
     return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
 
 
-def _served(device: DeviceView, now: float) -> Text | None:
+def _serving_line(device: DeviceView, now: float) -> Text | None:
     """What the device predicts, its model, its rates, and updates in progress; None: nothing of these."""
     serving, model, state = device.serving, device.model, device.predicted_state
-    words = [] if state is None else [predicted_state_in_words(state, now)]
-    updates = updates_in_words(device.update)
+    words = [] if state is None else [describe_predicted_state(state, now)]
+    updates = describe_updates(device.update)
     if model is not None and "model" not in updates:  # an update shows the model too, and its progress
-        words.append(_model_in_words(model))
+        words.append(_describe_model(model))
     if serving is not None:
         words.append(f"{serving.per_minute:g} images a minute")
         if serving.latency is not None:
@@ -281,7 +285,7 @@ def _served(device: DeviceView, now: float) -> Text | None:
     return _facts(device.id, *words) if words else None
 
 
-def _model_in_words(model: ModelInService) -> str:
+def _describe_model(model: ModelInService) -> str:
     reason = f" ({model.reason})" if model.reason else ""
     of = f" of run {model.run}" if model.run else ""
     at = f", round {model.round}" if model.round else ""
@@ -294,15 +298,15 @@ def _slow_link(device: DeviceView) -> Text | None:
     return _facts(device.id, f"slow: its link carries {bit_rate(device.upload)}")
 
 
-def capability_in_words(device: DeviceView) -> Text | None:
+def describe_capability(device: DeviceView) -> Text | None:
     """The measurements and the recommendation of the device's profiler; None without a profile."""
-    can = device.capability
-    if can is None:
+    capability = device.capability
+    if capability is None:
         return None
-    words = [plain(can.machine), f"{can.cores:g} cores"]
-    words += [f"{milliseconds(cost.seconds)} a batch" for cost in can.cuts if cost.cut == device.cut]
-    if can.upload is not None:
-        words.append(bit_rate(can.upload))
-    recommended = plain(can.reason).partition(";")[0]
+    words = [plain(capability.machine), f"{capability.cores:g} cores"]
+    words += [f"{milliseconds(cost.seconds)} a batch" for cost in capability.cuts if cost.cut == device.cut]
+    if capability.upload is not None:
+        words.append(bit_rate(capability.upload))
+    recommended = plain(capability.reason).partition(";")[0]
     found = "; ".join(filter(None, (", ".join(words), recommended)))
     return Text.assemble(plain(device.id), (f"  {found}", "dim"))

@@ -67,13 +67,13 @@ def parse_checked(data: bytes, name: str) -> ModelProto:
         model = onnx.load_from_string(data)
     except DecodeError:
         raise ModelError(f"{name}: expected an ONNX graph") from None
-    wrong = next(_wrong(model, len(data)), None)
-    if wrong is not None:
-        raise ModelError(f"{name}: {wrong}, which no exported network has")
+    violation = next(_violations(model, len(data)), None)
+    if violation is not None:
+        raise ModelError(f"{name}: {violation}, which no exported network has")
     return model
 
 
-def _wrong(model: ModelProto, size: int) -> Iterator[str]:
+def _violations(model: ModelProto, size: int) -> Iterator[str]:
     """What is not allowed, in words."""
     graph = model.graph
     if model.ir_version not in IR_VERSIONS:
@@ -88,19 +88,19 @@ def _wrong(model: ModelProto, size: int) -> Iterator[str]:
     if len(graph.node) > MAX_NODES or len(graph.initializer) > MAX_TENSORS:
         yield f"it has {len(graph.node)} nodes and {len(graph.initializer)} tensors"
     for tensor in graph.initializer:
-        yield from _wrong_tensor(tensor, size)
-    yield from _wrong_interface(graph)
+        yield from _tensor_violations(tensor, size)
+    yield from _interface_violations(graph)
     for node in graph.node:
-        yield from _wrong_node(node, size)
+        yield from _node_violations(node, size)
 
 
-def _wrong_interface(graph: GraphProto) -> Iterator[str]:
+def _interface_violations(graph: GraphProto) -> Iterator[str]:
     for value in (*graph.input, *graph.output):
         if not value.type.HasField("tensor_type"):
             yield f"its {value.name!r} is no tensor"
 
 
-def _wrong_node(node: NodeProto, size: int) -> Iterator[str]:
+def _node_violations(node: NodeProto, size: int) -> Iterator[str]:
     if node.domain not in DOMAINS:
         yield f"it needs the operator {node.op_type!r} of {node.domain!r}"
     elif node.op_type not in OPERATORS:
@@ -114,12 +114,12 @@ def _wrong_node(node: NodeProto, size: int) -> Iterator[str]:
         if attribute.HasField("g") or attribute.graphs:
             yield f"its operator {node.op_type!r} has a graph within"
         if attribute.HasField("t"):
-            yield from _wrong_tensor(attribute.t, size)
+            yield from _tensor_violations(attribute.t, size)
         if attribute.tensors or attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
             yield f"its operator {node.op_type!r} has several or sparse tensors"
 
 
-def _wrong_tensor(tensor: TensorProto, size: int) -> Iterator[str]:
+def _tensor_violations(tensor: TensorProto, size: int) -> Iterator[str]:
     if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
         yield f"its tensor {tensor.name!r} is in another file"
     if tensor.data_type not in _TENSORS:

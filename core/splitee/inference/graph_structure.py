@@ -50,7 +50,7 @@ def _digest_of_graph(model: ModelProto, without: frozenset[str]) -> str:
         digests.setdefault(value.name, _digest(["input", index, *_value(value)]))
     digests[""] = "none"  # an optional input that is left out
     for node in graph.node:
-        inputs = _found(digests, node.input)
+        inputs = _look_up(digests, node.input)
         if node.op_type in without or (node.op_type == "DequantizeLinear" and node.input[0] in weights):
             digests[node.output[0]] = inputs[0]
         else:
@@ -58,7 +58,7 @@ def _digest_of_graph(model: ModelProto, without: frozenset[str]) -> str:
                 del inputs[2:]
             described = [node.op_type, _attributes(node), inputs, len(node.output)]
             digests |= {name: _digest([*described, place]) for place, name in enumerate(node.output)}
-    outputs = [[*_value(value), *_found(digests, [value.name])] for value in graph.output]
+    outputs = [[*_value(value), *_look_up(digests, [value.name])] for value in graph.output]
     return _digest([[opset.version for opset in model.opset_import if not opset.domain], outputs])
 
 
@@ -101,7 +101,7 @@ def _value(value: ValueInfoProto) -> list[Any]:
     return [value.name, kind.elem_type, dims]
 
 
-def _found(digests: dict[str, str], names: Any) -> list[str]:
+def _look_up(digests: dict[str, str], names: Any) -> list[str]:
     try:
         return [digests[name] for name in names]
     except KeyError as error:

@@ -20,8 +20,8 @@ from splitee.errors import ModelError
 from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fields import Count, Digest, Fit, Fraction, Name, Positive, Text
-from splitee.refusals import refusal
 from splitee.samples.fitting import Preparation, Region
+from splitee.validation_errors import format_error
 
 MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
@@ -150,7 +150,9 @@ def read_manifest(directory: Path, kind: type[M]) -> M:
         ) from None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         whose = "a device's" if kind is ClientManifest else "a server's"
-        raise ModelError(f"{path}: expected the manifest of {whose} model: {refusal(error, data)}") from None
+        raise ModelError(
+            f"{path}: expected the manifest of {whose} model: {format_error(error, data)}"
+        ) from None
 
 
 def write_manifest(directory: Path, manifest: ClientManifest | TrunkManifest) -> None:

@@ -62,7 +62,7 @@ class Offload:
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
         self._log_no_prediction = RateLimiter()
-        self._silent_until = 0.0
+        self._paused_until = 0.0
         self.sent = 0  # bytes of requests
         self.offloaded = 0  # images
 
@@ -95,8 +95,8 @@ class Offload:
         """
         deadline = time.monotonic() + self._timeout - waited - MARGIN
         while (event := self._link.receive(0)) is not None:
-            self._reply_in(event, None)
-        if not self._may_reply():
+            self._read_reply(event, None)
+        if not self._is_available():
             return None
         correlation = secrets.token_bytes(16)
         if not self._request(features, correlation, deadline):
@@ -105,19 +105,19 @@ class Offload:
             event = self._link.receive(left)
             if event is None:
                 continue
-            reply = self._reply_in(event, correlation)
-            if isinstance(event, Disconnected) or not self._may_reply():
+            reply = self._read_reply(event, correlation)
+            if isinstance(event, Disconnected) or not self._is_available():
                 return None
             if reply is not None:
                 return self._logits_of(reply, len(features))
-        self._silent_until = time.monotonic() + self._pause
+        self._paused_until = time.monotonic() + self._pause
         log.warning("no response within %.1f s; no requests for the next %.0f s", self._timeout, self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return None
 
-    def _may_reply(self) -> bool:
+    def _is_available(self) -> bool:
         offline = self._status is not None and self._status.state == "offline"
-        return self._link.connected and not offline and time.monotonic() >= self._silent_until
+        return self._link.connected and not offline and time.monotonic() >= self._paused_until
 
     def _request(self, features: Array, correlation: bytes, deadline: float) -> bool:
         """Returns False if the broker does not accept the request in time; it was not sent as a whole."""
@@ -142,21 +142,21 @@ class Offload:
         self.offloaded += len(features)
         return True
 
-    def _reply_in(self, event: Event, correlation: bytes | None) -> Received | None:
+    def _read_reply(self, event: Event, correlation: bytes | None) -> Received | None:
         """The reply to the request of `correlation`, if `event` completes it. Records server statuses."""
         received = self._gate.read(event) if isinstance(event, Message) else None
         if received is None:
             return None
         if isinstance(received.message, ServerStatus):
-            self._heard(received.message)
+            self._on_server_status(received.message)
             return None
         is_awaited = correlation is not None and received.envelope.correlation == correlation
         return received if is_awaited else None
 
-    def _heard(self, status: ServerStatus) -> None:
+    def _on_server_status(self, status: ServerStatus) -> None:
         """Records a status. A restarted server may reply although the one before did not."""
         if self._status is None or status.instance != self._status.instance:
-            self._silent_until = 0.0
+            self._paused_until = 0.0
         self._status = status
 
     def _logits_of(self, received: Received, samples: int) -> Array | None:

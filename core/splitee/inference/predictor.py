@@ -40,7 +40,7 @@ class Trunk(Protocol):
 
 
 @dataclass(frozen=True)
-class OffloadFloors:
+class OffloadLimits:
     """The device owner's limits on offloading, which override a model's manifest.
 
     Attributes:
@@ -52,7 +52,7 @@ class OffloadFloors:
     most_offload: float = 1.0
 
 
-NO_FLOORS = OffloadFloors()
+NO_LIMITS = OffloadLimits()
 
 
 class Predictor:
@@ -68,15 +68,15 @@ class Predictor:
         *,
         threshold: float | None = None,
         trunk: Trunk | None = None,
-        floors: OffloadFloors = NO_FLOORS,
+        offload_limits: OffloadLimits = NO_LIMITS,
     ) -> None:
         """`threshold`: uncertainty up to which the exit's prediction is taken; default: the manifest's."""
         self._model = model
         threshold = model.manifest.threshold if threshold is None else threshold
-        self.threshold = max(threshold, floors.lowest_threshold)
+        self.threshold = max(threshold, offload_limits.lowest_threshold)
         self._trunk = trunk
-        self._most = round(floors.most_offload * WINDOW)
-        self._recently: deque[bool] = deque(maxlen=WINDOW - 1)  # whether the previous images were offloaded
+        self._most_offloaded = round(offload_limits.most_offload * WINDOW)
+        self._recent: deque[bool] = deque(maxlen=WINDOW - 1)  # whether the previous images were offloaded
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -122,7 +122,9 @@ class Predictor:
     def _is_offloaded(self, uncertainty: float) -> bool:
         """Whether the trunk is to predict the next image: of each WINDOW, at most a share."""
         is_offloaded = (
-            self._trunk is not None and uncertainty > self.threshold and sum(self._recently) < self._most
+            self._trunk is not None
+            and uncertainty > self.threshold
+            and sum(self._recent) < self._most_offloaded
         )
-        self._recently.append(is_offloaded)
+        self._recent.append(is_offloaded)
         return is_offloaded

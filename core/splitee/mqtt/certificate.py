@@ -29,7 +29,7 @@ class OwnCertificate:
     start: datetime
     end: datetime
 
-    def why_refused(self, now: datetime) -> str:
+    def explain_refusal(self, now: datetime) -> str:
         """What to do if a broker says that the certificate is not valid now: fix the clock, or renew it."""
         clock = f"this machine's clock says {now:%Y-%m-%d %H:%M}"
         if now > self.end:

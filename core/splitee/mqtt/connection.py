@@ -30,29 +30,29 @@ from splitee.mqtt.probe import speaks_mqtt_311_only, supports_mqtt_311
 from splitee.mqtt.refusals import (
     Closed,
     Garbage,
-    Lacking,
+    MissingFeature,
     NoReply,
     TryFailed,
-    lack,
+    missing_feature,
     no_reply,
     refusal,
     web_failure,
 )
 from splitee.mqtt.tls_failures import tls_failure
-from splitee.mqtt.websockets import carrier
+from splitee.mqtt.websockets import raw_socket
 
 CONNECT_LIMIT = 5.0  # seconds for one try
 LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
 LINGER = 2.0  # seconds that the broker has to read the last packet
-LOOP = 1.0  # seconds between two looks at the keep-alive, where there is nothing else to do
-CERTAIN = 3  # connections closed although MQTT 3.1.1 gets a reply, before the broker counts as 3.1.1 only
+LOOP_TIMEOUT = 1.0  # seconds between two checks of the keep-alive, where there is nothing else to do
+PROBES = 3  # connections closed although MQTT 3.1.1 gets a reply, before the broker counts as 3.1.1 only
 
 log = logging.getLogger(__name__)
 
 
 class Connection:
-    """Owns the paho client. All methods except `say_goodbye` belong to one thread at a time."""
+    """Owns the paho client. All methods except `disconnect` belong to one thread at a time."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Connection:
         closing: threading.Event,
         on_accepted: Callable[[bool, Properties], None],
         on_lost: Callable[[], None],
-        gather: float,
+        read_delay: float,
     ) -> None:
         """`on_accepted` gets "the broker kept our session" and CONNACK's properties, before any message."""
         self._address = address
@@ -75,26 +75,26 @@ class Connection:
         self._closing = closing
         self._on_accepted = on_accepted
         self._on_lost = on_lost
-        self._trouble = _Trouble()
+        self._last_error = _LastError()
         self._connack: ReasonCode | None = None
-        self._lack: str | None = None  # what the broker does not offer, and we need
+        self._missing_feature: str | None = None  # what the broker does not offer, and we need
         self._context: ssl.SSLContext | None = None
-        self._farewell: str | None = None  # why the broker, or the keep-alive, ended the connection
+        self._close_reason: str | None = None  # why the broker, or the keep-alive, ended the connection
         self._up_since = 0.0
         self._opened = False
         self.client = self._make_client()
-        self._loop = PacketLoop(self.client, gather)
+        self._loop = PacketLoop(self.client, read_delay)
 
     def _make_client(self) -> PatientClient:
         client = new_client(self._address, self._client_id, MQTTProtocolVersion.MQTTv5, CONNECT_LIMIT)
         client.max_inflight_messages = client.max_queued_messages = IN_FLIGHT
         errors = logging.Logger("paho", logging.ERROR)
-        errors.addHandler(self._trouble)
+        errors.addHandler(self._last_error)
         client.enable_logger(errors)
-        client.on_socket_open = quietly(send_at_once)
-        client.on_socket_close = quietly(self._let_broker_read)
-        client.on_connect = quietly(self._note_connack)
-        client.on_disconnect = quietly(self._note_end)
+        client.on_socket_open = log_exceptions(disable_nagle)
+        client.on_socket_close = log_exceptions(self._linger)
+        client.on_connect = log_exceptions(self._on_connack)
+        client.on_disconnect = log_exceptions(self._on_disconnect)
         return client
 
     def use_tls(self, context: ssl.SSLContext) -> None:
@@ -107,9 +107,9 @@ class Connection:
         connack = self._connect(deadline) if self._opened else self._connect_first(deadline)
         if connack.is_failure:
             raise refusal(self._address, self._client_id, connack)
-        if self._lack is not None:
-            self._hang_up()
-            raise Lacking(f"broker {self._address} {self._lack}")
+        if self._missing_feature is not None:
+            self._close_socket()
+            raise MissingFeature(f"broker {self._address} {self._missing_feature}")
         self._opened = True
 
     def _connect_first(self, deadline: float) -> ReasonCode:
@@ -118,7 +118,7 @@ class Connection:
         A broker of MQTT 3.1.1 may close the connection when it receives a CONNECT of v5. A full broker closes
         every connection.
         """
-        for _ in range(CERTAIN):
+        for _ in range(PROBES):
             try:
                 return self._connect(deadline)
             except NoReply as failure:
@@ -142,24 +142,24 @@ class Connection:
 
     def _connect(self, deadline: float) -> ReasonCode:
         """Dials, and returns the reason code of the broker's CONNACK."""
-        self._connack = self._lack = None
-        self._trouble.take()
+        self._connack = self._missing_feature = None
+        self._last_error.take()
         dialled = False
         try:
             self._dial()
             dialled = True
             return self._wait_for_connack(deadline)
         except ssl.SSLEOFError:
-            self._hang_up()
+            self._close_socket()
             raise TryFailed("it broke off the TLS handshake; is this its TLS port?") from None
         except ssl.SSLError as error:
-            self._hang_up()
+            self._close_socket()
             raise tls_failure(self._address, error, self._files) from None
         except HttpResponse as response:
-            self._hang_up()
+            self._close_socket()
             raise web_failure(self._address, response) from None
         except OSError as error:
-            self._hang_up()
+            self._close_socket()
             raise no_reply(self._address, error, dialled) from None
 
     def _dial(self) -> None:
@@ -179,7 +179,7 @@ class Connection:
     def _wait_for_connack(self, deadline: float) -> ReasonCode:
         code = MQTTErrorCode.MQTT_ERR_SUCCESS
         while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            code = self._loop.turn(0.2)
+            code = self._loop.run_once(0.2)
             if self._connack is not None:
                 return self._connack
             if time.monotonic() > deadline:
@@ -187,70 +187,70 @@ class Connection:
             if self._closing.is_set():
                 raise ConnectionAbortedError("closed")
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
-            self._hang_up()
+            self._close_socket()
             raise Garbage("the server there does not speak MQTT v5")
-        raise self._trouble.take() or ConnectionError("it closed the connection without an MQTT reply")
+        raise self._last_error.take() or ConnectionError("it closed the connection without an MQTT reply")
 
     def run(self) -> str:
         """Process packets until the connection ends; returns the reason in lower case."""
         while True:
             if self._closing.is_set() and self.client.is_connected():
-                self.say_goodbye(with_will=True)
+                self.disconnect(with_will=True)
             try:
-                code = self._loop.turn(LOOP)
+                code = self._loop.run_once(LOOP_TIMEOUT)
             except Exception:
                 log.exception("defect in the MQTT client; connecting again")
-                self._hang_up()
+                self._close_socket()
                 return "internal error"
             if code:
-                error = self._trouble.take()
+                error = self._last_error.take()
                 lost = error.strerror if isinstance(error, OSError) else None
-                return (self._farewell or lost or "connection lost").lower()
+                return (self._close_reason or lost or "connection lost").lower()
 
-    def say_goodbye(self, with_will: bool) -> None:
+    def disconnect(self, with_will: bool) -> None:
         """Send DISCONNECT, with or without the last will, and end the session."""
         words = "Disconnect with will message" if with_will else "Normal disconnection"
         reason = ReasonCode(PacketTypes.DISCONNECT, words)
         properties = packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
         self.client.disconnect(reason, properties)
 
-    def _let_broker_read(self, _client: Client, _data: Any, closed: socket.socket) -> None:
+    def _linger(self, _client: Client, _data: Any, closed: socket.socket) -> None:
         """Wait until the broker has read DISCONNECT and hung up.
 
         Closing a socket that has unread data resets the connection, and the last packets may be lost. The
         broker would then keep the session and its queued messages until the session expires.
         """
         if self._closing.is_set():
-            let_broker_read(closed, LINGER)
+            linger(closed, LINGER)
 
-    def _hang_up(self) -> None:
+    def _close_socket(self) -> None:
         self._on_lost()
         opened = self.client.socket()
         if opened is not None:
             with contextlib.suppress(OSError):
                 opened.close()
 
-    def _note_connack(
+    def _on_connack(
         self, _client: Client, _data: Any, flags: ConnectFlags, reason: ReasonCode, properties: Properties
     ) -> None:
         self._connack = reason
-        self._farewell = None
+        self._close_reason = None
         self._up_since = time.monotonic()
-        self._lack = None if reason.is_failure else lack(properties)
-        if not reason.is_failure and self._lack is None:
+        self._missing_feature = None if reason.is_failure else missing_feature(properties)
+        if not reason.is_failure and self._missing_feature is None:
             self._on_accepted(flags.session_present, properties)
 
-    def _note_end(
+    def _on_disconnect(
         self, _client: Client, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties
     ) -> None:
         is_silent = reason.getName() == "Keep alive timeout"
         if flags.is_disconnect_packet_from_server or is_silent:
-            self._farewell = "nothing came for too long" if is_silent else reason.getName()
+            self._close_reason = "nothing came for too long" if is_silent else reason.getName()
         if is_silent:
-            self._bear_silence(time.monotonic() - self._up_since)
+            self._adapt_keepalive(time.monotonic() - self._up_since)
         self._on_lost()
 
-    def _bear_silence(self, lasted: float) -> None:
+    def _adapt_keepalive(self, lasted: float) -> None:
         """Double the next keep-alive after an early silence: on a slow path one message can take as long."""
         keepalive = self.client.keepalive
         soon = lasted < 10 * keepalive
@@ -258,7 +258,7 @@ class Connection:
         self._next_keepalive = longer if soon and keepalive else self._keepalive
 
 
-class _Trouble(logging.Handler):
+class _LastError(logging.Handler):
     """Keeps the error that paho only logs when a socket fails; it separates TLS errors from others."""
 
     _error: Exception | None = None
@@ -271,7 +271,7 @@ class _Trouble(logging.Handler):
         return error
 
 
-def quietly(callback: Callable[..., None]) -> Callable[..., None]:
+def log_exceptions(callback: Callable[..., None]) -> Callable[..., None]:
     """Log exceptions of a callback, which would otherwise end the network thread unnoticed."""
 
     def wrapped(*arguments: Any) -> None:
@@ -309,16 +309,16 @@ def packet_properties(kind: int, **fields: Any) -> Properties | None:
     return _Packed(kind, given) if given else None
 
 
-def let_broker_read(closed: socket.socket, seconds: float) -> None:
+def linger(closed: socket.socket, seconds: float) -> None:
     """End the sending direction, and wait for at most `seconds` until the broker closes the connection."""
     until = time.monotonic() + seconds
     with contextlib.suppress(OSError):
-        below = carrier(closed)
+        below = raw_socket(closed)
         below.settimeout(seconds)
         below.shutdown(socket.SHUT_WR)
         while below.recv(1 << 16) and time.monotonic() < until:
             pass
 
 
-def send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:
-    carrier(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+def disable_nagle(_client: Client, _data: Any, opened: socket.socket) -> None:
+    raw_socket(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -12,7 +12,7 @@ from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress
 
 LARGEST_LINE = 1024  # bytes of a status line
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a proxy says while the broker behind it is away
+TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # what a proxy says while the broker behind it is away
 NO_METHOD = (
     b"\x10\x00\r\n\r\n"  # libwebsockets replies to this, and closes the connection at a request for a page
 )
@@ -43,9 +43,9 @@ class HttpResponse(ConnectionError):
         )
 
     @property
-    def passes(self) -> bool:
+    def is_temporary(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in PASSING
+        return self.status in TEMPORARY
 
     def refusal(self, address: BrokerAddress) -> BrokerRefused:
         """The message for the user about a permanent refusal."""

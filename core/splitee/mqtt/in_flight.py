@@ -92,15 +92,15 @@ class InFlight:
     def wait_for_room(self, topic: str, size: int) -> bool:
         """Wait until a message of `size` bytes may be sent; False if the link goes down."""
         with self._lock:
-            if not self._is_let_go(size):
-                self._changed.wait_for(lambda: self._is_let_go(size))
+            if not self._has_room(size):
+                self._changed.wait_for(lambda: self._has_room(size))
             self._sending = _Flight(topic, size, self.speed.stamp())
             return self._up
 
-    def _is_let_go(self, size: int) -> bool:
+    def _has_room(self, size: int) -> bool:
         if not self._up or not self._flights:
             return True
-        return len(self._flights) < self._window and self._bytes + size <= self.speed.under_way
+        return len(self._flights) < self._window and self._bytes + size <= self.speed.max_in_flight
 
     def sent(self, number: int) -> None:
         """Note the packet number of the message that `wait_for_room` admitted."""

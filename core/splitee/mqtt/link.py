@@ -20,12 +20,12 @@ from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
 from splitee.log_limits import SELDOM, FirstFew
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.backoff import delays, tries
-from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties, quietly
+from splitee.mqtt.connection import CONNECT_LIMIT, Connection, log_exceptions, packet_properties
 from splitee.mqtt.event_queue import EventQueue, Key
 from splitee.mqtt.events import Connected, Disconnected, Event, Message, Woken
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
 from splitee.mqtt.meter import Meter, headers_of
-from splitee.mqtt.pace import COMPLAINTS, Pace
+from splitee.mqtt.pace import QUOTA_REASONS, Pace
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.mqtt.refusals import TryFailed
 
@@ -38,8 +38,8 @@ TAKEOVER_PAUSE = 5.0  # seconds, at least, before reconnecting after another cli
 KEEP_ALIVE = 15  # seconds: a connection that is dead, and does not show it, is noticed within twice as many
 SESSION_EXPIRY = 60  # seconds within which a client can resume its session after a broken connection
 RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells how old a retained message is
-MOMENT = 0.2  # seconds between two looks at whether to stop
-SHORT = 5.0  # seconds: a paced connection that ends sooner counts as another complaint
+STOP_CHECK_EVERY = 0.2  # seconds between two checks whether to stop
+SHORT_CONNECTION = 5.0  # seconds: a paced connection that ends sooner counts as another refusal
 PACED_WINDOW = 2  # publications in flight at a broker that limits them: a reconnect sends them all at once
 FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
 
@@ -71,7 +71,7 @@ class Link:
         capacity_bytes: int = INBOX_BYTES,
         key: Key = lambda _message: None,
         admits: Callable[[str], bool] = lambda _topic: True,
-        gather: float = 0.0,
+        read_delay: float = 0.0,
     ) -> None:
         """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
 
@@ -80,8 +80,8 @@ class Link:
         this time, unless the next process has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
         `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
-        topic is taken; called on the network thread. `gather`: seconds for which incoming data may wait to be
-        read together; this saves most of the CPU time of a viewer of a large fleet.
+        topic is taken; called on the network thread. `read_delay`: seconds for which incoming data may wait
+        to be read together; this saves most of the CPU time of a viewer of a large fleet.
         """
         if not client_id or set(client_id) & set("/+#$"):
             # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
@@ -104,7 +104,7 @@ class Link:
         self._pace = Pace()
         self._log_refused = RateLimiter()
         self._refused_topic = ""
-        self._repeats = False  # a `Connected` waits by which the reader sends again what was refused
+        self._resend_pending = False  # a `Connected` waits by which the reader sends again what was refused
         self.refused = 0
         self.meter: Meter | None = None
         self._connection = Connection(
@@ -114,14 +114,14 @@ class Link:
             keepalive,
             session_expiry,
             self._closing,
-            self._accepted,
+            self._on_accepted,
             self._in_flight.stop,
-            gather,
+            read_delay,
         )
         self._client = self._connection.client
-        self._client.on_message = quietly(self._on_message)
-        self._client.on_publish = quietly(self._on_publish)
-        self._client.on_subscribe = quietly(self._on_subscribe)
+        self._client.on_message = log_exceptions(self._on_message)
+        self._client.on_publish = log_exceptions(self._on_publish)
+        self._client.on_subscribe = log_exceptions(self._on_subscribe)
         if will is not None:
             kept = packet_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=RETAINED_FOR)
             self._client.will_set(will[0], will[1], qos=1, retain=True, properties=kept)
@@ -191,7 +191,7 @@ class Link:
         def wait(seconds: float) -> None:
             until = time.monotonic() + seconds
             while not stop() and (left := until - time.monotonic()) > 0:
-                if self._closing.wait(min(left, MOMENT)):
+                if self._closing.wait(min(left, STOP_CHECK_EVERY)):
                     return
 
         for pause in tries(timeout, delays(), wait):
@@ -220,20 +220,20 @@ class Link:
             "start it, or correct the address"
         )
 
-    def close(self, farewell: tuple[str, bytes] | None = None) -> None:
-        """Publish the farewell retained, wait for all acknowledgements, and disconnect for good.
+    def close(self, offline_message: tuple[str, bytes] | None = None) -> None:
+        """Publish the offline message retained, wait for all acknowledgements, and disconnect.
 
         If the broker does not acknowledge within seconds, the last will is published instead.
         """
-        said = self.connected and self.flush(CONNECT_LIMIT)
-        if said and farewell is not None:
-            said = self.publish(*farewell, retain=True) and self.flush(CONNECT_LIMIT)
-        if self.connected and not said:
+        delivered = self.connected and self.flush(CONNECT_LIMIT)
+        if delivered and offline_message is not None:
+            delivered = self.publish(*offline_message, retain=True) and self.flush(CONNECT_LIMIT)
+        if self.connected and not delivered:
             log.warning(
                 "broker %s: closing with %d messages unacknowledged", self.address, len(self._in_flight)
             )
         self._closing.set()
-        self._connection.say_goodbye(with_will=not said)
+        self._connection.disconnect(with_will=not delivered)
         if self._thread is not None:
             self._thread.join(CONNECT_LIMIT)
         self._in_flight.stop()
@@ -255,7 +255,7 @@ class Link:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
         event = self._inbox.get(timeout)
         if isinstance(event, Connected):
-            self._repeats = False  # what is refused from here on may have been sent again by then
+            self._resend_pending = False  # what is refused from here on may have been sent again by then
         if isinstance(event, Message):
             log.debug("received %s, %d bytes", event.topic, len(event.payload))
         return event
@@ -296,7 +296,7 @@ class Link:
             CorrelationData=correlation,
         )
         with self._sending:
-            self._in_flight.wait_while_up(self._pace.turn())
+            self._in_flight.wait_while_up(self._pace.reserve())
             if not self._in_flight.wait_for_room(topic, len(body)):
                 return False
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
@@ -328,15 +328,15 @@ class Link:
             if not self._inbox.release():
                 self._inbox.put(Disconnected(reason))
             # If the broker closes the connection in the middle of a packet, its reason is not read.
-            is_paced = self._pace.pause > 0 and time.monotonic() - started < SHORT
-            if reason in COMPLAINTS or is_paced:
+            is_paced = self._pace.pause > 0 and time.monotonic() - started < SHORT_CONNECTION
+            if reason in QUOTA_REASONS or is_paced:
                 if self._slow_down(reason):
                     self._pauses = delays()
-                self._forget("they would be sent again at once, faster than it takes them")
+                self._drop_in_flight("they would be sent again at once, faster than it takes them")
             stuck = len(self._in_flight) > 0 and before == self._in_flight.acknowledged
             fruitless = fruitless + 1 if stuck else 0
             if reason == "packet too large" or fruitless >= FRUITLESS:
-                self._forget("the broker may hang up because of one of them")
+                self._drop_in_flight("the broker may hang up because of one of them")
                 fruitless = 0
             if not self._reconnect(reason):
                 return
@@ -362,7 +362,7 @@ class Link:
             return True
         return False
 
-    def _slow_down(self, complaint: str) -> bool:
+    def _slow_down(self, reason: str) -> bool:
         """Publish less often from now on. False: the pace was lowered already."""
         if not self._pace.slow_down():
             return False
@@ -370,26 +370,26 @@ class Link:
         log.warning(
             "broker %s: %s; from now on %.1f s between two messages",
             self.address,
-            complaint,
+            reason,
             self._pace.pause,
         )
         return True
 
-    def _forget(self, why: str) -> None:
+    def _drop_in_flight(self, reason: str) -> None:
         """Drops what is in flight; the layer above sends again what its peer has not confirmed."""
         with self._sending:
             dropped = self._client.drop_out_messages()
             if dropped:
                 topics = ", ".join(sorted({message.topic for message in dropped}))
-                log.warning("dropped %d unacknowledged messages (%s): %s", len(dropped), topics, why)
+                log.warning("dropped %d unacknowledged messages (%s): %s", len(dropped), topics, reason)
             self._in_flight.clear()
 
-    def _accepted(self, session_present: bool, properties: Properties) -> None:
+    def _on_accepted(self, session_present: bool, properties: Properties) -> None:
         packet = min(self._limit, getattr(properties, "MaximumPacketSize", self._limit))
         most = PACED_WINDOW if self._pace.pause else IN_FLIGHT
         window = min(most, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
         if packet < self._max_packet or window < len(self._in_flight):
-            self._forget("the broker's limits are lower than before")
+            self._drop_in_flight("the broker's limits are lower than before")
         self._max_packet = packet
         self._inbox.hold()
         self._fresh = not session_present
@@ -445,10 +445,10 @@ class Link:
         topic = self._in_flight.acknowledge(number)
         if not reason.is_failure:
             return
-        if reason.getName().lower() in COMPLAINTS:
+        if reason.getName().lower() in QUOTA_REASONS:
             self._slow_down(reason.getName().lower())
-            if not self._repeats:
-                self._repeats = True
+            if not self._resend_pending:
+                self._resend_pending = True
                 self._inbox.put(Connected(fresh=True))  # so that its reader sends again what is not confirmed
             return
         self.refused += 1

@@ -7,13 +7,13 @@ import time
 
 from splitee.clock import Clock
 
-FIRST = 0.1  # seconds between two publications after a broker's first complaint
+FIRST = 0.1  # seconds between two publications after a broker's first refusal
 LONGEST = 10.0
-RECOVERY = 300.0  # seconds without a complaint after which it tries to be a fifth faster
-CALM = 1.0  # seconds, at least, until what was under way at a complaint is over
+RECOVERY = 300.0  # seconds without a refusal after which it tries to be a fifth faster
+SETTLE_TIME = 1.0  # seconds, at least, until what was in flight at a refusal is over
 
 # Reasons that a broker gives a client that publishes too fast: on closing, and for a single message.
-COMPLAINTS = {"message rate too high", "quota exceeded"}
+QUOTA_REASONS = {"message rate too high", "quota exceeded"}
 
 
 class Pace:
@@ -33,7 +33,7 @@ class Pace:
     def slow_down(self) -> bool:
         """Slow down after a refusal. False: the refused message was sent at an earlier pace."""
         now = self._clock()
-        if self._pause and now - self._since < max(CALM, 2 * self._pause):
+        if self._pause and now - self._since < max(SETTLE_TIME, 2 * self._pause):
             return False
         self._pause = min(LONGEST, max(FIRST, 2 * self._pause))
         self._since, self._next = now, now + self._pause
@@ -41,10 +41,10 @@ class Pace:
 
     def settle(self) -> None:
         """Ignore the burst of retained messages and acknowledgements at the start of a connection."""
-        self._next = max(self._next, self._clock() + max(CALM, self._pause))
+        self._next = max(self._next, self._clock() + max(SETTLE_TIME, self._pause))
 
-    def turn(self) -> float:
-        """Seconds until the next publication may go; reserves its turn, so that a later one waits longer."""
+    def reserve(self) -> float:
+        """Seconds until the next publication may go; reserves this time, so that a later one waits longer."""
         if not self._pause:
             return 0.0
         now = self._clock()

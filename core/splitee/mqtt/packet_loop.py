@@ -13,7 +13,7 @@ from typing import Any
 from paho.mqtt.client import Client
 from paho.mqtt.enums import MQTTErrorCode
 
-BATCH = 64  # packets read in a turn before what is to be written has its turn
+BATCH = 64  # packets read before those that wait to be written are written
 
 Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -25,23 +25,23 @@ class PacketLoop:
     acknowledgement, and takes no more than 1,024 files.
     """
 
-    def __init__(self, client: Client, gather: float = 0.0) -> None:
-        """`gather`: seconds for which what comes may gather before it is read; then one turn reads it all."""
+    def __init__(self, client: Client, read_delay: float = 0.0) -> None:
+        """`read_delay`: seconds for which incoming data may wait; one call then reads it all."""
         self._client = client
-        self._gather = gather
+        self._read_delay = read_delay
         self._socket: Any = None
         self._selector = Selector()
-        self._wakes, self._waker = socket.socketpair()
-        self._wakes.setblocking(False)
-        self._waker.setblocking(False)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_reader.setblocking(False)
+        self._wake_writer.setblocking(False)
         self._owner = 0  # the thread that runs it
         client.on_socket_register_write = self._wake
 
     def __del__(self) -> None:
-        self._wakes.close()
-        self._waker.close()
+        self._wake_reader.close()
+        self._wake_writer.close()
 
-    def turn(self, timeout: float) -> MQTTErrorCode:
+    def run_once(self, timeout: float) -> MQTTErrorCode:
         """Wait at most `timeout` seconds for packets, and process them.
 
         Returns the client's error code: MQTT_ERR_SUCCESS while the connection lasts.
@@ -64,19 +64,19 @@ class PacketLoop:
         """Waits for bytes, for room for what could not be written, or for another thread's packet."""
         if opened is not self._socket:
             self._selector = Selector()
-            self._selector.register(self._wakes, selectors.EVENT_READ)
+            self._selector.register(self._wake_reader, selectors.EVENT_READ)
             self._selector.register(opened, selectors.EVENT_READ)
             self._socket = opened
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
         if self._selector.get_key(opened).events != wanted:
             self._selector.modify(opened, wanted)
         is_readable = _pending(opened) > 0
-        if self._gather and not is_readable:
-            time.sleep(self._gather)
+        if self._read_delay and not is_readable:
+            time.sleep(self._read_delay)
         for key, events in self._selector.select(0 if is_readable else timeout):
-            if key.fileobj is self._wakes:
+            if key.fileobj is self._wake_reader:
                 with contextlib.suppress(BlockingIOError):
-                    self._wakes.recv(1 << 10)
+                    self._wake_reader.recv(1 << 10)
             elif events & selectors.EVENT_READ:
                 is_readable = True
         return is_readable
@@ -95,7 +95,7 @@ class PacketLoop:
         """
         if threading.get_ident() != self._owner:
             with contextlib.suppress(OSError):  # a full pipe wakes it as well
-                self._waker.send(b"\0")
+                self._wake_writer.send(b"\0")
 
 
 def _pending(opened: Any) -> int:

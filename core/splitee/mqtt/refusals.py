@@ -19,11 +19,11 @@ TEMPORARY = {
 }
 
 
-class Lacking(BrokerRefused):
+class MissingFeature(BrokerRefused):
     """The broker accepts the connection, but lacks a feature that a fleet needs."""
 
 
-class NoMqtt5(Lacking):
+class NoMqtt5(MissingFeature):
     """The broker does not support MQTT v5."""
 
 
@@ -56,7 +56,7 @@ def no_reply(address: BrokerAddress, error: OSError, accepted: bool) -> TryFaile
 
 
 def web_failure(address: BrokerAddress, response: HttpResponse) -> Exception:
-    if response.passes:
+    if response.is_temporary:
         return TryFailed(f"a web server or proxy replies: {response}")
     return response.refusal(address)
 
@@ -67,7 +67,7 @@ NO_RETAINED = "keeps no retained messages (Retain Available): use one that does;
 NOT_OFFERED = {"QoS not supported": NO_QOS_1, "Retain not supported": NO_RETAINED}
 
 
-def lack(properties: Properties) -> str | None:
+def missing_feature(properties: Properties) -> str | None:
     """The needed feature that a broker's CONNACK says is missing; None: nothing is missing."""
     if getattr(properties, "MaximumQoS", 1) < 1:
         return NO_QOS_1
@@ -83,7 +83,7 @@ def refusal(address: BrokerAddress, client_id: str, code: ReasonCode) -> Excepti
     if reason in TEMPORARY:
         return TryFailed(f"{reason.lower()}: {TEMPORARY[reason]}")
     if reason in NOT_OFFERED:
-        return Lacking(f"broker {address} {NOT_OFFERED[reason]}")
+        return MissingFeature(f"broker {address} {NOT_OFFERED[reason]}")
     if reason == "Unsupported protocol version":
         return NoMqtt5(f"broker {address} does not speak MQTT v5: use one that does")
     return BrokerRefused(

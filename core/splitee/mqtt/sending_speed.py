@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from splitee.clock import Clock
 
-UNDER_WAY = 4.0  # seconds that unacknowledged data may take: a ping or a status waits behind it
-PART = 1.0  # seconds that one message may take
-FIRST_UNDER_WAY, FIRST_PART = 256 << 10, 64 << 10  # bytes, while the speed is not known
-LEAST_UNDER_WAY, LEAST_PART = 80 << 10, 20 << 10  # bytes, however slow it is
-TELLING = 4096  # bytes: a smaller message takes a round trip, at any speed
+IN_FLIGHT_SECONDS = 4.0  # seconds that unacknowledged data may take: a ping or a status waits behind it
+PART_SECONDS = 1.0  # seconds that one message may take
+FIRST_IN_FLIGHT, FIRST_PART = 256 << 10, 64 << 10  # bytes, while the speed is not known
+LEAST_IN_FLIGHT, LEAST_PART = 80 << 10, 20 << 10  # bytes, however slow it is
+LEAST_SAMPLE = 4096  # bytes: a smaller message takes a round trip, at any speed
 WEIGHT = 0.25  # of the latest message in the mean
 
 
@@ -43,18 +43,20 @@ class SendingSpeed:
     def note(self, size: int, stamp: Stamp | None) -> None:
         """Note the acknowledgement of a message of `size` bytes. `stamp` is None if it was sent again."""
         self._acknowledged += size
-        if size < TELLING or stamp is None:
+        if size < LEAST_SAMPLE or stamp is None:
             return
         took = max(self._clock() - stamp.at, 1e-6)
         rate = (self._acknowledged - stamp.acknowledged) / took
         self.rate = rate if self.rate is None else (1 - WEIGHT) * self.rate + WEIGHT * rate
 
     @property
-    def under_way(self) -> int:
+    def max_in_flight(self) -> int:
         """Largest number of unacknowledged bytes."""
-        return FIRST_UNDER_WAY if self.rate is None else max(LEAST_UNDER_WAY, int(UNDER_WAY * self.rate))
+        return (
+            FIRST_IN_FLIGHT if self.rate is None else max(LEAST_IN_FLIGHT, int(IN_FLIGHT_SECONDS * self.rate))
+        )
 
     @property
     def part(self) -> int:
         """Bytes that one message should have at most."""
-        return FIRST_PART if self.rate is None else max(LEAST_PART, int(PART * self.rate))
+        return FIRST_PART if self.rate is None else max(LEAST_PART, int(PART_SECONDS * self.rate))

@@ -53,5 +53,5 @@ def _alert(address: BrokerAddress, error: ssl.SSLError, tls: TlsFiles | None) ->
     )
     own = own_certificate(tls) if kind is CertificateExpired else None
     if own is not None:
-        hint += f": {own.why_refused(datetime.now(UTC))}"
+        hint += f": {own.explain_refusal(datetime.now(UTC))}"
     return kind(f"broker {address}: TLS failed ({reason}): {hint}")

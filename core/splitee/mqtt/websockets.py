@@ -41,7 +41,7 @@ class WebsocketClient(PatientClient):
             raise
 
 
-def carrier(opened: Any) -> socket.socket:
+def raw_socket(opened: Any) -> socket.socket:
     """The system's socket below what a client calls its socket."""
     if isinstance(opened, ReadAhead):
         return opened.socket

@@ -16,7 +16,7 @@ from splitee.errors import NetworkError
 from splitee.networks.layout import channel_axes
 from splitee.networks.zoo import first_line, smallest_input
 from splitee.protocol.fields import LARGEST_SIDE
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
 
 FORMULAS = FlopCounterMode(display=False).flop_registry
 BATCH = 5  # a size that a network is unlikely to have elsewhere, so that the batch axis is recognisable
@@ -50,7 +50,9 @@ def measure(
     except Exception as error:  # whatever an operation raises on shapes that it cannot take
         least = smallest_input(name) or _smallest_square(run.module, input_shape)
         hint = f"; its smallest input is {least}" if least else ""
-        raise NetworkError(f"{name} does not run on {by(input_shape)}: {first_line(error)}{hint}") from error
+        raise NetworkError(
+            f"{name} does not run on {format_shape(input_shape)}: {first_line(error)}{hint}"
+        ) from error
     axes = channel_axes(run.values, network)
     values = {
         node: Value(tuple(value.shape), axes.get(node, 1), kept=value._version == run.versions[node])
@@ -75,7 +77,7 @@ def _smallest_square(network: nn.Module, input_shape: tuple[int, ...]) -> str | 
             runs = middle
         else:
             fails = middle
-    return by((runs, runs))
+    return format_shape((runs, runs))
 
 
 def _runs_on(network: nn.Module, input_shape: tuple[int, ...]) -> bool:

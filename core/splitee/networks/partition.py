@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from splitee.errors import NetworkError
 from splitee.networks.measure import BATCH, Value, measure
 from splitee.networks.trace import Trace, opens_stage, trace
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
 
-KEPT = 8  # partitions of this process's last networks
+CACHE_SIZE = 8  # partitions of this process's last networks
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ def partition(name: str, network: nn.Module, num_classes: int, input_shape: tupl
     """
     key = (name, num_classes, input_shape, _structure(network))
     with _lock:
-        found = _kept.pop(key, None)
+        found = _cache.pop(key, None)
         if found is None:
             found = _divide(name, network, num_classes, input_shape)
-        if _fits_every(found, network):
-            _kept[key] = found
-            if len(_kept) > KEPT:
-                del _kept[next(iter(_kept))]
+        if _is_shareable(found, network):
+            _cache[key] = found
+            if len(_cache) > CACHE_SIZE:
+                del _cache[next(iter(_cache))]
         return found
 
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _lock = threading.RLock()
-_kept: dict[Hashable, Partition] = {}
+_cache: dict[Hashable, Partition] = {}
 
 
 def _structure(network: nn.Module) -> Hashable:
@@ -92,7 +92,7 @@ def _settings(module: nn.Module) -> Hashable:
     return tuple((name, repr(value)) for name, value in own.items() if not isinstance(value, Tensor))
 
 
-def _fits_every(found: Partition, network: nn.Module) -> bool:
+def _is_shareable(found: Partition, network: nn.Module) -> bool:
     """Whether the graphs refer to nothing that tracing has added to this network alone, such as constants."""
     own = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
     nodes = (node for traced in found.traces.values() for node in traced.nodes)
@@ -121,7 +121,8 @@ def _check_output(name: str, value: Value | None, num_classes: int) -> None:
         )
     if value.shape[1:] != (num_classes,):
         raise NetworkError(
-            f"{name} must give {num_classes} numbers a sample, one a class; it gives {by(value.shape[1:])}"
+            f"{name} must give {num_classes} numbers a sample, one a class; it gives "
+            f"{format_shape(value.shape[1:])}"
         )
 
 

@@ -156,12 +156,12 @@ class _BothModes(DualGraphModule):  # type: ignore[misc]
     """Runs the graph of its mode; unlike its parent's, a deep copy is in the mode of the original."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _BothModes:
-        twin: _BothModes = super().__deepcopy__(memo)
-        twin.train(self.training)
+        copied: _BothModes = super().__deepcopy__(memo)
+        copied.train(self.training)
         modes = {name: module.training for name, module in self.named_modules()}
-        for name, module in twin.named_modules():
+        for name, module in copied.named_modules():
             module.training = modes[name]
-        return twin
+        return copied
 
 
 def build_for(spec: RunSpec, device: str = "cpu") -> SplitNetwork:

@@ -17,7 +17,7 @@ from torch import nn
 from torchvision import models
 
 from splitee.errors import NetworkError, Terminated
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
 
 STEMS = ("imagenet", "small")
 
@@ -78,7 +78,7 @@ def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: 
         _let_signals_pass(error)
         if device == "meta":  # some, such as the regnets, compute their widths with tensors
             return _call(name, build, num_classes, "cpu").to(device)
-        raise NetworkError(f"{name} cannot be built: {_mistake(name, error)}") from error
+        raise NetworkError(f"{name} cannot be built: {_describe_error(name, error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} must return a torch.nn.Module, it returned {type(network).__name__}")
     return network
@@ -101,8 +101,8 @@ def _imported(name: str, module_name: str) -> ModuleType:
         return importlib.import_module(module_name)
     except BaseException as error:  # a module is the user's code
         _let_signals_pass(error)
-        if _place(name, error):
-            raise NetworkError(f"{name} cannot be imported: {_mistake(name, error)}") from error
+        if _error_location(name, error):
+            raise NetworkError(f"{name} cannot be imported: {_describe_error(name, error)}") from error
         if isinstance(error, ModuleNotFoundError):
             raise NetworkError(
                 f"network {name!r}: no module named {error.name!r}; "
@@ -116,14 +116,14 @@ def _let_signals_pass(error: BaseException) -> None:
         raise error
 
 
-def _mistake(name: str, error: BaseException) -> str:
+def _describe_error(name: str, error: BaseException) -> str:
     """What was raised, and for a user's own network also where."""
     reason = error.msg if isinstance(error, SyntaxError) else first_line(error)
-    place = _place(name, error)
-    return f"{type(error).__name__}: {reason}" + (f" ({place})" if place else "")
+    location = _error_location(name, error)
+    return f"{type(error).__name__}: {reason}" + (f" ({location})" if location else "")
 
 
-def _place(name: str, error: BaseException) -> str | None:
+def _error_location(name: str, error: BaseException) -> str | None:
     """The file and line of the user's own code that caused an error; None: it was not that code.
 
     That is the innermost line outside Python's and installed packages; the factory's own package counts, too.
@@ -158,7 +158,7 @@ def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Mod
         hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
         raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
     if len(input_shape) != 3 or input_shape[0] != 3:
-        raise NetworkError(f"{name} needs images with 3 channels (3xHxW), not {by(input_shape)}")
+        raise NetworkError(f"{name} needs images with 3 channels (3xHxW), not {format_shape(input_shape)}")
     options = _options(name, input_shape[1], input_shape[2])
     return lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes, **options)
 
@@ -189,7 +189,7 @@ def smallest_input(name: str) -> str | None:
     """The least height and width that torchvision documents for a classifier, such as `75x75`."""
     if ":" in name:
         return None
-    return by(models.get_model_weights(name).DEFAULT.meta["min_size"])
+    return format_shape(models.get_model_weights(name).DEFAULT.meta["min_size"])
 
 
 def _shrink_stem(name: str, network: nn.Module) -> None:

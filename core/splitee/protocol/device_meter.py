@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 
 from splitee.protocol.fields import Phase
-from splitee.protocol.routes import find
+from splitee.protocol.routes import find_route
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Direction, Tally, Traffic
 
@@ -22,7 +22,7 @@ class DeviceMeter:
 
     def __init__(self, topics: Topics) -> None:
         self.phase: Phase = "train"
-        self._find = lru_cache(TOPICS)(partial(find, topics))  # it is called for each message
+        self._find = lru_cache(TOPICS)(partial(find_route, topics))  # it is called for each message
         self._tally = Tally()
 
     def published(self, topic: str, payload: int, headers: int) -> None:

@@ -23,8 +23,8 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.heard import Heard, sent_at
 from splitee.protocol.inference import PredictedState, Serving
+from splitee.protocol.last_received import LastReceived, sent_at
 from splitee.protocol.model_views import ModelInService, ReleaseView, releases_of
 from splitee.protocol.overview import (
     MOST_CURVES,
@@ -155,13 +155,13 @@ class FleetView:
 
     def __init__(self, fleet: str) -> None:
         self._topics = Topics(fleet)
-        self._gate = Gate(self._topics, WATCHED, takes_cleared=True, log_first=0)
+        self._gate = Gate(self._topics, WATCHED, accepts_cleared=True, log_first=0)
         self._of_fleet: dict[Route, JsonMessage | None] = {}  # the last message on other topics than devices'
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
         self._updates: dict[str, DeviceUpdate] = {}
-        self._devices: dict[str, Heard] = {}
+        self._devices: dict[str, LastReceived] = {}
         self._server_seen = 0.0
         self._views: dict[str, DeviceView] = {}  # those that are still up to date
         self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
@@ -203,18 +203,18 @@ class FleetView:
     def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
         """The fleet as it is now with `devices`, which the caller knows from `changes`."""
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
-        commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
-        timing, history = self._present_timing(), self._present(routes.HISTORY, History)
+        commit, metrics = self._current(routes.COMMIT, Commit), self._current_metrics()
+        timing, history = self._current_timing(), self._current(routes.HISTORY, History)
         rollouts = self._last(routes.ROLLOUTS, Rollouts)
         network, seasons = (
-            self._present(routes.NETWORK, NetworkStages),
-            self._present(routes.SEASONS, Seasons),
+            self._current(routes.NETWORK, NetworkStages),
+            self._current(routes.SEASONS, Seasons),
         )
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=server,
             run=run,
-            phase=self._present(routes.ROUND, RoundOpen),
+            phase=self._current(routes.ROUND, RoundOpen),
             committed=commit.round if commit else 0,
             metrics=metrics,
             devices=tuple(devices),
@@ -226,7 +226,7 @@ class FleetView:
             history=history.points if history else (),
             baselines=history.baselines if history else None,
             seconds=metrics.spent if metrics else None,
-            confusion=self._present_confusion(metrics),
+            confusion=self._current_confusion(metrics),
             traffic=_traffic(devices),
             releases=releases_of(device.model for device in devices),
             server_seen=self._server_seen or None,
@@ -235,17 +235,17 @@ class FleetView:
         )
 
     def _members(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
-        server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._present_timing()
+        server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._current_timing()
         dismissed = set(server.dismissed if server else ())
         since = {waited.device: waited.since for waited in timing.waiting} if timing else {}
-        metrics = self._present_metrics()
+        metrics = self._current_metrics()
         found: dict[str, DeviceView | None] = {}
         for device in ids:
-            heard = self._devices.get(device)
-            if heard is None or not heard.has_spoken or device in dismissed:
+            last_received = self._devices.get(device)
+            if last_received is None or not last_received.has_published or device in dismissed:
                 found[device] = None
             else:
-                found[device] = self._view(device, heard, metrics, since.get(device))
+                found[device] = self._view(device, last_received, metrics, since.get(device))
         return found
 
     def _take(self, received: Received, now: float) -> None:
@@ -271,24 +271,24 @@ class FleetView:
 
     def _take_device(self, received: Received, now: float) -> None:
         device, message, envelope = received.device, received.message, received.envelope
-        heard = self._devices.get(device, Heard())
+        last_received = self._devices.get(device, LastReceived())
         if received.route is routes.STATUS:
-            heard = heard.with_status(message, envelope, now)
+            last_received = last_received.with_status(message, envelope, now)
         elif received.route is routes.SERVING:
-            heard = heard.with_serving(message, envelope, now)
+            last_received = last_received.with_serving(message, envelope, now)
         elif received.route is routes.MODEL_REPORT:
-            heard = replace(heard, report=message)
+            last_received = replace(last_received, report=message)
         elif received.route is routes.MODEL_OFFER:
-            heard = replace(heard, offer=message)
+            last_received = replace(last_received, offer=message)
         elif received.route is routes.PREDICTED_STATE:
-            heard = heard.with_predicted_state(message, envelope, now)
+            last_received = last_received.with_predicted_state(message, envelope, now)
         else:
             assert received.route is routes.PROFILE, f"{received.route.path} has no place in the view"
-            heard = heard.with_profile(message)
-        if not heard.has_spoken and heard.offer is None:
+            last_received = last_received.with_profile(message)
+        if not last_received.has_published and last_received.offer is None:
             self._devices.pop(device, None)
         elif device in self._devices or len(self._devices) < MAX_DEVICES:
-            self._devices[device] = heard
+            self._devices[device] = last_received
         else:
             raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
 
@@ -296,43 +296,43 @@ class FleetView:
         message = self._of_fleet.get(route)
         return message if isinstance(message, kind) else None
 
-    def _present(self, route: Route, kind: type[M]) -> M | None:
+    def _current(self, route: Route, kind: type[M]) -> M | None:
         """The latest message on a topic, if it belongs to the current run."""
         message, run = self._last(route, kind), self._last(routes.RUN, RunSpec)
         return message if message is not None and run is not None and _run_of(message) == run.run else None
 
-    def _present_timing(self) -> Timing | None:
+    def _current_timing(self) -> Timing | None:
         """The timing of the current phase; a message that a killed server left retained is ignored."""
-        timing, phase = self._present(routes.TIMING, Timing), self._present(routes.ROUND, RoundOpen)
+        timing, phase = self._current(routes.TIMING, Timing), self._current(routes.ROUND, RoundOpen)
         if timing is None or phase is None:
             return None
         of = (timing.round, timing.attempt, timing.phase)
         return timing if of == (phase.round, phase.attempt, phase.phase) else None
 
-    def _present_confusion(self, metrics: Metrics | None) -> ConfusionMatrix | None:
-        found = self._present(routes.CONFUSION, FleetConfusion)
+    def _current_confusion(self, metrics: Metrics | None) -> ConfusionMatrix | None:
+        found = self._current(routes.CONFUSION, FleetConfusion)
         is_of_round = found is not None and metrics is not None and found.round == metrics.round
         return found.confusion if found is not None and is_of_round else None
 
-    def _present_metrics(self) -> Metrics | None:
+    def _current_metrics(self) -> Metrics | None:
         """The fleet's figures with those of its devices that have arrived."""
-        metrics = self._present(routes.METRICS, Metrics)
+        metrics = self._current(routes.METRICS, Metrics)
         if metrics is None:
             return None
         of_round = metrics.run, metrics.round
         figures = {
-            device: told.figures
-            for device, told in sorted(self._figures.items())
-            if (told.run, told.round) == of_round
+            device: latest.figures
+            for device, latest in sorted(self._figures.items())
+            if (latest.run, latest.round) == of_round
         }
         return msgspec.structs.replace(metrics, devices=figures)
 
     def _is_in_phase(self, device: str) -> bool:
         """Whether a device takes part in the current phase."""
-        told, current = self._parts.get(device), self._last(routes.ROUND, RoundOpen)
-        if told is None or told.part is None or current is None:
+        latest, current = self._parts.get(device), self._last(routes.ROUND, RoundOpen)
+        if latest is None or latest.part is None or current is None:
             return False
-        return (told.run, told.round, told.attempt, told.phase) == (
+        return (latest.run, latest.round, latest.attempt, latest.phase) == (
             current.run,
             current.round,
             current.attempt,
@@ -344,23 +344,23 @@ class FleetView:
         return curve.points if curve is not None and metrics is not None and curve.run == metrics.run else ()
 
     def _view(
-        self, device: str, heard: Heard, metrics: Metrics | None, waiting_since: float | None
+        self, device: str, last_received: LastReceived, metrics: Metrics | None, waiting_since: float | None
     ) -> DeviceView:
         view = self._views.get(device)
         if view is None or view.waiting_since != waiting_since:
-            view = self._views[device] = self._device(device, heard, metrics, waiting_since)
+            view = self._views[device] = self._device(device, last_received, metrics, waiting_since)
         return view
 
     def _device(
-        self, device: str, heard: Heard, metrics: Metrics | None, waiting_since: float | None
+        self, device: str, last_received: LastReceived, metrics: Metrics | None, waiting_since: float | None
     ) -> DeviceView:
-        status, profile = heard.status, heard.profile
+        status, profile = last_received.status, last_received.profile
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
         cut = profile.cut if profile else None
         return DeviceView(
             id=device,
-            online=heard.is_online,
-            doing=heard.doing,
+            online=last_received.is_online,
+            doing=last_received.doing,
             cut=cut,
             stage=measured.stage if measured and measured.cut == cut else None,
             round=status.round if status else 0,
@@ -371,7 +371,7 @@ class FleetView:
             bytes=status.bytes if status else 0,
             exit_accuracy=measured.exit_accuracy if measured else None,
             trunk_accuracy=measured.trunk_accuracy if measured else None,
-            seen=heard.seen or None,
+            seen=last_received.seen or None,
             train_samples=profile.train_samples if profile else None,
             next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
             capability=profile.capability if profile else None,
@@ -390,11 +390,11 @@ class FleetView:
             memory=status.memory if status else None,
             memory_limit=status.memory_limit if status else None,
             waiting_since=waiting_since,
-            model=heard.model,
-            serving=heard.serving if heard.is_serving else None,
+            model=last_received.model,
+            serving=last_received.serving if last_received.is_serving else None,
             confusion=self._figures[device].confusion if measured else None,
             history=self._curve(device, metrics),
-            predicted_state=heard.predicted_state if heard.is_serving else None,
+            predicted_state=last_received.predicted_state if last_received.is_serving else None,
             update=self._updates.get(device),
         )
 

@@ -16,14 +16,14 @@ from typing import Any
 from splitee.errors import MalformedMessage, SpliteeError, Unwinding
 from splitee.mqtt.events import Message
 from splitee.protocol.parts import Assembler
-from splitee.protocol.routes import Route, find
+from splitee.protocol.routes import Route, find_route
 from splitee.protocol.topics import Topics
 
 EVENTS_AT_ONCE = 256  # that are handled between two batches at most, so that a flood cannot stop training
 LOGGED = 10  # rejected messages of one sender that are logged; all are counted
 SENDERS = 100_000  # whose rejected messages are counted separately
 OTHERS = "others"
-EVERY = "+"  # device, in a subscription
+ANY_DEVICE = "+"  # device, in a subscription
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class Gate:
         topics: Topics,
         routes: Collection[Route],
         *,
-        device: str = EVERY,
+        device: str = ANY_DEVICE,
         admit: Callable[[Route, str], None] = lambda _route, _device: None,
         on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
         on_part: Callable[[Route, str], None] = lambda _route, _device: None,
-        takes_cleared: bool = False,
+        accepts_cleared: bool = False,
         passes: tuple[type[Exception], ...] = (SpliteeError, Unwinding),
         log_first: int = LOGGED,
     ) -> None:
@@ -89,7 +89,7 @@ class Gate:
         self._admit = admit
         self._on_rejected = on_rejected
         self._on_part = on_part
-        self._takes_cleared = takes_cleared
+        self._accepts_cleared = accepts_cleared
         self._passes = passes
         self._log_first = log_first
         self._parts = Assembler()
@@ -103,11 +103,11 @@ class Gate:
 
     def read(self, envelope: Message) -> Received | None:
         """The message, once all its parts have arrived; None: it is incomplete or rejected."""
-        found = find(self._topics, envelope.topic)
+        found = find_route(self._topics, envelope.topic)
         if found is None or found[0] not in self._routes:
             return None
         route, device = found
-        if self._device not in (EVERY, device) and route.of_device:
+        if self._device not in (ANY_DEVICE, device) and route.of_device:
             return None
         try:
             self._admit(route, device)
@@ -115,7 +115,7 @@ class Gate:
                 raise MalformedMessage(
                     "retained at the broker, which must keep nothing of this topic", "retained"
                 )
-            if not envelope.payload and route.retained and self._takes_cleared:
+            if not envelope.payload and route.retained and self._accepts_cleared:
                 return Received(route, device, None, envelope)
             payload: bytes | None = envelope.payload
             if route.parts:

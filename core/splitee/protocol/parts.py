@@ -88,7 +88,7 @@ def publish_in_parts(
     return True
 
 
-class _Open:
+class _Incomplete:
     """A message whose parts are still arriving: its memory grows only with the data that has arrived."""
 
     def __init__(self, part: Part) -> None:
@@ -119,7 +119,7 @@ class Assembler:
         """`limit`, `total`: largest number of bytes in unfinished messages, of one sender and of all."""
         self._limit = limit
         self._total = total
-        self._open: dict[str, dict[int, _Open]] = {}  # by sender and message, the oldest first
+        self._open: dict[str, dict[int, _Incomplete]] = {}  # by sender and message, the oldest first
         self._held: Counter[str] = Counter()  # bytes, by sender
         self._held_by_all = 0
         self._finished: dict[tuple[str, int], None] = {}
@@ -143,7 +143,7 @@ class Assembler:
             )
         if (sender, part.message) in self._finished:
             return None
-        entry = self._open.setdefault(sender, {}).setdefault(part.message, _Open(part))
+        entry = self._open.setdefault(sender, {}).setdefault(part.message, _Incomplete(part))
         before = entry.received
         try:
             whole = entry.add(part)

@@ -112,14 +112,16 @@ _OF_BATCHES: Mapping[Phase, Purpose] = {
     "statistics": "statistics",
     "evaluate": "evaluation",
 }
-ALL: tuple[Party, ...] = ("device", "viewer")
-WATCHERS: tuple[Party, ...] = ("viewer",)
-RUN = Route("run", RunSpec, "server", ALL, retained=True)
-ROUND = Route("round", RoundOpen, "server", ALL, retained=True)
-COMMIT = Route("commit", Commit, "server", ALL, retained=True)
-METRICS = Route("metrics", Metrics, "server", ALL, retained=True)
+DEVICES_AND_VIEWERS: tuple[Party, ...] = ("device", "viewer")
+VIEWERS: tuple[Party, ...] = ("viewer",)
+RUN = Route("run", RunSpec, "server", DEVICES_AND_VIEWERS, retained=True)
+ROUND = Route("round", RoundOpen, "server", DEVICES_AND_VIEWERS, retained=True)
+COMMIT = Route("commit", Commit, "server", DEVICES_AND_VIEWERS, retained=True)
+METRICS = Route("metrics", Metrics, "server", DEVICES_AND_VIEWERS, retained=True)
 SEASONS = Route("seasons", Seasons, "server", ("viewer",), retained=True)
-SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
+SERVER_STATUS = Route(
+    "server/status", ServerStatus, "server", ("server", *DEVICES_AND_VIEWERS), retained=True
+)
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
 DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, with the server's identity
 DISMISSED = Route("server/dismissed", DismissalReply, "server", ("server",))
@@ -127,10 +129,10 @@ RELEASE = Route("server/release", ReleaseOrder, "server", ("server",))  # likewi
 RELEASE_UPLOAD = Route("server/release-upload", ReleaseUpload, "server", ("server",), purpose="models")
 RELEASED = Route("server/released", ReleaseReply, "server", ("server",))
 
-TIMING = Route("server/timing", Timing, "server", WATCHERS, retained=True)
-NETWORK = Route("server/network", NetworkStages, "server", WATCHERS, retained=True)
-HISTORY = Route("server/history", History, "server", WATCHERS, retained=True)
-CONFUSION = Route("server/confusion", FleetConfusion, "server", WATCHERS, retained=True)
+TIMING = Route("server/timing", Timing, "server", VIEWERS, retained=True)
+NETWORK = Route("server/network", NetworkStages, "server", VIEWERS, retained=True)
+HISTORY = Route("server/history", History, "server", VIEWERS, retained=True)
+CONFUSION = Route("server/confusion", FleetConfusion, "server", VIEWERS, retained=True)
 
 STATUS = Route(
     "devices/+/status",
@@ -141,7 +143,7 @@ STATUS = Route(
 )
 PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
 FIGURES = Route("devices/+/metrics", DeviceFigures, "server", ("viewer", "homeassistant"), retained=True)
-DEVICE_HISTORY = Route("devices/+/history", DeviceHistory, "server", WATCHERS, retained=True)
+DEVICE_HISTORY = Route("devices/+/history", DeviceHistory, "server", VIEWERS, retained=True)
 FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True, purpose="training")
 ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
 WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True, purpose="client_networks")
@@ -164,7 +166,7 @@ SERVING = Route("devices/+/serving", Serving, "device", ("server", "viewer", "ho
 PREDICTED_STATE = Route(
     "devices/+/state", PredictedState, "device", ("viewer", "homeassistant"), retained=True
 )
-ROLLOUTS = Route("rollouts", Rollouts, "server", WATCHERS, retained=True)
+ROLLOUTS = Route("rollouts", Rollouts, "server", VIEWERS, retained=True)
 DEVICE_UPDATE = Route("devices/+/update", DeviceUpdate, "server", ("viewer", "homeassistant"), retained=True)
 INSTALL = Route("devices/+/install", Install, "homeassistant", ("server",))
 
@@ -180,7 +182,7 @@ HELD_WEIGHTS = Route(
 SOFT_LABELS = Route(
     "devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True, purpose="soft_labels"
 )
-MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ALL, retained=True)
+MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", DEVICES_AND_VIEWERS, retained=True)
 MODEL_PART = Route("devices/+/inbox/model-part", ReleasePart, "server", ("device",), purpose="models")
 SOFTWARE_OFFER = Route("devices/+/inbox/software", SoftwareOffer, "server", ("device",), retained=True)
 SOFTWARE_PART = Route("devices/+/inbox/software-part", ReleasePart, "server", ("device",), purpose="models")
@@ -209,7 +211,7 @@ _BY_PATH = {route.path: route for route in ROUTES if not route.of_device}
 
 
 @lru_cache(maxsize=1 << 14)  # each message is looked up several times; anyone may write topics
-def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
+def find_route(topics: Topics, topic: str) -> tuple[Route, str] | None:
     """The route of a topic and its device, or "" if it is no device's; None: not a topic of this fleet."""
     of_device = topics.parse_device(topic)
     if of_device is not None:
@@ -224,7 +226,7 @@ def latest_key(topics: Topics, message: Message) -> Hashable | None:
 
     On a retained topic only the latest message counts, and a repeated request adds nothing.
     """
-    found = find(topics, message.topic) if message.payload else None
+    found = find_route(topics, message.topic) if message.payload else None
     if found is None:
         return None
     route = found[0]

@@ -14,7 +14,7 @@ from splitee.token_buckets import TokenBuckets
 
 RATE = 1000.0  # messages a second; a device sends a batch for each that the server has trained
 BURST = 1000  # messages at once
-CLICKS = "+/install"  # Home Assistant's clicks share one bucket, and count against no device
+INSTALL_BUCKET = "+/install"  # Home Assistant's clicks share one bucket, and count against no device
 
 
 class SenderLimits:
@@ -35,10 +35,10 @@ class SenderLimits:
             return True
         device, _, leaf = topic[len(self._prefix) :].partition("/")
         if leaf == INSTALL.leaf:
-            device = CLICKS
+            device = INSTALL_BUCKET
         if self._buckets.take(device, self._clock()):
             return True
-        if device != CLICKS:
+        if device != INSTALL_BUCKET:
             with self._lock:
                 self._refused[device] += 1
         return False

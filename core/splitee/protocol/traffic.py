@@ -50,8 +50,8 @@ class ByPurpose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return sum(getattr(self, purpose) for purpose in PURPOSES)
 
     def __add__(self, other: ByPurpose) -> ByPurpose:
-        mine, others = asdict(self), asdict(other)
-        return ByPurpose(**{name: mine[name] + others[name] for name in mine})
+        own, others = asdict(self), asdict(other)
+        return ByPurpose(**{name: own[name] + others[name] for name in own})
 
 
 class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

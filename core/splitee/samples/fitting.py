@@ -20,14 +20,14 @@ Shape = tuple[int, int, int]  # channels, height, width
 Size = tuple[int, int]  # width, height
 T = TypeVar("T")
 
-PHOTOGRAPHS: Shape = (3, 96, 96)  # the default input for photographs
+PHOTO_SHAPE: Shape = (3, 96, 96)  # the default input for photographs
 ORIENTATION = 0x0112  # in EXIF
 TURNED = range(5, 9)  # its values for an image that lies on its side
 GREY = 127  # of the margins that `pad` leaves
 LEAST_SIDE = 2  # pixels of an image, or of its region
 
 
-def by(sizes: Sequence[int]) -> str:
+def format_shape(sizes: Sequence[int]) -> str:
     """A shape as people write it: `3x96x96`."""
     return "x".join(map(str, sizes))
 
@@ -115,8 +115,8 @@ class Preparation:
         return (max(across, down) if self.fit == "crop" else min(across, down)) ** 2
 
 
-def from_array(array: Pixels, make: Callable[[Image.Image], T]) -> T:
-    """The result of `make` for a decoded image, uint8 (H, W) or (H, W, C), C in 1..4. Raises DataError."""
+def from_array(array: Pixels, convert: Callable[[Image.Image], T]) -> T:
+    """The result of `convert` for a decoded image, uint8 (H, W) or (H, W, C), C in 1..4. Raises DataError."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     layout_known = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {2, 3, 4})
@@ -124,7 +124,7 @@ def from_array(array: Pixels, make: Callable[[Image.Image], T]) -> T:
         raise DataError(
             f"expected an image as uint8 (H, W) or (H, W, channels), got {array.dtype} {array.shape}"
         )
-    return make(Image.fromarray(array))
+    return convert(Image.fromarray(array))
 
 
 def upright_size(image: Image.Image) -> Size:

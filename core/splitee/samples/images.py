@@ -58,11 +58,11 @@ def is_image(path: Path) -> bool:
         return False
 
 
-def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: str | None = None) -> T:
-    """The result of `make` for an image's file or encoded bytes. For a `Preparation`: uint8 (C, H, W).
+def load_image(source: Path | bytes, convert: Callable[[Image.Image], T], *, name: str | None = None) -> T:
+    """The result of `convert` for an image's file or encoded bytes. For a `Preparation`: uint8 (C, H, W).
 
     Of an animation it uses the first frame. Raises UnreadableImage: it is missing, no regular file,
-    truncated, no image, larger than MAX_PIXELS, or not fit for `make`. The error has `name`, or the path.
+    truncated, no image, larger than MAX_PIXELS, or not fit for `convert`. The error has `name`, or the path.
     """
     name = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
     try:
@@ -70,7 +70,7 @@ def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: 
             if image.width * image.height > MAX_PIXELS:
                 reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
                 raise UnreadableImage(name, reason)
-            return make(image)
+            return convert(image)
     except UnreadableImage:
         raise
     except Exception as error:  # on hostile bytes Pillow's readers raise anything, even SyntaxError

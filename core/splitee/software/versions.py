@@ -24,5 +24,5 @@ def version_key(version: str) -> VersionKey | None:
 
 def is_newer(version: str, than: str) -> bool:
     """Whether `version` is newer. A text that is not a version is older than every version."""
-    mine, other = version_key(version), version_key(than)
-    return mine is not None and (other is None or mine > other)
+    own, other = version_key(version), version_key(than)
+    return own is not None and (other is None or own > other)

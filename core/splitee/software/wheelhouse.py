@@ -21,8 +21,8 @@ from msgspec import Meta
 from splitee.errors import SoftwareError
 from splitee.inference.signatures import ReleaseKey
 from splitee.protocol.fields import Count, Digest
-from splitee.refusals import refusal
 from splitee.software.versions import version_key
+from splitee.validation_errors import format_error
 
 FIRST_LINE = re.compile(rb"splitee software 1 ([0-9a-f]{128}) ([1-9][0-9]{0,6})\n")
 LONGEST_LINE = 200  # bytes
@@ -186,7 +186,7 @@ def _manifest(file: BinaryIO, data: bytes, start: int) -> SoftwareManifest:
         manifest = msgspec.json.decode(data, type=SoftwareManifest)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise SoftwareError(
-            f"the software's manifest is not of this release: {refusal(error, data)}"
+            f"the software's manifest is not of this release: {format_error(error, data)}"
         ) from None
     if version_key(manifest.version) is None:
         raise SoftwareError(f"expected a version such as 1.2.3 or 1.2.3rc1, not {manifest.version!r}")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.epochs import steps_a_round
+from splitee.training.epochs import steps_per_round
 
-SEEN = 2  # a device's own part sees this many times the batches that it sends
+STATISTICS_PASSES = 2  # a device's own part sees this many times the batches that it sends
 MEAN, VARIANCE = "running_mean", "running_var"  # last parts of a tensor's name
 
 
@@ -28,7 +28,7 @@ def is_statistic(name: str) -> bool:
 
 def statistics_steps(spec: RunSpec, samples: int) -> int:
     """Batches that a device with so many images sends for statistics."""
-    return min(spec.statistics_batches, steps_a_round(spec, samples))
+    return min(spec.statistics_batches, steps_per_round(spec, samples))
 
 
 class FreshStatistics:

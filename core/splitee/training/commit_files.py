@@ -19,7 +19,7 @@ from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.sharing import Path, leaves, memory_of, share_equal
-from splitee.training.state import packing, unpack_state
+from splitee.training.state import state_writer, unpack_state
 
 
 class CommitFiles:
@@ -49,9 +49,9 @@ class CommitFiles:
         if is_change:
             changed = {path for path, value in values.items() if _differs(path, value, written[path])}
             difference = {"base": base, "changed": _select(state, changed)}
-            self._directory.save_changes(number, packing(difference))
+            self._directory.save_changes(number, state_writer(difference))
             return
-        self._base = self._directory.save_round(number, packing(state))
+        self._base = self._directory.save_round(number, state_writer(state))
         if changes_follow:
             self._number = number
             self._written = {
@@ -86,7 +86,7 @@ class _Written:
         self._tensor = tensor
         self._version = tensor._version  # torch counts writes in place
 
-    def is_still(self, tensor: Tensor) -> bool:
+    def is_unchanged(self, tensor: Tensor) -> bool:
         """Whether another tensor is the same one, unchanged since."""
         return memory_of(tensor) == memory_of(self._tensor) and tensor._version == self._version
 
@@ -95,7 +95,7 @@ def _differs(path: Path, value: Any, written: _Written | None) -> bool:
     """Whether a value must be written. Torch does not count BatchNorm's writes to running statistics."""
     if written is None or not isinstance(value, Tensor):
         return True
-    return is_statistic(str(path[-1])) or not written.is_still(value)
+    return is_statistic(str(path[-1])) or not written.is_unchanged(value)
 
 
 def _select(state: Mapping[Any, Any], wanted: set[Path], path: Path = ()) -> dict[Any, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.batchnorm_statistics import SEEN, statistics_steps
-from splitee.training.epochs import steps_a_round
+from splitee.training.batchnorm_statistics import STATISTICS_PASSES, statistics_steps
+from splitee.training.epochs import steps_per_round
 from splitee.training.weights import exit_cuts
 
 PASSES = 3  # of a training step: forward, gradient to the weights, gradient to the input; the same MACs each
@@ -34,7 +34,7 @@ def round_macs(
     network: SplitNetwork, spec: RunSpec, samples: int, cut: int | None = None, exits: Sequence[int] = ()
 ) -> int:
     """MACs of a round of training steps on so many images, without a fleet; see `step_macs`."""
-    return step_macs(network, cut, exits) * steps_a_round(spec, samples) * min(spec.batch_size, samples)
+    return step_macs(network, cut, exits) * steps_per_round(spec, samples) * min(spec.batch_size, samples)
 
 
 def fleet_round_macs(network: SplitNetwork, spec: RunSpec, samples: int, cut: int) -> int:
@@ -47,7 +47,9 @@ def fleet_round_macs(network: SplitNetwork, spec: RunSpec, samples: int, cut: in
     if not spec.takes_statistics:
         return trained
     forward = sum(stage.macs for stage in network.stages[:cut]) + _exit_macs(network, exits)
-    return trained + forward * SEEN * statistics_steps(spec, samples) * min(spec.batch_size, samples)
+    return trained + forward * STATISTICS_PASSES * statistics_steps(spec, samples) * min(
+        spec.batch_size, samples
+    )
 
 
 def _exit_macs(network: SplitNetwork, exits: Sequence[int]) -> int:

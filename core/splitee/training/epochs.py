@@ -12,7 +12,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.seeds import seed_for
 
 
-def steps_a_round(spec: RunSpec, samples: int) -> int:
+def steps_per_round(spec: RunSpec, samples: int) -> int:
     """Batches that a device trains in a round: as the run sets it, or one pass of whole batches."""
     return spec.steps or max(1, samples // spec.batch_size)
 
@@ -28,12 +28,12 @@ def epoch_batches(
     """The indices of each batch of a round, in an order that (seed, device, round) fixes.
 
     Args:
-        steps: number of batches, if it is not that of `steps_a_round`.
+        steps: number of batches, if it is not that of `steps_per_round`.
     """
     generator = np.random.default_rng(seed_for(spec.seed, device, round_number))
     size = min(spec.batch_size, samples)
     order = np.empty(0, dtype=np.int64)
-    for _ in range(steps_a_round(spec, samples) if steps is None else steps):
+    for _ in range(steps_per_round(spec, samples) if steps is None else steps):
         if len(order) < size:
             order = np.concatenate([order, generator.permutation(samples)])
         yield order[:size]

@@ -28,7 +28,7 @@ class Course:
     """
 
     best: Metrics | None = None
-    without_better: int = 0
+    without_improvement: int = 0
 
 
 def read_history(directory: Path) -> Iterator[Metrics]:
@@ -59,16 +59,16 @@ def course(history: Iterable[Metrics], committed: int) -> Course:
         history: figures of rounds in any number; if a round was evaluated twice, the last ones count.
     """
     rounds = {metrics.round: metrics for metrics in history if metrics.round <= committed}
-    best, highest, least, without_better = None, -1.0, 0.0, 0
+    best, highest, least, without_improvement = None, -1.0, 0.0, 0
     for _, metrics in sorted(rounds.items()):
         images, accuracy = metrics.fleet.images, metrics.fleet.adaptive_accuracy
         if accuracy is None:
             continue
         if accuracy > highest:
-            highest, without_better = accuracy, 0
+            highest, without_improvement = accuracy, 0
             least, _ = wilson(round(accuracy * images), images, z=1.0)
         else:
-            without_better += 1
+            without_improvement += 1
         if accuracy >= least:
             best = metrics
-    return Course(best, without_better)
+    return Course(best, without_improvement)

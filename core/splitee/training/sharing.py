@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 OPTIMIZER = {"state", "param_groups"}  # the fields of an optimizer's state
-LOOK = 16  # elements that distinguish most tensors
+FINGERPRINT_ELEMENTS = 16  # elements that distinguish most tensors
 
 Memory = tuple[Any, ...]
 Path = tuple[Any, ...]  # keys that lead to a value in nested mappings
@@ -44,7 +44,7 @@ def share_equal(state: Mapping[Any, Any]) -> dict[Any, Any]:
 class _Sharing:
     def __init__(self) -> None:
         self._known: dict[Memory, Tensor] = {}
-        self._alike: dict[tuple[Any, ...], list[Tensor]] = {}
+        self._candidates: dict[tuple[Any, ...], list[Tensor]] = {}
 
     def of(self, state: Mapping[Any, Any]) -> dict[Any, Any]:
         found: dict[Any, Any] = {}
@@ -52,19 +52,19 @@ class _Sharing:
             if isinstance(value, Mapping) and value.keys() != OPTIMIZER:
                 found[key] = self.of(value)
             else:
-                found[key] = self._one(key, value) if isinstance(value, Tensor) else value
+                found[key] = self._share_tensor(key, value) if isinstance(value, Tensor) else value
         return found
 
-    def _one(self, name: Any, tensor: Tensor) -> Tensor:
+    def _share_tensor(self, name: Any, tensor: Tensor) -> Tensor:
         """The first tensor that is equal to this one."""
         memory = memory_of(tensor)
         if memory not in self._known:
-            look = _bits(tensor.detach().reshape(-1)[:LOOK]).cpu().numpy().tobytes()
-            alike = self._alike.setdefault((name, tensor.device, *memory[1:], look), [])
-            same = (one for one in alike if equal_bits(one, tensor))
+            fingerprint = _bits(tensor.detach().reshape(-1)[:FINGERPRINT_ELEMENTS]).cpu().numpy().tobytes()
+            candidates = self._candidates.setdefault((name, tensor.device, *memory[1:], fingerprint), [])
+            same = (one for one in candidates if equal_bits(one, tensor))
             self._known[memory] = next(same, tensor)
             if self._known[memory] is tensor:
-                alike.append(tensor)
+                candidates.append(tensor)
         return self._known[memory]
 
 

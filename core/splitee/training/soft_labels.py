@@ -17,8 +17,8 @@ from splitee.errors import MalformedMessage
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.rounds import SoftLabelRows
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.epochs import steps_a_round
-from splitee.training.weights import MESSAGE
+from splitee.training.epochs import steps_per_round
+from splitee.training.weights import MESSAGE_BYTES
 
 CODEC = "fp16"
 
@@ -36,19 +36,19 @@ def soften(logits: Tensor) -> Tensor:
     return logits.detach().float().softmax(dim=1).half().cpu()
 
 
-def rows_a_round(spec: RunSpec, samples: int) -> int:
+def rows_per_round(spec: RunSpec, samples: int) -> int:
     """Number of images that a device trains on in a round; repeated images count each time."""
-    return steps_a_round(spec, samples) * min(spec.batch_size, samples)
+    return steps_per_round(spec, samples) * min(spec.batch_size, samples)
 
 
-def rows_together(labels: SoftLabels) -> int:
+def rows_per_message(labels: SoftLabels) -> int:
     """The number of rows that fit one message."""
-    return max(1, MESSAGE // (2 * labels.probabilities.shape[1]))
+    return max(1, MESSAGE_BYTES // (2 * labels.probabilities.shape[1]))
 
 
 def pack_rows(run: str, attempt: int, labels: SoftLabels, first: int) -> Iterator[bytes]:
     """A message with as many rows from `first` on as fit; nothing past the end."""
-    rows = labels.probabilities[first : first + rows_together(labels)]
+    rows = labels.probabilities[first : first + rows_per_message(labels)]
     if len(rows):
         encoded = encode_tensor(CODEC, rows.float().numpy())
         yield SoftLabelRows(run=run, round=labels.round, attempt=attempt, first=first, rows=encoded).encode()
@@ -63,7 +63,7 @@ class SoftLabelsAssembler:
         self._key = run, attempt, number
         self._rows = rows
         self._classes = classes
-        self._came: list[Tensor] = []
+        self._received: list[Tensor] = []
         self.next_row = 0  # to be requested next
 
     @property
@@ -83,9 +83,9 @@ class SoftLabelsAssembler:
         rows = decode_tensor(message.rows, (self._classes,))
         if not ((rows >= 0) & (rows <= 1)).all():
             raise MalformedMessage("SoftLabelRows: probabilities outside 0..1")
-        self._came.append(torch.tensor(rows).half())
+        self._received.append(torch.tensor(rows).half())
         self.next_row += len(rows)
 
     def labels(self) -> SoftLabels:
         """The soft labels, once all have arrived."""
-        return SoftLabels(self._key[2], torch.cat(self._came))
+        return SoftLabels(self._key[2], torch.cat(self._received))

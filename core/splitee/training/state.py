@@ -64,11 +64,11 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
 def pack_state(state: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as bytes, for a state file."""
     buffer = io.BytesIO()
-    packing(state)(buffer)
+    state_writer(state)(buffer)
     return buffer.getvalue()
 
 
-def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
+def state_writer(state: Mapping[str, Any]) -> Callable[[Writable], None]:
     """A function that writes the bytes of `pack_state` without having them all in memory."""
 
     def write(file: Writable) -> None:

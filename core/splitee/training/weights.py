@@ -24,7 +24,7 @@ from splitee.training.state import COUNTER, first_not_finite, weights_digest
 CLIENT = "client."  # prefix of a client network's tensors
 EXIT = "exit."  # prefix of its exit's
 EXITS = "exits."  # prefix of those at shallower cuts; the cut follows, and a dot
-MESSAGE = 4 << 20  # bytes of tensors that share a message
+MESSAGE_BYTES = 4 << 20  # bytes of tensors that share a message
 CODEC = "fp32"  # exact to the bit
 
 
@@ -77,7 +77,7 @@ def pack_weights(
         ConfigError: one is larger than a message may be.
         Diverged: one holds a value that is not finite, or out of bounds.
     """
-    for names in in_messages({name: tensor.nbytes for name, tensor in tensors.items()}):
+    for names in group_by_message({name: tensor.nbytes for name, tensor in tensors.items()}):
         encoded = {
             name: encode_tensor(
                 CODEC, np.atleast_1d(tensors[name].detach().cpu().float().numpy()), _largest(name)
@@ -89,16 +89,16 @@ def pack_weights(
 
 def check_messages(tensors: Mapping[str, Tensor]) -> None:
     """Raises ConfigError: one of `tensors` is larger than a message may be."""
-    list(in_messages({name: tensor.nbytes for name, tensor in tensors.items()}))
+    list(group_by_message({name: tensor.nbytes for name, tensor in tensors.items()}))
 
 
-def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in order, grouped so that the tensors of each group fit in MESSAGE bytes.
+def group_by_message(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in order, grouped so that the tensors of each group fit in MESSAGE_BYTES.
 
     Raises:
         ConfigError: a tensor is larger than a message may be.
     """
-    together: list[str] = []
+    group: list[str] = []
     size = 0
     for name in sorted(sizes):
         if sizes[name] > MAX_PACKED // 2:
@@ -106,13 +106,13 @@ def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
                 f"{name} takes {sizes[name] >> 20} MiB, more than a message may: choose a cut below it, or "
                 "start the server with --client-averaging none --no-release"
             )
-        if together and size + sizes[name] > MESSAGE:
-            yield together
-            together, size = [], 0
-        together.append(name)
+        if group and size + sizes[name] > MESSAGE_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
         size += sizes[name]
-    if together:
-        yield together
+    if group:
+        yield group
 
 
 class WeightsAssembler:
@@ -146,7 +146,7 @@ class WeightsAssembler:
 
     def next_names(self) -> list[str]:
         """What to request next: as many missing tensors as fit a message."""
-        return next(in_messages({name: self._like[name].nbytes for name in self.missing}), [])
+        return next(group_by_message({name: self._like[name].nbytes for name in self.missing}), [])
 
     def check(self, digest: str) -> None:
         """Raises MalformedMessage, and starts again: the tensors do not have the announced digest."""
@@ -178,14 +178,14 @@ def _largest(name: str) -> float:
     return float(1 << 24) if name.endswith(COUNTER) else LARGEST
 
 
-def first_beyond(tensors: Mapping[str, Tensor]) -> str | None:
+def first_out_of_bounds(tensors: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor with a value that is not finite, or that no message may carry; or None."""
     if (name := first_not_finite(tensors)) is not None:
         return name
-    return next((name for name, tensor in tensors.items() if _is_beyond(name, tensor)), None)
+    return next((name for name, tensor in tensors.items() if _is_out_of_bounds(name, tensor)), None)
 
 
-def _is_beyond(name: str, tensor: Tensor) -> bool:
+def _is_out_of_bounds(name: str, tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or not tensor.numel():
         return False
     return bool(tensor.abs().max() > _largest(name) or (name.endswith(VARIANCE) and tensor.min() < 0))
@@ -193,5 +193,5 @@ def _is_beyond(name: str, tensor: Tensor) -> bool:
 
 def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """Those of `names` that exist, as many as fit a message."""
-    there = {name: tensors[name].nbytes for name in names if name in tensors}
-    return {name: tensors[name] for name in next(in_messages(there), [])}
+    existing = {name: tensors[name].nbytes for name in names if name in tensors}
+    return {name: tensors[name] for name in next(group_by_message(existing), [])}

@@ -22,13 +22,13 @@ from splitee.protocol.rounds import Assignment, Participant, RoundDone, RoundOpe
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.batchnorm_statistics import is_statistic
-from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_a_round
+from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_per_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import check_messages, pack_weights
-from splitee_device.agent.first_state import FirstState, settled
-from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
+from splitee_device.agent.initial_state import InitialState, settled_spec
+from splitee_device.agent.last_received import ENDED, Outcome, PhaseKey, phase_key
 from splitee_device.agent.monitor import RoundMonitor
-from splitee_device.agent.phase import PhaseUnderWay, Superseded
+from splitee_device.agent.phase import ActivePhase, Superseded
 from splitee_device.agent.session import ServerGone, Session
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.statistics import channel_statistics
@@ -63,7 +63,7 @@ class Agent:
             alone_accuracy: of the exit that the device trained by itself; None: it trained none.
         """
         self._session = session
-        self._heard = session.heard
+        self._last_received = session.last_received
         self._spec = spec
         self._trainer_at = trainer_at
         self._store = store
@@ -73,8 +73,8 @@ class Agent:
         self._alone_accuracy = alone_accuracy
         self._clock = clock
         self._set_cut(cut)
-        self._position: int | None = None  # the committed round that the trainer holds; None: unknown
-        self._stale = 0  # the committed round that it holds except for its statistics; 0: none
+        self._trainer_round: int | None = None  # the committed round that the trainer holds; None: unknown
+        self._stale_round = 0  # the committed round that it holds except for its statistics; 0: none
         self._batches = 0  # sent by this process in rounds that are over
 
     def take_part(self, images: DeviceImages) -> None:
@@ -85,7 +85,7 @@ class Agent:
             IdInUse: another process has taken this id.
         """
         session, data = self._session, images.data
-        session.guard_cuts(self._spec.run, self._may_be_cut_at)
+        session.guard_cuts(self._spec.run, self._accepts_cut)
         profile = Profile(
             protocol=PROTOCOL,
             instance=session.instance,
@@ -108,7 +108,7 @@ class Agent:
         done: PhaseKey | None = None
         while (opened := self._next_phase(done)).phase not in ENDED:
             try:
-                self._settle()
+                self._adopt_settings()
                 with session.phase(self._spec, opened) as phase:
                     self._restore(phase)
                     if phase.kind == "train":
@@ -122,7 +122,7 @@ class Agent:
                 log.info("round %d: the server has moved on", opened.round)
         self._finish()
         self._store.finish(self._spec, self._cut)
-        self._say("finished", opened.round)
+        self._report("finished", opened.round)
 
     @property
     def has_trained(self) -> bool:
@@ -131,25 +131,25 @@ class Agent:
 
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""
-        self._say("waiting", self._position or 0)
+        self._report("waiting", self._trainer_round or 0)
         run = self._spec.run
-        self._session.wait(lambda: self._heard.next_phase(run, done) is not None, "the next round")
-        opened = self._heard.next_phase(run, done)
+        self._session.wait(lambda: self._last_received.next_phase(run, done) is not None, "the next round")
+        opened = self._last_received.next_phase(run, done)
         assert opened is not None
         return opened
 
-    def _may_be_cut_at(self, cut: int) -> bool:
+    def _accepts_cut(self, cut: int) -> bool:
         """Whether this device accepts a cut: it has it, had it or requested it, and its owner allows it."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
-    def _settle(self) -> None:
+    def _adopt_settings(self) -> None:
         """Adopt the settings that the server has settled, when it has done so."""
         if self._spec.awaits_fleet:
-            self._spec = settled(self._session, self._spec)
+            self._spec = settled_spec(self._session, self._spec)
             self._replace_trainer(self._cut)
 
     def _replace_trainer(self, cut: int) -> None:
-        del self._trainer, self._first  # a small device has no room for both networks
+        del self._trainer, self._initial  # a small device has no room for both networks
         gc.collect()
         self._set_cut(cut)
 
@@ -158,41 +158,42 @@ class Agent:
         self._trainer = self._trainer_at(self._spec, cut)
         if self._spec.release or self._spec.client_averaging != "none" or self._spec.weights:
             check_messages(self._trainer.weights())  # fail now, not when the training is over
-        self._first = FirstState(self._trainer, self._spec)
-        self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
-        self._position, self._stale = None, 0
+        self._initial = InitialState(self._trainer, self._spec)
+        self._knows_frozen = self._initial.is_known  # the trainer's frozen stages are those of the run
+        self._trainer_round, self._stale_round = None, 0
 
-    def _restore(self, phase: PhaseUnderWay) -> None:
+    def _restore(self, phase: ActivePhase) -> None:
         """Bring the trainer to the committed round, and to the cut, that a phase continues from."""
-        heard, opened, mine = self._heard, phase.opened, phase.mine
-        if (mine.base, mine.cut) == (self._position, self._cut):
+        last_received, opened, part = self._last_received, phase.opened, phase.part
+        if (part.base, part.cut) == (self._trainer_round, self._cut):
             return
         self._session.wait(
-            lambda: heard.assignment_for(opened, mine) is not None, "this device's assignment from the server"
+            lambda: last_received.assignment_for(opened, part) is not None,
+            "this device's assignment from the server",
         )
-        assignment = heard.assignment_for(opened, mine)
+        assignment = last_received.assignment_for(opened, part)
         assert assignment is not None
-        self._follow(assignment)
+        self._apply_assignment(assignment)
 
-    def _follow(self, assignment: Assignment) -> None:
+    def _apply_assignment(self, assignment: Assignment) -> None:
         """Adopt the cut and the weights that the server's last commit assigns to this device."""
         number, digest, store = assignment.committed, assignment.digest, self._store
         moves = assignment.cut != self._cut
         if moves:
-            self._move(assignment.cut)
-        self._position = None
+            self._change_cut(assignment.cut)
+        self._trainer_round = None
         if not assignment.held:
-            store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
+            store.restore(number, digest, self._trainer, lambda: self._initial_state(assignment))
         elif self._averages and self._trainer.digest() == digest:  # it has these weights already
             self._save_held(assignment)
         elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):
-            requests, known = self._session.requests, self._known(assignment)
+            requests, known = self._session.requests, self._known_tensors(assignment)
             self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
             self._save_held(assignment)
-        self._knows_frozen, self._stale = True, 0
+        self._knows_frozen, self._stale_round = True, 0
         if self._averages:
             self._trainer.forget_momentum()
-        self._position = number
+        self._trainer_round = number
 
     @property
     def _averages(self) -> bool:
@@ -209,9 +210,9 @@ class Agent:
 
     def _lacks_statistics(self, assignment: Assignment) -> bool:
         """Whether the trainer has the assigned network except for its statistics."""
-        return assignment.fresh and self._stale == assignment.committed
+        return assignment.fresh and self._stale_round == assignment.committed
 
-    def _known(self, assignment: Assignment) -> dict[str, Tensor]:
+    def _known_tensors(self, assignment: Assignment) -> dict[str, Tensor]:
         """The tensors of the assigned network that the trainer has, and that need not be sent."""
         if self._lacks_statistics(assignment):
             weights = self._trainer.weights()
@@ -220,15 +221,15 @@ class Agent:
             )
         return self._trainer.frozen_weights() if self._knows_frozen else {}
 
-    def _first_state(self, assignment: Assignment) -> dict[str, Any]:
+    def _initial_state(self, assignment: Assignment) -> dict[str, Any]:
         """The state in which this device begins the run. Fetched weights are saved as round 0."""
-        was_known = self._first.is_known
-        state = self._first.get(self._session, self._trainer, assignment)
+        was_known = self._initial.is_known
+        state = self._initial.get(self._session, self._trainer, assignment)
         if not was_known:
             self._store.save(self._spec, self._cut, 0, self._trainer)
         return state
 
-    def _move(self, cut: int) -> None:
+    def _change_cut(self, cut: int) -> None:
         """Change to another cut, with the weights that the run's seed gives."""
         log.info("cut at %d from now on, before at %d", cut, self._cut)
         self._replace_trainer(cut)
@@ -236,41 +237,46 @@ class Agent:
 
     def _finish(self) -> None:
         """Adopt the network of the last commit, which may have given this device other weights."""
-        told = self._heard.assignment
-        if told is None or told.run != self._spec.run or not told.held or self._position == told.committed:
+        assignment = self._last_received.assignment
+        if (
+            assignment is None
+            or assignment.run != self._spec.run
+            or not assignment.held
+            or self._trainer_round == assignment.committed
+        ):
             return
         try:
             with self._session.needing_server():
-                self._follow(told)
+                self._apply_assignment(assignment)
         except ServerGone:
             log.warning(
                 "the run is over and its server is gone: this device does not get the network of round %d",
-                told.committed,
+                assignment.committed,
             )
 
-    def _train(self, phase: PhaseUnderWay) -> None:
+    def _train(self, phase: ActivePhase) -> None:
         """Train a round, save it durably unless the server will hold it, and wait for its commit."""
         trainer, number = self._trainer, phase.opened.round
         steps = self._steps(phase, trainer.samples)
         log.info("round %d: training %d batches", number, steps)
         started = self._clock()
-        self._position = None
+        self._trainer_round = None
         soft_labels = self._soft_labels(phase)
         for step, batch in enumerate(self._monitor.steps(trainer.round(number, soft_labels, steps))):
             self._send(phase, step, batch)
-            self._say("training", number, step + 1, steps, trainer.loss, batches=step + 1)
+            self._report("training", number, step + 1, steps, trainer.loss, batches=step + 1)
             self._session.drain()
-        if not (self._averages and phase.mine.weights):  # otherwise the server holds the result
+        if not (self._averages and phase.part.weights):  # otherwise the server holds the result
             self._store.save(self._spec, self._cut, number, trainer)
         self._batches += steps
         digest = trainer.digest()
         done = self._round_done(phase, digest, self._clock() - started)
-        phase.finish(done, partial(self._packed_weights, phase.opened, phase.mine))
-        self._say("waiting", number, steps, steps, trainer.loss)
+        phase.finish(done, partial(self._packed_weights, phase.opened, phase.part))
+        self._report("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
-        self._reconsider(number)
+        self._review_cut(number)
 
-    def _round_done(self, phase: PhaseUnderWay, digest: str, seconds: float) -> RoundDone:
+    def _round_done(self, phase: ActivePhase, digest: str, seconds: float) -> RoundDone:
         """The message that this device has done its part of a phase."""
         opened, trainer = phase.opened, self._trainer
         return RoundDone(
@@ -278,7 +284,7 @@ class Agent:
             round=opened.round,
             attempt=opened.attempt,
             digest=digest,
-            batches=phase.mine.steps,
+            batches=phase.part.steps,
             bytes=phase.outbox.published,
             loss=trainer.loss,
             accuracy=trainer.accuracy,
@@ -287,7 +293,7 @@ class Agent:
             waited=phase.waited,
         )
 
-    def _send(self, phase: PhaseUnderWay, step: int, batch: CutBatch) -> None:
+    def _send(self, phase: ActivePhase, step: int, batch: CutBatch) -> None:
         """Publish a batch when there is room for it in the server's window."""
         outbox, started = phase.outbox, self._clock()
         self._session.wait(lambda: not outbox.full, "room in the server's window")
@@ -295,92 +301,96 @@ class Agent:
         if outbox.needs(step):
             outbox.add(step, batch.message(self._spec, phase.opened, phase.kind, step).encode())
 
-    def _await_commit(self, phase: PhaseUnderWay, digest: str) -> None:
+    def _await_commit(self, phase: ActivePhase, digest: str) -> None:
         """Wait for the commit of the round. Raises Superseded: it was committed without this device."""
         opened, number = phase.opened, phase.opened.round
-        heard = self._heard
+        last_received = self._last_received
         self._session.wait(
-            lambda: heard.outcome(opened, digest) is not Outcome.PENDING, f"the commit of round {number}"
+            lambda: last_received.outcome(opened, digest) is not Outcome.PENDING,
+            f"the commit of round {number}",
         )
-        if heard.outcome(opened, digest) is Outcome.COMMITTED_WITHOUT:
+        if last_received.outcome(opened, digest) is Outcome.COMMITTED_WITHOUT:
             raise Superseded
         self._store.commit(number)
-        if not phase.mine.weights:
-            self._position = number  # otherwise the server may have assigned other weights
+        if not phase.part.weights:
+            self._trainer_round = number  # otherwise the server may have assigned other weights
         log.info("round %d: committed, exit loss %.4f", number, self._trainer.loss)
 
-    def _take_statistics(self, phase: PhaseUnderWay) -> None:
+    def _take_statistics(self, phase: ActivePhase) -> None:
         """Send training batches through the committed network, and the BatchNorm statistics found in them."""
         opened, trainer, number = phase.opened, self._trainer, phase.opened.round
         started = self._clock()
-        self._position, self._stale = None, number  # the server gives it other statistics
-        steps = phase.mine.steps
+        self._trainer_round, self._stale_round = None, number  # the server gives it other statistics
+        steps = phase.part.steps
         for step, batch in enumerate(trainer.statistics(number, steps)):
             self._send(phase, step, batch)
-            self._say("training", number, step + 1, steps, trainer.loss)
+            self._report("training", number, step + 1, steps, trainer.loss)
             self._session.drain()
         found = trainer.fresh_statistics()
         weights = partial(pack_weights, opened.run, number, opened.attempt, found, phase.kind)
         phase.finish(self._round_done(phase, weights_digest(found), self._clock() - started), weights)
         self._session.wait(
-            lambda: self._heard.round is not None and phase_key(self._heard.round) != phase_key(opened),
+            lambda: (
+                self._last_received.round is not None
+                and phase_key(self._last_received.round) != phase_key(opened)
+            ),
             "the statistics of the other devices",
         )
 
-    def _steps(self, phase: PhaseUnderWay, samples: int) -> int:
+    def _steps(self, phase: ActivePhase, samples: int) -> int:
         """Batches of a phase: as many as the server expects, even if this device has other images by now."""
-        mine = phase.mine
-        if mine.samples != samples:
+        part = phase.part
+        if part.samples != samples:
             log.warning(
                 "round %d began when this device had %d images; with %d it goes on for the same %d batches",
-                phase.opened.round, mine.samples, samples, mine.steps,
+                phase.opened.round, part.samples, samples, part.steps,
             )  # fmt: skip
-        return mine.steps
+        return part.steps
 
-    def _soft_labels(self, phase: PhaseUnderWay) -> SoftLabels | None:
+    def _soft_labels(self, phase: ActivePhase) -> SoftLabels | None:
         """What the trunk predicted for this device's images in an earlier round, if the server has it."""
-        mine, opened = phase.mine, phase.opened
-        if not mine.soft_labels or mine.samples != self._trainer.samples:
+        part, opened = phase.part, phase.opened
+        if not part.soft_labels or part.samples != self._trainer.samples:
             return None
-        rows = rows_a_round(self._spec, self._trainer.samples)
+        rows = rows_per_round(self._spec, self._trainer.samples)
         return self._session.requests.fetch_soft_labels(
-            SoftLabelsAssembler(opened.run, opened.attempt, mine.soft_labels, rows, self._spec.num_classes)
+            SoftLabelsAssembler(opened.run, opened.attempt, part.soft_labels, rows, self._spec.num_classes)
         )
 
-    def _packed_weights(self, opened: RoundOpen, mine: Participant) -> Iterator[bytes]:
+    def _packed_weights(self, opened: RoundOpen, part: Participant) -> Iterator[bytes]:
         """The client network as messages, if the server has requested it."""
-        if not mine.weights:
+        if not part.weights:
             return iter(())
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 
-    def _reconsider(self, number: int) -> None:
+    def _review_cut(self, number: int) -> None:
         """Ask for another cut if the measurements of the rounds so far suggest one."""
-        wish = self._monitor.end_round(number, self._cut)
-        if wish is not None and wish.cut >= self._lowest_cut:
-            self._store.request_cut(self._spec, self._cut, wish.cut)
+        cut_request = self._monitor.end_round(number, self._cut)
+        if cut_request is not None and cut_request.cut >= self._lowest_cut:
+            self._store.request_cut(self._spec, self._cut, cut_request.cut)
             if self._capability is not None:
-                self._capability = replace(self._capability, reason=wish.reason[:1000])
-            self._session.presence.change_profile(next_cut=wish.cut, capability=self._capability)
+                self._capability = replace(self._capability, reason=cut_request.reason[:1000])
+            self._session.presence.change_profile(next_cut=cut_request.cut, capability=self._capability)
 
-    def _evaluate(self, phase: PhaseUnderWay, images: DeviceImages) -> None:
+    def _evaluate(self, phase: ActivePhase, images: DeviceImages) -> None:
         """Send the held-out batches with the exit's predictions; then look for new images."""
         trainer, changed = self._trainer, False
         steps = self._steps(phase, trainer.held_out)
         for step, batch in enumerate(trainer.evaluate(steps)):
             if step == steps - 1:  # once the server has this batch, it may open the next phase
                 self._store.save_mistakes(phase.opened.round, trainer.mistakes)
-                changed = self._look_for_images(images)
+                changed = self._refresh_images(images)
             self._send(phase, step, batch)
-            self._say("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
+            self._report("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
             self._session.drain()
         self._session.wait(lambda: phase.outbox.empty, "the server to evaluate")
         if changed:
             del trainer
             self._replace_trainer(self._cut)
 
-    def _look_for_images(self, images: DeviceImages) -> bool:
+    def _refresh_images(self, images: DeviceImages) -> bool:
         """Adopt changes in the image folders and report them to the server. Returns whether there are any."""
-        if not images.look_again():
+        if not images.refresh():
             return False
         self._store.save_division()
         data = images.data
@@ -388,7 +398,7 @@ class Agent:
         self._session.presence.change_profile(**counts)
         return True
 
-    def _say(
+    def _report(
         self,
         doing: Doing,
         number: int,
@@ -399,4 +409,4 @@ class Agent:
         batches: int = 0,
     ) -> None:
         """`batches`: of the current round."""
-        self._session.presence.say(doing, number, step, steps, loss, batches=self._batches + batches)
+        self._session.presence.report(doing, number, step, steps, loss, batches=self._batches + batches)

@@ -11,8 +11,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CutWish:
-    """The cut that the device would prefer, and why."""
+class CutRequest:
+    """The cut that the device requests, and why."""
 
     cut: int
     reason: str
@@ -24,5 +24,5 @@ class RoundMonitor(Protocol):
     def steps(self, batches: Iterator[T]) -> Iterator[T]:
         """Passes on the batches of a training round as they come."""
 
-    def end_round(self, number: int, cut: int) -> CutWish | None:
-        """The round whose `steps` were passed on is committed. Returns the wish for another cut, if any."""
+    def end_round(self, number: int, cut: int) -> CutRequest | None:
+        """The round whose `steps` were passed on is committed. Returns a request for another cut, if any."""

@@ -66,8 +66,8 @@ class Outbox:
     def acknowledge(self, ack: Ack) -> None:
         """Make room, and resend what the server may have lost. Ignores acknowledgements of other phases."""
         opened = self._opened
-        mine = opened.run, opened.round, opened.attempt, self._phase
-        if (ack.run, ack.round, ack.attempt, ack.phase) != mine:
+        current = opened.run, opened.round, opened.attempt, self._phase
+        if (ack.run, ack.round, ack.attempt, ack.phase) != current:
             return
         self._room = ack.room
         self._acknowledged = max(self._acknowledged, ack.step)

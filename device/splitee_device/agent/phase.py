@@ -12,7 +12,7 @@ from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import Ack, Participant, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_device.agent.heard import Heard, phase_key
+from splitee_device.agent.last_received import LastReceived, phase_key
 from splitee_device.agent.outbox import Outbox
 
 
@@ -20,7 +20,7 @@ class Superseded(Unwinding):
     """The server has opened another round, or this one again; work under way no longer counts."""
 
 
-class PhaseUnderWay:
+class ActivePhase:
     """One opening of one phase, from the device's side."""
 
     def __init__(
@@ -30,12 +30,12 @@ class PhaseUnderWay:
         device: str,
         spec: RunSpec,
         opened: RoundOpen,
-        mine: Participant,
+        part: Participant,
         room: int,
         last_ack: Ack | None,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
-        """`mine`: what the device does in it. `room`: batches that may be unacknowledged at first.
+        """`part`: what the device does in it. `room`: batches that may be unacknowledged at first.
 
         `last_ack`: the latest that the device received; it may show how much of this phase the server has.
         `meanwhile` is called during publishing, which takes minutes over a slow link.
@@ -48,7 +48,7 @@ class PhaseUnderWay:
         self._weights: Callable[[], Iterable[bytes]] = tuple
         self.opened = opened
         self.kind = opened.batches
-        self.mine = mine
+        self.part = part
         self.waited = 0.0  # seconds spent waiting for room in the server's window
         features = routes.FEATURES.topic(topics, device)
         self.outbox = Outbox(port, features, spec, opened, self.kind, room, meanwhile)
@@ -59,7 +59,7 @@ class PhaseUnderWay:
         """Make room for more batches, and resend what the server may have lost."""
         self.outbox.acknowledge(ack)
         if ack.resend:
-            self.say_done()
+            self.publish_done()
 
     def finish(self, done: RoundDone, weights: Callable[[], Iterable[bytes]]) -> None:
         """Publish round-done, and publish it again from now on whenever the server may have missed it.
@@ -68,9 +68,9 @@ class PhaseUnderWay:
             weights: makes the messages with the client network, if the server has requested it.
         """
         self._done, self._weights = done, weights
-        self.say_done()
+        self.publish_done()
 
-    def say_done(self) -> None:
+    def publish_done(self) -> None:
         """Publish the weights and then round-done; before the round is trained, publish nothing."""
         if self._done is None:
             return
@@ -78,16 +78,16 @@ class PhaseUnderWay:
             publish_in_parts(self._port, self._weights_topic, payload, meanwhile=self._meanwhile)
         publish_in_parts(self._port, self._done_topic, self._done.encode())
 
-    def is_superseded(self, heard: Heard) -> bool:
+    def is_superseded(self, last_received: LastReceived) -> bool:
         """Whether later messages of the server end this phase.
 
         Before round-done, any other phase ends it, and so does this one if it drops the device. After
         round-done only a new attempt does: the server goes on to the next phase, and the commit is still to
         come.
         """
-        current = heard.round
+        current = last_received.round
         if current is None:
             return False
         if self._done is not None:
             return current.attempt != self.opened.attempt
-        return phase_key(current) != phase_key(self.opened) or heard.is_dropped_from(self.opened)
+        return phase_key(current) != phase_key(self.opened) or last_received.is_dropped_from(self.opened)

@@ -26,8 +26,8 @@ from splitee_device.machine.hardware import Fact, memory_limit, temperature
 from splitee_device.machine.memory import resident
 
 STATUS_EVERY = 1.0  # seconds, in a small fleet
-STATUSES = 100.0  # a second, of all devices together
-SLOW = 500_000  # bytes a second
+STATUS_RATE = 100.0  # a second, of all devices together
+SLOW_LINK = 500_000  # bytes a second
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class DevicePort(Port, Protocol):
 
 
 def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
-    """The last will and the farewell: the status that remains of a device that is gone."""
+    """The last will and the offline message: the status that remains of a device that is gone."""
     status = DeviceStatus(state="offline", instance=instance)
     return routes.STATUS.topic(topics, device), status.encode()
 
@@ -95,14 +95,14 @@ class Presence:
         self._memory_limit = memory_limit()
         self._status_topic = routes.STATUS.topic(topics, device)
         self._profile_topic = routes.PROFILE.topic(topics, device)
-        self._status = self._said = DeviceStatus(state="online", instance=instance)
+        self._status = self._published = DeviceStatus(state="online", instance=instance)
         self._status_due, self._status_every = 0.0, STATUS_EVERY
-        self._said_at, self._busy = clock(), 0.0
-        self._has_met_twin = False
+        self._speed_checked_at, self._busy = clock(), 0.0
+        self._has_seen_duplicate = False
         self._is_seen = False  # the broker has delivered this process's own status
         self.profile: Profile | None = None
 
-    def say(
+    def report(
         self,
         doing: Doing,
         number: int,
@@ -114,7 +114,7 @@ class Presence:
         predicted: int = 0,
         offloaded: int = 0,
     ) -> None:
-        """Set the status, and publish it if it is due (see `share`).
+        """Set the status, and publish it if it is due (see `set_fleet_size`).
 
         In a small fleet it is also published at once when the device begins to do something else.
 
@@ -142,11 +142,11 @@ class Presence:
         if is_due or (changed and self._status_every <= STATUS_EVERY):
             self.publish_status()
 
-    def share(self, devices: int) -> None:
+    def set_fleet_size(self, devices: int) -> None:
         """Share the rate of statuses among `devices`: one a second each for few devices, less for many."""
-        self._status_every = max(STATUS_EVERY, devices / STATUSES)
+        self._status_every = max(STATUS_EVERY, devices / STATUS_RATE)
 
-    def say_again(self) -> None:
+    def publish_status_if_due(self) -> None:
         """Publish the status, if it is due, while the device only sends."""
         if self._clock() >= self._status_due:
             self.publish_status()
@@ -176,20 +176,20 @@ class Presence:
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + self._status_every
-        self._said = status
-        self.tell_systemd()
+        self._published = status
+        self.update_systemd()
 
     def _slow_speed(self) -> float | None:
         """The link's speed if it is slow and was busy most of the time since the last call; else None."""
         now, busy, speed = self._clock(), self._port.busy, self._port.speed
-        is_busy = 2 * (busy - self._busy) > now - self._said_at
-        self._said_at, self._busy = now, busy
-        return speed if is_busy and speed is not None and speed < SLOW else None
+        is_busy = 2 * (busy - self._busy) > now - self._speed_checked_at
+        self._speed_checked_at, self._busy = now, busy
+        return speed if is_busy and speed is not None and speed < SLOW_LINK else None
 
-    def tell_systemd(self) -> None:
+    def update_systemd(self) -> None:
         """Set what `systemctl status` shows."""
         lost = "" if self._port.connected else f"; no connection to the broker {self._port.address}"
-        notify(f"STATUS={_in_words(self._said)}{lost}")
+        notify(f"STATUS={_describe(self._published)}{lost}")
 
     def publish_profile(self) -> None:
         """Publish the current profile, if there is one."""
@@ -205,11 +205,11 @@ class Presence:
         if status.instance == self._instance:
             self._is_seen = True
         elif self._is_seen and (status.state == "online" or status.instance < self._instance):
-            self._meet_twin(later=status.instance > self._instance)
-        if self._is_seen and status.state == "offline":  # a twin's, or the will of a broken connection
+            self._on_duplicate_id(later=status.instance > self._instance)
+        if self._is_seen and status.state == "offline":  # a duplicate's, or the will of a broken connection
             self.publish_status()
 
-    def _meet_twin(self, *, later: bool) -> None:
+    def _on_duplicate_id(self, *, later: bool) -> None:
         """Another process uses this device's id: the one that started earlier ends."""
         advice = "give each machine an id of its own, and a certificate of its own if there are certificates"
         if later:
@@ -217,14 +217,14 @@ class Presence:
                 f"another process has started with the id {self._device!r}, and this one ends: if the other "
                 f"is on a copy of this machine's card, {advice}"
             )
-        if not self._has_met_twin:
+        if not self._has_seen_duplicate:
             log.warning(
                 "another process that started earlier has the id %r: it ends now; if it is on a copy of this "
                 "machine's card, %s",
                 self._device,
                 advice,
             )
-        self._has_met_twin = True
+        self._has_seen_duplicate = True
 
     def check_identity(self) -> None:
         """Raises BrokerRefused: the broker accepts nothing from this client under this device's id."""
@@ -235,7 +235,7 @@ class Presence:
             )
 
 
-def _in_words(status: DeviceStatus) -> str:
+def _describe(status: DeviceStatus) -> str:
     words = f"round {status.round}: {status.doing}"
     if status.steps:
         words += f", step {status.step} of {status.steps}"

@@ -64,7 +64,7 @@ class Requests:
         assert assignment.digest is not None
         return self._fetch(WeightsAssembler(like, known), assignment, assignment.digest, assignment.committed)
 
-    def fetch_first_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
+    def fetch_initial_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
         """Fetch the client network that the run began from, offered by `assignment`, message by message."""
         assert assignment.first is not None
         return self._fetch(WeightsAssembler(like), assignment, assignment.first, 0)
@@ -125,7 +125,7 @@ class Requests:
         if self._soft_labels is not None:
             self._soft_labels.add(message)
 
-    def _request(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
+    def _request(self, sync: Sync, has_come: Callable[[], bool], awaited: str) -> None:
         """Request until the reply has come, but not while it comes: that would make a slow link slower."""
         last = self._arrived = float("-inf")
 
@@ -138,7 +138,7 @@ class Requests:
                 last = self._clock()
             return False
 
-        self._wait(settled, what)
+        self._wait(settled, awaited)
 
     def _publish(self, sync: Sync) -> None:
         self._port.publish(self._topic, sync.encode())

@@ -32,17 +32,17 @@ from splitee.protocol.rounds import Ack, Assignment, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL, Topics
-from splitee_device.agent.heard import Heard
-from splitee_device.agent.phase import PhaseUnderWay, Superseded
+from splitee_device.agent.last_received import LastReceived
+from splitee_device.agent.phase import ActivePhase, Superseded
 from splitee_device.agent.presence import DevicePort, Presence
 from splitee_device.agent.requests import SYNC_AFTER, Requests
 
 log = logging.getLogger(__name__)
 
-SYNC_SELDOM = 60.0  # the longest interval between two requests during a wait
-SPREAD = 3.0  # seconds over which the first requests of many devices are spread, by their ids
+LONGEST_SYNC_INTERVAL = 60.0  # the longest interval between two requests during a wait
+SYNC_JITTER = 3.0  # seconds over which the first requests of many devices are spread, by their ids
 
-READ = (
+SUBSCRIPTIONS = (
     routes.RUN,
     routes.ROUND,
     routes.SERVER_STATUS,
@@ -54,7 +54,7 @@ READ = (
     routes.ERROR,
     routes.STATUS,
 )
-FATAL: dict[int, type[SpliteeError]] = {  # errors for the codes of fatal reports; otherwise Rejected
+FATAL_ERRORS: dict[int, type[SpliteeError]] = {  # errors for the codes of fatal reports; otherwise Rejected
     VersionMismatch.exit_code: VersionMismatch,
     Dismissed.exit_code: Dismissed,
 }
@@ -64,13 +64,13 @@ class RunChanged(Unwinding):
     """The fleet's server has opened another run, or changed the number of rounds of this one.
 
     Attributes:
-        goes_on: it is the same run.
+        is_same_run: whether only its number of rounds has changed.
     """
 
     def __init__(self, before: RunSpec, spec: RunSpec) -> None:
-        self.goes_on = before.run == spec.run
+        self.is_same_run = before.run == spec.run
         rounds = f"the run has {spec.rounds} rounds now, before {before.rounds}"
-        super().__init__(rounds if self.goes_on else "the server has opened another run")
+        super().__init__(rounds if self.is_same_run else "the server has opened another run")
 
 
 class ServerGone(Unwinding):
@@ -81,7 +81,7 @@ class Session:
     """One device's conversation with its fleet.
 
     Attributes:
-        heard: what the fleet has sent.
+        last_received: the last message of each kind from the fleet, and what follows from them.
         presence: what the device reports about itself.
         requests: what the device requests from the server.
         meter: counts what the device sends and receives.
@@ -106,27 +106,31 @@ class Session:
         self._patience = patience
         self._stop = stop
         self._clock = clock
-        self._phase: PhaseUnderWay | None = None
+        self._phase: ActivePhase | None = None
         self._needs_server = False
         self._overflowed = -SYNC_AFTER  # when messages to this device were last lost here
         self._log_reports = FirstFew()
-        self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SPREAD / 1000
+        self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SYNC_JITTER / 1000
         self._guarded = ""  # the run whose assignments are checked
-        self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
-        self.heard = Heard(instance, clock())
-        self._gate = Gate(topics, READ, device=device, on_part=lambda _route, _device: self._on_part())
+        self._accepts_cut: Callable[[int], bool] = lambda _cut: True
+        self.last_received = LastReceived(instance, clock())
+        self._gate = Gate(
+            topics, SUBSCRIPTIONS, device=device, on_part=lambda _route, _device: self._on_part()
+        )
         self.meter = port.meter = DeviceMeter(topics)
         rejected = self._gate.rejected.total
         self.presence = Presence(port, topics, device, instance, clock, rejected, traffic=self.meter.traffic)
         self.requests = Requests(port, topics, device, instance, clock, self.wait)
-        self._owners: dict[Route, Callable[[Any], None]] = {
+        self._handlers: dict[Route, Callable[[Any], None]] = {
             routes.RUN: self._on_run,
             routes.ROUND: self._on_round,
-            routes.SERVER_STATUS: self._hear,
-            routes.PARTICIPATION: self._hear,
+            routes.SERVER_STATUS: self._record,
+            routes.PARTICIPATION: self._record,
             routes.ASSIGNMENT: self._on_assignment,
             routes.ACK: self._on_ack,
-            routes.HELD_WEIGHTS: lambda weights: self.requests.on_weights(weights, self.heard.assignment),
+            routes.HELD_WEIGHTS: lambda weights: self.requests.on_weights(
+                weights, self.last_received.assignment
+            ),
             routes.SOFT_LABELS: self.requests.on_soft_labels,
             routes.ERROR: self._on_error,
             routes.STATUS: self.presence.on_own_status,
@@ -140,17 +144,17 @@ class Session:
             VersionMismatch: the server speaks another protocol.
             Stalled: no server within the patience.
         """
-        self.wait(lambda: self.heard.spec is not None, "a server to open a run")
-        assert self.heard.spec is not None
-        return self.heard.spec
+        self.wait(lambda: self.last_received.spec is not None, "a server to open a run")
+        assert self.last_received.spec is not None
+        return self.last_received.spec
 
-    def guard_cuts(self, run: str, may_be_cut_at: Callable[[int], bool]) -> None:
+    def guard_cuts(self, run: str, accepts_cut: Callable[[int], bool]) -> None:
         """From now on, ignore assignments of `run` to a cut that this device does not accept."""
-        self._guarded, self._may_be_cut_at = run, may_be_cut_at
-        told = self.heard.assignment
-        if told is not None and not self._is_allowed(told):
-            log.warning("not followed: %s", self._refusal(told))
-            self.heard.assignment = None
+        self._guarded, self._accepts_cut = run, accepts_cut
+        last = self.last_received.assignment
+        if last is not None and not self._is_allowed(last):
+            log.warning("not followed: %s", self._refusal(last))
+            self.last_received.assignment = None
 
     def join(self, profile: Profile) -> None:
         """Ask to take part, and wait for the server's reply; a run that is over needs none.
@@ -159,10 +163,13 @@ class Session:
             Rejected, Dismissed: the server refuses this device.
         """
         self.presence.introduce(profile)
-        self.wait(lambda: self.heard.has_reply or self.heard.is_trained, "the server to take this device in")
+        self.wait(
+            lambda: self.last_received.is_joined or self.last_received.is_trained,
+            "the server to take this device in",
+        )
 
     @contextmanager
-    def phase(self, spec: RunSpec, opened: RoundOpen) -> Iterator[PhaseUnderWay]:
+    def phase(self, spec: RunSpec, opened: RoundOpen) -> Iterator[ActivePhase]:
         """Enter the phase `opened`: it receives acks, and Superseded is raised once it no longer counts.
 
         Args:
@@ -171,19 +178,19 @@ class Session:
         Raises:
             Superseded: this device no longer takes part in it.
         """
-        told = self.heard.part_in(opened)
-        if told is None or told.part is None:
+        last = self.last_received.part_in(opened)
+        if last is None or last.part is None:
             raise Superseded
         self.meter.phase = opened.batches
-        port, topics, last_ack = self._port, self._topics, self.heard.ack
-        self._phase = PhaseUnderWay(
+        port, topics, last_ack = self._port, self._topics, self.last_received.ack
+        self._phase = ActivePhase(
             port,
             topics,
             self.device,
             spec,
             opened,
-            told.part,
-            told.room,
+            last.part,
+            last.room,
             last_ack,
             self._while_sending,
         )
@@ -206,7 +213,7 @@ class Session:
         finally:
             self._needs_server = False
 
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
+    def wait(self, condition: Callable[[], bool], awaited: str) -> None:
         """Handle events until `condition` holds; log now and then what is awaited.
 
         A message to or from the server may have been lost. The device therefore sends a request after
@@ -218,21 +225,21 @@ class Session:
         """
         started = self._clock()
         reminder, pause = Reminder(), self._sync_after
-        quiet, idle, last_reply = 0.0, self._idle(), self.heard.last_reply
+        quiet, idle, last_reply = 0.0, self._idle(), self.last_received.last_reply
         while not condition():
             self.pump(0.5)
             quiet, idle = quiet + self._idle() - idle, self._idle()
-            if self.heard.last_reply != last_reply:
-                quiet, last_reply = 0.0, self.heard.last_reply
-            now, last_word = self._clock(), self.heard.last_word
+            if self.last_received.last_reply != last_reply:
+                quiet, last_reply = 0.0, self.last_received.last_reply
+            now, last_seen = self._clock(), self.last_received.last_seen
             if reminder.due(now, started):
-                hint = self._why_nothing_comes()
-                log.info("waiting for %s (%.0f s)%s", what, now - started, hint and f"; {hint}")
+                hint = self._waiting_reason()
+                log.info("waiting for %s (%.0f s)%s", awaited, now - started, hint and f"; {hint}")
             if quiet >= pause:
                 self._sync()
-                quiet, pause = 0.0, min(2 * pause, SYNC_SELDOM)
-            if self._patience is not None and now - max(last_word, started) > self._patience:
-                raise Stalled(f"waited {self._patience:.0f} s for {what}: is this fleet's server running?")
+                quiet, pause = 0.0, min(2 * pause, LONGEST_SYNC_INTERVAL)
+            if self._patience is not None and now - max(last_seen, started) > self._patience:
+                raise Stalled(f"waited {self._patience:.0f} s for {awaited}: is this fleet's server running?")
 
     def _idle(self) -> float:
         """Seconds, from some time on, in which nothing from this device was being sent to the broker."""
@@ -253,7 +260,7 @@ class Session:
         try:
             self.drain()
         except RunChanged as change:
-            if stay or change.goes_on:
+            if stay or change.is_same_run:
                 raise
 
     def pump(self, timeout: float) -> bool:
@@ -274,7 +281,7 @@ class Session:
             self._on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
-            self.presence.tell_systemd()
+            self.presence.update_systemd()
         elif isinstance(event, Overflow):
             if self._clock() - self._overflowed >= SYNC_AFTER:  # do not pass a flood on to the server
                 self._overflowed = self._clock()
@@ -282,15 +289,15 @@ class Session:
         elif isinstance(event, Message):
             received = self._gate.read(event)
             if received is not None:
-                self._gate.apply(received, self._hand_on)
+                self._gate.apply(received, self._dispatch)
         self.presence.check_identity()
-        if self._phase is not None and self._phase.is_superseded(self.heard):
+        if self._phase is not None and self._phase.is_superseded(self.last_received):
             raise Superseded
         self._check_server()
         return event is not None
 
     def _check_server(self) -> None:
-        if self._needs_server and self.heard.is_finished and self.heard.is_alone:
+        if self._needs_server and self.last_received.is_finished and self.last_received.is_server_offline:
             raise ServerGone
 
     def _while_sending(self) -> None:
@@ -299,28 +306,28 @@ class Session:
             feed_watchdog()
         if self._stop():
             raise Stopped
-        self.presence.say_again()
+        self.presence.publish_status_if_due()
 
-    def _why_nothing_comes(self) -> str:
+    def _waiting_reason(self) -> str:
         """A hint for the log. Without a connection, the last status of the server is of no interest."""
         if not self._port.connected:
             return f"there is no connection to the broker {self._port.address}"
-        return self.heard.whom_it_waits_for()
+        return self.last_received.waiting_reason()
 
     def _on_part(self) -> None:
         """A part of a reply has come. Other messages wait behind it, so it counts as a sign of life."""
         self.requests.note_arriving()
-        self.heard.last_word = self._clock()
+        self.last_received.last_seen = self._clock()
 
-    def _hand_on(self, received: Received) -> None:
-        self._owners[received.route](received.message)
+    def _dispatch(self, received: Received) -> None:
+        self._handlers[received.route](received.message)
 
-    def _hear(self, message: Any) -> None:
-        self.heard.add(message, self._clock())
+    def _record(self, message: Any) -> None:
+        self.last_received.add(message, self._clock())
 
     def _on_round(self, opened: RoundOpen) -> None:
-        self._hear(opened)
-        self.presence.share(opened.participants)
+        self._record(opened)
+        self.presence.set_fleet_size(opened.participants)
 
     def _on_run(self, spec: RunSpec) -> None:
         if spec.protocol != PROTOCOL:
@@ -328,8 +335,8 @@ class Session:
                 f"the server speaks protocol {spec.protocol}, this device {PROTOCOL}: "
                 "install the same release on both"
             )
-        before = self.heard.spec
-        self._hear(spec)
+        before = self.last_received.spec
+        self._record(spec)
         if before is not None and (before.run, before.rounds) != (spec.run, spec.rounds):
             raise RunChanged(before, spec)
 
@@ -337,10 +344,10 @@ class Session:
         """Raises MalformedMessage: its cut is one that this device does not accept."""
         if not self._is_allowed(assignment):
             raise MalformedMessage(self._refusal(assignment), "foreign")
-        self._hear(assignment)
+        self._record(assignment)
 
     def _is_allowed(self, assignment: Assignment) -> bool:
-        return assignment.run != self._guarded or self._may_be_cut_at(assignment.cut)
+        return assignment.run != self._guarded or self._accepts_cut(assignment.cut)
 
     def _refusal(self, assignment: Assignment) -> str:
         return (
@@ -349,7 +356,7 @@ class Session:
         )
 
     def _on_ack(self, ack: Ack) -> None:
-        self._hear(ack)
+        self._record(ack)
         if self._phase is not None:
             self._phase.on_ack(ack)
 
@@ -360,7 +367,7 @@ class Session:
             if self._log_reports.due():
                 log.warning("the server reports: %s", report.message)
         else:
-            raise FATAL.get(report.code, Rejected)(report.message)
+            raise FATAL_ERRORS.get(report.code, Rejected)(report.message)
 
     def _on_reconnected(self) -> None:
         self.presence.publish_status()
@@ -369,8 +376,8 @@ class Session:
 
     def _sync(self) -> None:
         """Tell the server that its last message may have been lost; join again if it has not replied."""
-        if self.heard.spec is None or self.presence.profile is None:
+        if self.last_received.spec is None or self.presence.profile is None:
             return
-        self.requests.sync(self.heard.spec.run)
-        if not self.heard.has_reply:
+        self.requests.sync(self.last_received.spec.run)
+        if not self.last_received.is_joined:
             self.presence.publish_profile()

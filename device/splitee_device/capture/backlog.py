@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-CLOSING = 5.0  # seconds that a source may take to end
-MOMENT = 0.2  # seconds between two checks of the stop event
+CLOSE_TIMEOUT = 5.0  # seconds that a source may take to end
+POLL_EVERY = 0.2  # seconds between two checks of the stop event
 ROOM_BYTES = 64 << 20  # of encoded images that wait, whatever their number: small boards lack memory
 
 
@@ -74,7 +74,7 @@ class Backlog:
         """Stops collecting; images that wait stay."""
         self._stop.set()
         if self._thread is not None:
-            self._thread.join(CLOSING)
+            self._thread.join(CLOSE_TIMEOUT)
 
     @property
     def waiting(self) -> int:
@@ -118,7 +118,7 @@ class Backlog:
         size = _bytes_of(image)
         with self._changed:
             while self._is_full(size) and not self._drops and not stop.is_set():
-                self._changed.wait(MOMENT)
+                self._changed.wait(POLL_EVERY)
             while self._is_full(size) and self._drops:
                 self._pop()
                 self.dropped += 1

@@ -26,7 +26,7 @@ SILENCE = 20.0  # seconds without an image after which the program is considered
 SETTLING = 1.0  # seconds after the first image in which exposure and white balance settle
 SLOWEST, FASTEST = 5.0, 30.0  # images a second that are requested from a camera
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a program that has ended is started again
-ENDING = 2.0  # seconds in which it must end
+END_TIMEOUT = 2.0  # seconds in which it must end
 NAME = "camera"
 # Raspberry Pi OS's own, its older name, and any V4L2 webcam: to their standard output.
 _PI = (
@@ -115,7 +115,7 @@ def _images(
     assert process.stdout is not None and process.stderr is not None
     output, errors = process.stdout.fileno(), process.stderr.fileno()
     splitter, words = Splitter(), b""
-    heard = time.monotonic()
+    last_image = time.monotonic()
     settled: float | None = None
     for file, piece in pieces((output, errors), stop):
         now = time.monotonic()
@@ -127,8 +127,8 @@ def _images(
                 settled = settled or now + SETTLING
                 if now >= settled:
                     yield from images
-                now = heard = time.monotonic()  # the consumer of the images may have no room for a while
-        if now - heard > silence:
+                now = last_image = time.monotonic()  # the consumer of the images may have no room for a while
+        if now - last_image > silence:
             what = f"nothing that is an image of up to {LARGEST >> 20} MiB" if splitter.broken else "no image"
             raise DataError(f"{program} delivers {what} for {silence:.0f} s: check the camera")
     if not stop.is_set():
@@ -139,7 +139,7 @@ def _reason(process: subprocess.Popen[bytes], words: bytes) -> str:
     """The last line that the program wrote, or its exit status."""
     lines = [line for line in re.split(r"[\r\n]+", words.decode(errors="replace")) if line.strip()]
     with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(ENDING)
+        process.wait(END_TIMEOUT)
     return lines[-1].strip()[-300:] if lines else f"status {process.returncode}"
 
 
@@ -149,7 +149,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, ending)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(ENDING)
+            process.wait(END_TIMEOUT)
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
         pipe.close()

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 SETTLED = 0.2  # seconds without a change after which a file is considered complete
 GATHER, STEP = 0.1, 0.05  # seconds: changes are reported together, after a step without any or at last
-LOOK = 1.0  # seconds between two checks of the folder's existence, and of its files if there are no events
+CHECK_EVERY = 1.0  # seconds between checks of the folder's existence, and of its files if there are no events
 # Seconds between two scans of all files, because events may be lost in a flood. Also the seconds during which
 # a file that was taken is checked again for growth if no events report it.
-LOOK_AT_ALL = 60.0
+SCAN_EVERY = 60.0
 DELETED = 3  # of watchfiles.Change
 
 log = logging.getLogger(__name__)
@@ -71,15 +71,15 @@ class Folder:
         self._clock = clock
         self._events: RustNotify | None = None
         self._identity: tuple[int, int] | None = None  # of the folder whose events are received
-        self._is_away = False
-        self._touched: set[str] = set()  # names since the last look
+        self._is_missing = False
+        self._touched: set[str] = set()  # names since the last check
         self._settling: dict[str, tuple[Version, float]] = {}  # version, and since when it has been so
-        self._young: dict[str, float] = {}  # when the latest files were taken
-        self._all_due = 0.0  # when all names are scanned again
+        self._recently_taken: dict[str, float] = {}  # when the latest files were taken
+        self._scan_due = 0.0  # when all names are scanned again
         self._ready: deque[str] = deque()  # to be yielded
         self.skipped: set[Path] = set()
         self._log_skips = FirstFew()
-        self._done = {} if existing else self._at_start()
+        self._taken = {} if existing else self._at_start()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
         """Yields images whose files are complete, as they come, until `stop` is set."""
@@ -96,15 +96,15 @@ class Folder:
     def new(self) -> list[str]:
         """Names of the images whose files are newly complete; none while the folder is missing."""
         self._check_identity()
-        if self._clock() >= self._all_due:
+        if self._clock() >= self._scan_due:
             names = self._names()
             if names is None:
                 return []
-            self._look_at_all(names)
+            self._scan_all(names)
         candidates = self._touched | self._settling.keys()
         self._touched = set()
-        ready = sorted(self._whole(candidates))
-        self._young.update(dict.fromkeys(ready, self._clock()))
+        ready = sorted(self._complete(candidates))
+        self._recently_taken.update(dict.fromkeys(ready, self._clock()))
         return ready
 
     def _at_start(self) -> dict[str, Version | None]:
@@ -114,36 +114,38 @@ class Folder:
             return dict.fromkeys(names)
         return {name: version for name in names if (version := self._version(name)) is not None}
 
-    def _look_at_all(self, names: set[str]) -> None:
+    def _scan_all(self, names: set[str]) -> None:
         """Forgets removed files, whose names may come again; checks recent files again, which may have grown.
 
         At the first scan with events it checks all known files: they may have changed before, or events were
         lost.
         """
-        is_first = self._events is not None and not self._all_due
-        self._done = {name: version for name, version in self._done.items() if name in names}
+        is_first = self._events is not None and not self._scan_due
+        self._taken = {name: version for name, version in self._taken.items() if name in names}
         self._settling = {name: seen for name, seen in self._settling.items() if name in names}
         self.skipped = {path for path in self.skipped if path.name in names}
-        known = self._done.keys() if is_first else self._young.keys()
-        self._touched |= (names - self._done.keys()) | (known & names)
+        known = self._taken.keys() if is_first else self._recently_taken.keys()
+        self._touched |= (names - self._taken.keys()) | (known & names)
         now = self._clock()
-        self._young = {name: taken for name, taken in self._young.items() if now - taken < LOOK_AT_ALL}
-        self._all_due = now + (LOOK_AT_ALL if self._events is not None else 0)
+        self._recently_taken = {
+            name: taken for name, taken in self._recently_taken.items() if now - taken < SCAN_EVERY
+        }
+        self._scan_due = now + (SCAN_EVERY if self._events is not None else 0)
 
-    def _whole(self, names: Iterable[str]) -> Iterator[str]:
+    def _complete(self, names: Iterable[str]) -> Iterator[str]:
         """Yields the `names` that have settled in a version that was not taken yet, and marks it as taken."""
         now = self._clock()
         for name in names:
             version = self._version(name)
             before, since = self._settling.pop(name, (None, now))
-            if version is None or version == self._done.get(name):
+            if version is None or version == self._taken.get(name):
                 continue
             if version != before:
                 self._settling[name] = version, now
             elif now - since < SETTLED:
                 self._settling[name] = version, since
             else:
-                self._done[name] = version
+                self._taken[name] = version
                 yield name
 
     def _version(self, name: str) -> Version | None:
@@ -167,14 +169,14 @@ class Folder:
             with os.scandir(self._path) as entries:
                 names = {entry.name for entry in entries if _is_image(entry.name)}
         except OSError as error:
-            if not self._is_away:
+            if not self._is_missing:
                 log.warning("--watch %s: %s; waiting for it to come back", self._path, error.strerror)
-            self._is_away = True
+            self._is_missing = True
             self._forget_events()
             return None
-        if self._is_away:
+        if self._is_missing:
             log.info("--watch %s is back", self._path)
-        self._is_away = False
+        self._is_missing = False
         return names
 
     def _check_identity(self) -> None:
@@ -202,18 +204,18 @@ class Folder:
                     "--watch %s: the system reports no changes (%s); scanning every %.0f s",
                     self._path,
                     str(error).partition("\n")[0],
-                    LOOK,
+                    CHECK_EVERY,
                 )
             return None
 
     def _forget_events(self) -> None:
         if self._events is not None:
             self._events.close()
-        self._events, self._identity, self._all_due = None, None, 0.0
+        self._events, self._identity, self._scan_due = None, None, 0.0
 
     def _wait(self, stop: threading.Event) -> None:
         """Waits until something may be new."""
-        pause = SETTLED if self._settling else (self._poll or LOOK)
+        pause = SETTLED if self._settling else (self._poll or CHECK_EVERY)
         if self._events is None:
             stop.wait(pause)
             return
@@ -222,7 +224,7 @@ class Folder:
         except RuntimeError as error:  # for a name that is not UTF-8, and for all later ones
             log.debug("--watch %s: events were lost (%s)", self._path, error)
             self._forget_events()  # all files are scanned instead
-            stop.wait(LOOK)
+            stop.wait(CHECK_EVERY)
             return
         if not isinstance(changes, str):  # there were some
             self._note(changes)
@@ -234,7 +236,7 @@ class Folder:
             if _is_image(name):
                 self._touched.add(name)
                 if change == DELETED:
-                    self._done.pop(name, None)
+                    self._taken.pop(name, None)
         self.skipped = {path for path in self.skipped if path.name not in self._touched}
 
 

@@ -9,11 +9,11 @@ import threading
 from collections.abc import Iterator
 
 PIECE = 1 << 18  # bytes read at once
-MOMENT = 0.2  # seconds
+POLL_EVERY = 0.2  # seconds
 
 
 def pieces(files: tuple[int, ...], stop: threading.Event) -> Iterator[tuple[int, bytes]]:
-    """Yields what comes from each of `files`; (file, b"") at its end; (-1, b"") after a MOMENT of nothing.
+    """Yields what comes from each of `files`; (file, b"") at its end; (-1, b"") after POLL_EVERY of nothing.
 
     Ends when all files have ended, or `stop` is set.
     """
@@ -21,7 +21,7 @@ def pieces(files: tuple[int, ...], stop: threading.Event) -> Iterator[tuple[int,
     for file in files:
         poll.register(file, select.POLLIN)
     while left and not stop.is_set():
-        ready = poll.poll(1000 * MOMENT)
+        ready = poll.poll(1000 * POLL_EVERY)
         if not ready:
             yield -1, b""
         for file, _ in ready:

@@ -20,7 +20,7 @@ from splitee.errors import ConfigError
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
-from splitee.samples.kept import kept_region
+from splitee.samples.storage import load_region
 from splitee_device.inference.agreement_options import AgreementOptions, agreement_options
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
@@ -93,25 +93,25 @@ def infer(
     if capture is None:
         raise ConfigError("give one of --watch FOLDER, --camera and --stdin")
     latest = agreement.latest_image(serving.capture.watch)
-    shelf = ModelStore(models)
+    store = ModelStore(models)
     if model is not None:
-        shelf.adopt(model)
+        store.adopt(model)
     connection = serving_link(link, device, instance)
     service = InferenceService(
         connection,
         link,
         topics,
         device,
-        shelf,
+        store,
         instance=instance,
         threshold=threshold,
         timeout=serving.timeout,
-        floors=serving.floors,
+        offload_limits=serving.offload_limits,
         key=serving.key,
-        region=serving.region or kept_region(shelf.path),
+        region=serving.region or load_region(store.path),
         threads=threads,
         unsure=serving.unsure_images(),
-        agreeing=agreement.agreeing,
+        criteria=agreement.criteria,
         latest=latest,
         others=(ReleasedSoftware.of_this_process(serving.software_key),),
     )

@@ -28,7 +28,7 @@ from splitee_device.labelling.labelled import is_it_enough
 from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.learning_curve import Enough, Spread
 from splitee_device.labelling.scores import Scores
-from splitee_web.listening import Listening, listening_options
+from splitee_web.listening import ListenOptions, listening_options
 
 PORT = 8081
 DIRECTORY = click.Path(path_type=Path)
@@ -97,7 +97,7 @@ def label(
     threads: int | None,
     enough: bool,
     as_json: bool,
-    where: Listening,
+    where: ListenOptions,
 ) -> None:
     """Label this device's own images in a browser: those that the model is uncertain of first.
 
@@ -114,7 +114,7 @@ def label(
     _serve(data, folders, Scores(model, region, threads), where)
 
 
-def _serve(data: Path, folders: list[Path], scores: Scores, where: Listening) -> None:
+def _serve(data: Path, folders: list[Path], scores: Scores, where: ListenOptions) -> None:
     from splitee_device.labelling.page import LabelPage
     from splitee_web.site import serve
 
@@ -136,11 +136,11 @@ def _print_enough(
     if (data / WORKSPACE).is_dir():
         kept.save()
     if as_json:
-        echo_json({**msgspec.to_builtins(found), "features": extractor.what})
+        echo_json({**msgspec.to_builtins(found), "features": extractor.model_description})
         return
     Console().print(_table(found))
     for point in found.curve:
-        echo(f"{point.images:6} labels: accuracy {_words(point.accuracy)}")
+        echo(f"{point.images:6} labels: accuracy {_format_spread(point.accuracy)}")
     echo(found.verdict)
     echo(found.advice)
     if model is None:
@@ -152,11 +152,11 @@ def _table(found: Enough) -> Table:
     for heading in ("class", "images", "recall", f"{found.next} more would add"):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for one in found.classes:
-        recall = "too few to tell" if one.recall is None else _words(one.recall)
-        gain = "" if one.gain is None else _words(one.gain, " points")
+        recall = "too few to tell" if one.recall is None else _format_spread(one.recall)
+        gain = "" if one.gain is None else _format_spread(one.gain, " points")
         table.add_row(plain_cell(one.name), str(one.images), recall, gain)
     return table
 
 
-def _words(spread: Spread, unit: str = " %") -> str:
+def _format_spread(spread: Spread, unit: str = " %") -> str:
     return f"{100 * spread.mean:.1f}{unit} ({100 * spread.low:.1f} to {100 * spread.high:.1f})"

@@ -22,11 +22,11 @@ from splitee.cli.settings import setting, settings_file
 from splitee.cli.verbosity import is_quiet, log_options
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
-from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
+from splitee.inference.predictor import OffloadLimits, Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
 from splitee.samples.fitting import Pixels, Preparation, Region
 from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, load_image
-from splitee.samples.kept import kept_region
+from splitee.samples.storage import load_region
 from splitee_device.inference.find_model import find_model
 from splitee_device.inference.options import lowest_threshold, most_offload
 from splitee_device.inference.tally import Tally, class_of
@@ -122,14 +122,14 @@ def predict(
     found = [(file, path) for path in images for file in find_images(path)]
     folder = find_model(model)
     loaded = ClientModel(folder, threads=threads)
-    preparation = loaded.manifest.preparation(region or kept_region(folder))
+    preparation = loaded.manifest.preparation(region or load_region(folder))
     with ExitStack() as stack:
         trunk = None
         if link is not None:
             trunk = _open_offload(link, loaded, device, timeout)
             stack.callback(trunk.close)
-        floors = OffloadFloors(lowest_threshold, most_offload)
-        predictor = Predictor(loaded, threshold=threshold, trunk=trunk, floors=floors)
+        offload_limits = OffloadLimits(lowest_threshold, most_offload)
+        predictor = Predictor(loaded, threshold=threshold, trunk=trunk, offload_limits=offload_limits)
         tally = Tally()
         if camera:
             _show("camera", predictor(_capture(preparation)), as_json)

@@ -26,7 +26,7 @@ from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import CODECS
 from splitee.protocol.topics import check_name
-from splitee.samples.fitting import PHOTOGRAPHS
+from splitee.samples.fitting import PHOTO_SHAPE
 from splitee_device.machine import hardware
 from splitee_device.profiler.choice import PREFERENCES, Preference, choose
 from splitee_device.profiler.cost_model import Work, payload_bytes, predict
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
     run_setting("network", default="resnet18", metavar="NAME"),
     run_setting("stem"),
     run_setting("num_classes", default=10),
-    run_setting("input_shape", default=PHOTOGRAPHS),
+    run_setting("input_shape", default=PHOTO_SHAPE),
     run_setting("freeze", "--freeze", "frozen", type=whole(0, 10_000), help="Number of frozen stages."),
 )
 @section(
@@ -160,11 +160,11 @@ def profile(
             raise ExtraMissing(
                 "training is not measured, it needs torch: pip install 'hetero-splitee[train]'"
             )
-        with _progress() as say:
+        with _progress() as show:
             measured = measure_cuts(
-                spec, threads=threads or hardware.usable_threads(), budget=budget, progress=say
+                spec, threads=threads or hardware.usable_threads(), budget=budget, progress=show
             )
-            say("link to the broker" if echo else "choosing")
+            show("link to the broker" if echo else "choosing")
             work = _with_link(work, echo, payload_bytes(measured))
     if state is not None:
         MeasuredStore(state).save(measured)

@@ -46,11 +46,11 @@ def trust(models: Path, forget: bool) -> None:
         kept.forget()
         echo("forgotten: the next release sets the requirements again")
         return
-    for line in _words(kept.read()):
+    for line in _describe(kept.read()):
         echo(line)
 
 
-def _words(trusted: Trusted) -> list[str]:
+def _describe(trusted: Trusted) -> list[str]:
     if not trusted.network:
         lines = ["nothing is pinned: the next release sets it"]
     else:

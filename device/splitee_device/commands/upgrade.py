@@ -66,7 +66,7 @@ def upgrade(
     installer = SoftwareInstaller(kept)
     if only_list:
         _become_owner(kept.path)
-        for line in _words(kept, installer):
+        for line in _describe(kept, installer):
             echo(line)
         return
     if file is None:
@@ -103,7 +103,7 @@ def _become_owner(folder: Path) -> None:
         os.environ["HOME"] = str(folder)
 
 
-def _words(kept: Software, installer: SoftwareInstaller) -> list[str]:
+def _describe(kept: Software, installer: SoftwareInstaller) -> list[str]:
     lines = [f"in service: {installer.installed()}"]
     if (before := kept.before) is not None:
         lines.append(f"before it: {installer.version_of(before)}")

@@ -36,19 +36,19 @@ class DeviceImages:
         """
         self._open_with = open_with
         self._folders = folders
-        self._seen = self._fingerprints()
+        self._last_fingerprints = self._fingerprints()
         self.data = open_with(division)
 
-    def look_again(self) -> bool:
+    def refresh(self) -> bool:
         """Open the data again if the folders have changed. Returns whether `data` has changed.
 
         Data that cannot be read, or has other classes than the run, is not adopted.
         """
         try:
             now = self._fingerprints()
-            if now == self._seen:
+            if now == self._last_fingerprints:
                 return False
-            self._seen = now
+            self._last_fingerprints = now
             found = self._open_with(self.data.division)
         except DataError as error:
             log.warning("the images have changed, but what was read before stays in use: %s", error)
@@ -76,4 +76,4 @@ class DeviceImages:
 
 
 def _all(division: Division | None) -> frozenset[str]:
-    return division.here if division is not None else frozenset()
+    return division.present if division is not None else frozenset()

@@ -34,14 +34,14 @@ class Division:
 
     Attributes:
         share: the share of each class that is held out.
-        here: the images that existed when they were last opened.
+        present: the images that existed when they were last opened.
         seed: for shuffling images, the same in every run; None: the first run's.
     """
 
     share: float
     held_out: frozenset[str] = frozenset()
     training: frozenset[str] = frozenset()
-    here: frozenset[str] = frozenset()
+    present: frozenset[str] = frozenset()
     seed: int | None = None
 
     def divide(self, own: Indices, keys: Sequence[Keys] | None) -> tuple[Indices, Indices]:
@@ -63,15 +63,15 @@ class Division:
 
     def after(self, held_out: Sequence[Keys], training: Sequence[Keys]) -> Division:
         """The division after images were used so. An image with both uses counts as a training image."""
-        judges, trains = (frozenset(one[0] for one in those) for those in (held_out, training))
-        here = judges | trains
-        is_too_much = len(here | self.held_out | self.training) > REMEMBERED
+        held_out_keys, training_keys = (frozenset(one[0] for one in those) for those in (held_out, training))
+        present = held_out_keys | training_keys
+        is_too_much = len(present | self.held_out | self.training) > REMEMBERED
         before = Division(self.share) if is_too_much else self
         return replace(
             self,
-            held_out=(before.held_out | judges) - trains,
-            training=(before.training - judges) | trains,
-            here=here,
+            held_out=(before.held_out | held_out_keys) - training_keys,
+            training=(before.training - held_out_keys) | training_keys,
+            present=present,
         )
 
 

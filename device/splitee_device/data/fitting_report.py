@@ -9,7 +9,7 @@ from collections import Counter
 import numpy as np
 
 from splitee.cli.input_options import SMALLEST_SIDE
-from splitee.samples.fitting import Preparation, Size, by, upright_size
+from splitee.samples.fitting import Preparation, Size, format_shape, upright_size
 from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import Indices, Split
 
@@ -87,4 +87,4 @@ def _smaller(preparation: Preparation, enlargement: float) -> str:
     channels, height, width = preparation.shape
     scale = enlargement**0.5
     sides = (max(round(side / scale), SMALLEST_SIDE) for side in (height, width))
-    return by((channels, *sides))
+    return format_shape((channels, *sides))

@@ -12,13 +12,13 @@ import numpy as np
 from splitee.errors import ConfigError, DataError
 from splitee.protocol.fields import Fit
 from splitee.samples.fitting import Preparation, Region, Shape
-from splitee_device.data.accounts import report
 from splitee_device.data.base import Indices, Labels, Source, Split
 from splitee_device.data.division import Division, Keys
 from splitee_device.data.fitting_report import report_fitting
 from splitee_device.data.image_sets import LabelledImages
+from splitee_device.data.source_report import report_source
 from splitee_device.data.sources import in_order_of, open_source
-from splitee_device.data.storage import IN_MEMORY, LOOK_EVERY, Storage
+from splitee_device.data.storage import IN_MEMORY, TICK_EVERY, Storage
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def open_data(
     skipped: list[str] = []
     parts = [(source.train, train), (held_out_split, held_out)]
     to_train, to_test = storage.open(parts, preparation, skipped, tick)
-    report(spec, source, to_train, to_test, skipped)
+    report_source(spec, source, to_train, to_test, skipped)
     return DeviceData(to_train, to_test, source.class_names, tuple(skipped), division, source.empty)
 
 
@@ -132,22 +132,22 @@ def _divide(
     keys = _keys(source.train, tick)
     if source.test is not None:
         held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
-        mine = np.concatenate(train)
-        aside = mine[:0]
+        training = np.concatenate(train)
+        aside = training[:0]
     else:
         parts = [division.divide(own, [keys[place] for place in own] if keys else None) for own in train]
-        aside, mine = (np.concatenate(part) for part in zip(*parts, strict=True))
+        aside, training = (np.concatenate(part) for part in zip(*parts, strict=True))
         held_out = (source.train, aside)
     if keys:
-        division = division.after([keys[place] for place in aside], [keys[place] for place in mine])
+        division = division.after([keys[place] for place in aside], [keys[place] for place in training])
     if shard is not None:
-        if len(mine) < shard.count:
+        if len(training) < shard.count:
             raise DataError(
-                f"{spec}: {len(mine)} training images cannot be shared by {shard.count} shards; "
+                f"{spec}: {len(training)} training images cannot be shared by {shard.count} shards; "
                 "give more images or fewer shards"
             )
-        mine = mine[shard.index - 1 :: shard.count]
-    return mine, held_out, replace(division, seed=seed)
+        training = training[shard.index - 1 :: shard.count]
+    return training, held_out, replace(division, seed=seed)
 
 
 def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:
@@ -156,7 +156,7 @@ def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:
     if split.keys is None:
         return found
     for index in range(len(split.labels)):
-        if index % LOOK_EVERY == 0:
+        if index % TICK_EVERY == 0:
             tick()
         found.append(split.keys(index))
     return found

@@ -21,7 +21,7 @@ from splitee_device.machine import hardware
 
 SHARE = 4  # decoded images may use 1/SHARE of the memory that a device may use
 SHARE_OF_ALL = 8  # or 1/SHARE_OF_ALL of all memory, if the usable memory is unknown
-LOOK_EVERY = 64  # images
+TICK_EVERY = 64  # images
 ENCODED = 400  # bytes of memory for an image that stays encoded: its name and location
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ def _decoded(
     images = np.empty((len(indices), *preparation.shape), np.uint8)
     kept: list[int] = []
     for number, (index, decode) in enumerate(zip(indices, split.images(indices), strict=True)):
-        if number % LOOK_EVERY == 0:
+        if number % TICK_EVERY == 0:
             tick()
         try:
             images[len(kept)] = decode(preparation)

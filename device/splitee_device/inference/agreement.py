@@ -20,7 +20,7 @@ MOST_IMAGES = 100  # that a rule may look at
 
 CHANGE = 0.05  # probability that what is seen changes between two images
 SURE = 0.8  # posterior probability from which on a label is agreed on
-TWO = 3.0  # largest odds of a label after two images in a row: less than SURE, so a third must agree
+MOST_ODDS = 3.0  # largest odds of a label after two images in a row: less than SURE, so a third must agree
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class Votes:
     alternate, each would be agreed on in turn, with every image.
     """
 
-    def __init__(self, count: int, window: int, held: str | None = None) -> None:
-        """`count`: more than half of `window`, so only one label can reach it. `held`: see `Weighted`."""
+    def __init__(self, count: int, window: int, current: str | None = None) -> None:
+        """`count`: more than half of `window`, so only one label can reach it. `current`: see `Weighted`."""
         self.window = window
         self._count = count
-        self._agreed = held
+        self._agreed = current
         self._labels: deque[str] = deque(maxlen=window)
 
     def take(self, label: str, probability: float) -> str | None:
@@ -85,13 +85,13 @@ class Weighted:
     that two images alone change nothing, however sure the model is, but three do.
     """
 
-    def __init__(self, classes: int, held: str | None = None) -> None:
-        """`held`: label of the current state; None: there is none."""
+    def __init__(self, classes: int, current: str | None = None) -> None:
+        """`current`: label of the current state; None: there is none."""
         self.window = RECENT
         self._labels = max(classes, 1) + 1  # including UNSURE
-        self._most_ratio = (TWO * self._labels / CHANGE) ** 0.5
-        self._beliefs = {} if held is None else {held: 1.0}  # of the labels that have occurred
-        self._other = 1 / self._labels if held is None else 0.0  # of each of the others
+        self._most_ratio = (MOST_ODDS * self._labels / CHANGE) ** 0.5
+        self._beliefs = {} if current is None else {current: 1.0}  # of the labels that have occurred
+        self._other = 1 / self._labels if current is None else 0.0  # of each of the others
 
     def take(self, label: str, probability: float) -> str | None:
         self._beliefs.setdefault(label, self._other)
@@ -135,8 +135,8 @@ def parse_rule(text: str) -> Callable[[int, str | None], Rule]:
     )
 
 
-def _votes(count: int, window: int, _classes: int, held: str | None) -> Rule:
-    return Votes(count, window, held)
+def _votes(count: int, window: int, _classes: int, current: str | None) -> Rule:
+    return Votes(count, window, current)
 
 
 class Agreement:

@@ -16,7 +16,7 @@ from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee_device.inference.agreement import WEIGHTED, parse_rule
 from splitee_device.inference.latest_image import LatestImage
-from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing
+from splitee_device.inference.predicted_states import WEIGHTED_VOTES, AgreementCriteria
 
 
 class RuleType(click.ParamType[str]):
@@ -36,7 +36,7 @@ class RuleType(click.ParamType[str]):
 class AgreementOptions:
     """How predictions are combined into a state, and where the latest image is kept; None: nowhere."""
 
-    agreeing: Agreeing = WEIGHTED_VOTES
+    criteria: AgreementCriteria = WEIGHTED_VOTES
     keep_latest: Path | None = None
 
     def latest_image(self, watched: Path | None) -> LatestImage | None:
@@ -82,7 +82,7 @@ _OPTIONS = (
 
 
 def _options(agree: str, unsure_above: float | None, keep_latest: Path | None) -> AgreementOptions:
-    return AgreementOptions(Agreeing(agree, unsure_above), keep_latest)
+    return AgreementOptions(AgreementCriteria(agree, unsure_above), keep_latest)
 
 
 agreement_options = option_group("agreement", _options, *_OPTIONS, title="State")

@@ -32,7 +32,7 @@ from splitee_device.inference.installer import Installer, Outcome
 
 REQUEST_AGAIN = 5.0  # seconds without a part before the device requests it again
 LOG_EVERY = 5.0  # seconds between log lines on offers that are not trusted; all are reported
-TELL_EVERY = 1.0  # seconds between reports on progress
+REPORT_EVERY = 1.0  # seconds between reports on progress
 
 Offer = ModelOffer | SoftwareOffer
 
@@ -63,18 +63,18 @@ class Delivery:
         self._installer = installer
         self._clock = clock
         routes = RELEASES[installer.kind]
-        self._gate = Gate(topics, (routes.offer, routes.part), device=device, takes_cleared=True)
-        self._wants = routes.want.topic(topics, device)
-        self._reports = routes.report.topic(topics, device)
+        self._gate = Gate(topics, (routes.offer, routes.part), device=device, accepts_cleared=True)
+        self._want_topic = routes.want.topic(topics, device)
+        self._report_topic = routes.report.topic(topics, device)
         self._reported: ReleaseReport | None = None
         self._offer: Offer | None = None  # being fetched
         self._failed: tuple[Offer, str] | None = None  # the last that failed, and why
-        self._known: Offer | None = None  # the last that was received
+        self._last_offer: Offer | None = None  # the last that was received
         self._postponed: Offer | None = None  # until the trial under way has ended
         self._torn: set[str] = set()
         self._log_distrust = RateLimiter(LOG_EVERY)
-        self._tell = RateLimiter(TELL_EVERY, clock)
-        self._have = 0
+        self._progress = RateLimiter(REPORT_EVERY, clock)
+        self._fetched = 0
         self._due = 0.0
         port.subscribe(*self._gate.filters)
 
@@ -87,9 +87,9 @@ class Delivery:
         """Handles a message of a delivery; ignores others."""
         received = self._gate.read(message)
         if received is not None:
-            self._gate.apply(received, self._take)
+            self._gate.apply(received, self._dispatch)
 
-    def _take(self, received: Received) -> None:
+    def _dispatch(self, received: Received) -> None:
         message = received.message
         if message is None:
             self._withdraw()
@@ -102,18 +102,18 @@ class Delivery:
         """Requests again if nothing has come for a while, and reports outcomes of the installer."""
         if self._offer is not None and self._clock() >= self._due:
             self._request()
-        self._tell_outcome()
+        self._report_pending_outcome()
         if self._postponed is not None and self._installer.trying is None:
             offer, self._postponed = self._postponed, None
             self._on_offer(offer)
 
-    def hear_again(self) -> None:
+    def resubscribe(self) -> None:
         """Messages were lost: subscribes again, so that the broker resends retained ones, such as offers."""
         self._port.subscribe(*self._gate.filters)
 
-    def fetch_again(self, reason: str) -> None:
+    def refetch(self, reason: str) -> None:
         """The model in service is lost: the last offer counts again."""
-        if (offer := self._known) is None:
+        if (offer := self._last_offer) is None:
             return
         self.report(offer.release, "failed", reason)
         if offer.action == "install" and self._offer is None:
@@ -121,30 +121,32 @@ class Delivery:
 
     def report(self, release: str, state: ReleaseState, reason: str = "") -> None:
         """Reports to the fleet what became of a release, and which one is in service."""
-        have, whole = (self._have, self._offer.size) if state == "downloading" and self._offer else (0, 0)
-        said = ReleaseReport(release, state, reason[:1000], time.time(), have, whole)
-        known = self._known if self._known is not None and self._known.release == release else None
-        self._reported = self._installer.report(said, known)
-        self.say_again()
+        have, whole = (self._fetched, self._offer.size) if state == "downloading" and self._offer else (0, 0)
+        report = ReleaseReport(release, state, reason[:1000], time.time(), have, whole)
+        known = (
+            self._last_offer if self._last_offer is not None and self._last_offer.release == release else None
+        )
+        self._reported = self._installer.report(report, known)
+        self.republish()
 
-    def _tell_outcome(self) -> None:
+    def _report_pending_outcome(self) -> None:
         """Reports the outcome of the trial for which this process was started, before anything else."""
         if (outcome := self._installer.outcome()) is not None:
-            self._say(outcome)
+            self._report_outcome(outcome)
 
-    def _say(self, outcome: Outcome) -> None:
+    def _report_outcome(self, outcome: Outcome) -> None:
         self.report(outcome.release, outcome.state, outcome.reason)
 
-    def say_again(self) -> None:
+    def republish(self) -> None:
         """Publishes the last report again, which the broker may have lost."""
         if self._reported is not None:
-            self._port.publish(self._reports, self._reported.encode(), retain=True)
+            self._port.publish(self._report_topic, self._reported.encode(), retain=True)
 
     def _on_offer(self, offer: Offer) -> None:
         if offer == self._offer:
             return
-        self._tell_outcome()
-        self._known = offer
+        self._report_pending_outcome()
+        self._last_offer = offer
         if (trying := self._installer.trying) is not None:
             self._postponed = offer
             if offer.release == trying:
@@ -164,29 +166,29 @@ class Delivery:
             if stale != self._file(offer.release):
                 stale.unlink(missing_ok=True)
         path = self._file(offer.release)
-        self._have = path.stat().st_size if path.exists() else 0
-        if self._have > offer.size:
+        self._fetched = path.stat().st_size if path.exists() else 0
+        if self._fetched > offer.size:
             path.unlink()
-            self._have = 0
+            self._fetched = 0
         free = shutil.disk_usage(self._installer.folder).free
-        if free < offer.size - self._have:
+        if free < offer.size - self._fetched:
             self._fail(offer, f"it takes {size(offer.size)}, and the disk has only {size(free)} left")
             return
         self._offer = offer
-        here = f", {size(self._have)} are here" if self._have else ""
+        here = f", {size(self._fetched)} are here" if self._fetched else ""
         log.info("%s %s is offered: %s%s", self._kind, offer.release[:12], size(offer.size), here)
-        if self._have == offer.size:
+        if self._fetched == offer.size:
             self._finish(offer)
         else:
             self._request()
-            self._tell_have(offer)
+            self._report_progress(offer)
 
     def _may_fetch(self, offer: Offer) -> bool:
         """Whether the offer is properly signed and can be accepted; if not, this is reported."""
         try:
             self._verify(offer)
             if self._key is not None and offer.signed_at == self._installer.newest_signature:
-                self._say_rolled_back(offer)
+                self._report_rolled_back(offer)
                 return False
             self._installer.check(offer)
         except ModelError as error:
@@ -197,11 +199,11 @@ class Delivery:
             return False
         return True
 
-    def _say_rolled_back(self, offer: Offer) -> None:
+    def _report_rolled_back(self, offer: Offer) -> None:
         """Reports it with the reason, if that has just been reported."""
-        told = self._reported
-        if told is not None and (told.release, told.state) == (offer.release, "rolled back"):
-            self.say_again()
+        last = self._reported
+        if last is not None and (last.release, last.state) == (offer.release, "rolled back"):
+            self.republish()
         else:
             self.report(offer.release, "rolled back", "this device has had it in service, and went back")
 
@@ -220,9 +222,9 @@ class Delivery:
 
     def _on_part(self, part: ReleasePart) -> None:
         offer = self._offer
-        if offer is None or part.release != offer.release or part.offset != self._have:
+        if offer is None or part.release != offer.release or part.offset != self._fetched:
             return  # of another release, or one that came twice
-        if self._have + len(part.data) > offer.size:
+        if self._fetched + len(part.data) > offer.size:
             raise MalformedMessage(f"ReleasePart: more than the {offer.size} bytes of the release")
         path = self._file(offer.release)
         try:
@@ -232,12 +234,12 @@ class Delivery:
             path.unlink(missing_ok=True)
             self._fail(offer, str(unwritable(path, error)))
             return
-        self._have += len(part.data)
-        if self._have == offer.size:
+        self._fetched += len(part.data)
+        if self._fetched == offer.size:
             self._finish(offer)
         else:
             self._request()
-            self._tell_have(offer)
+            self._report_progress(offer)
 
     def _finish(self, offer: Offer) -> None:
         self._offer = None
@@ -247,7 +249,7 @@ class Delivery:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != offer.release:
                 path.unlink()
-                self._again(offer)
+                self._refetch(offer)
                 return
             self.report(offer.release, "trying")
             outcome = self._installer.install(path, offer, verified=self._key is not None)
@@ -256,7 +258,7 @@ class Delivery:
             self._fail(offer, str(error))
         else:
             path.unlink(missing_ok=True)
-            self._say(outcome)
+            self._report_outcome(outcome)
 
     def _fail(self, offer: Offer, reason: str) -> None:
         """What was in service stays in service."""
@@ -264,7 +266,7 @@ class Delivery:
         self._offer, self._failed = None, (offer, reason)
         self.report(offer.release, "failed", reason)
 
-    def _again(self, offer: Offer) -> None:
+    def _refetch(self, offer: Offer) -> None:
         """Fetches a file again that a power cut has torn, but only once."""
         if offer.release in self._torn:
             raise ModelError("what was delivered is refused: its bytes are not those of the offer")
@@ -287,7 +289,7 @@ class Delivery:
             log.warning("%s %s is not rolled back: %s", self._kind, offer.release[:12], error)
             self.report(offer.release, "in service", f"not rolled back: {error}")
         else:
-            self._say(outcome)
+            self._report_outcome(outcome)
 
     def _withdraw(self) -> None:
         """The offer is withdrawn. The bytes fetched so far stay, in case it is offered again."""
@@ -301,12 +303,12 @@ class Delivery:
 
     def _request(self) -> None:
         assert self._offer is not None
-        want = ReleaseWant(release=self._offer.release, offset=self._have)
-        self._port.publish(self._wants, want.encode())
+        want = ReleaseWant(release=self._offer.release, offset=self._fetched)
+        self._port.publish(self._want_topic, want.encode())
         self._due = self._clock() + REQUEST_AGAIN
 
-    def _tell_have(self, offer: Offer) -> None:
-        if self._tell.due():
+    def _report_progress(self, offer: Offer) -> None:
+        if self._progress.due():
             self.report(offer.release, "downloading")
 
     @property

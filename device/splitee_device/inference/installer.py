@@ -77,5 +77,5 @@ class Installer(Protocol):
     def outcome(self) -> Outcome | None:
         """The next outcome to report: of a trial that has ended, or of a start. Each is returned once."""
 
-    def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> ReleaseReport:
-        """`said` in the form of this kind, with what is now in service. `offer`: of the release, if known."""
+    def report(self, report: ReleaseReport, offer: ReleaseOffer | None) -> ReleaseReport:
+        """`report` in this kind's form, with what is now in service. `offer`: of the release, if known."""

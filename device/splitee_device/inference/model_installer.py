@@ -57,9 +57,9 @@ class ModelInstaller:
         """None: the service itself reports what it has loaded."""
         return None
 
-    def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> ModelReport:
+    def report(self, report: ReleaseReport, offer: ReleaseOffer | None) -> ModelReport:
         serves = self._store.served()
         run = offer.run if isinstance(offer, ModelOffer) else ""
-        if serves is not None and serves.release == said.release:
+        if serves is not None and serves.release == report.release:
             run = serves.run
-        return ModelReport(**msgspec.structs.asdict(said), run=run[:1000], serves=serves)
+        return ModelReport(**msgspec.structs.asdict(report), run=run[:1000], serves=serves)

@@ -28,9 +28,9 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
 from splitee.protocol.encoding import unpack
 from splitee.protocol.inference import ModelOffer, ServedModel
-from splitee.samples.kept import RELEASES, SAMPLES, keep_region, kept_region
-from splitee.statistics import chance_of_as_many
-from splitee_device.inference.trial import Tried, try_model
+from splitee.samples.storage import RELEASES, SAMPLES, load_region, save_region
+from splitee.statistics import mcnemar_p_value
+from splitee_device.inference.trial import TrialResult, try_model
 from splitee_device.inference.trust import Expected, Trust
 
 CHANCE = 0.025  # the new model is worse if equally good models differ as much with a lower probability
@@ -45,7 +45,7 @@ class _Trial(msgspec.Struct, frozen=True):
     """A trial and the digest of the images that were used; "": there were none."""
 
     images: str
-    tried: Tried
+    tried: TrialResult
 
 
 class ModelStore:
@@ -97,7 +97,7 @@ class ModelStore:
             ModelError: the model is not sound.
         """
         self.keep_samples(directory / SAMPLES)
-        keep_region(self.path, kept_region(directory))
+        save_region(self.path, load_region(directory))
         if (serves := self.release) is not None and self._has_adopted(directory) and self._is_intact():
             return serves
         device, bundle = read_manifest(directory, ClientManifest).device, pack_bundle(directory)
@@ -161,7 +161,7 @@ class ModelStore:
             manifest = self._unpack(bundle, folder)
             _check_address(manifest, device, run)
             if not by_owner:
-                self._pin_what_serves()
+                self._pin_in_service()
                 self.trust.check_model(manifest)
             tried = self._try(folder, manifest.file)
             assert tried.structure is not None
@@ -222,7 +222,7 @@ class ModelStore:
         write_atomically(folder / MANIFEST, files.manifest)
         return manifest
 
-    def _try(self, folder: Path, file: str) -> Tried:
+    def _try(self, folder: Path, file: str) -> TrialResult:
         """The trial of a model; it is not repeated on the same images."""
         samples = self.path / SAMPLES
         images = hashlib.sha256(samples.read_bytes()).hexdigest() if samples.exists() else ""
@@ -235,7 +235,7 @@ class ModelStore:
         write_atomically(kept, msgspec.json.encode(_Trial(images, tried)))
         return tried
 
-    def _in_service(self) -> Tried | None:
+    def _in_service(self) -> TrialResult | None:
         """The trial of the model in service; None: there is none, or it is no longer sound."""
         if not self._is_intact():
             return None
@@ -244,13 +244,13 @@ class ModelStore:
         except ModelError:
             return None
 
-    def _pin_what_serves(self) -> None:
+    def _pin_in_service(self) -> None:
         """Pins a model that its owner put into service before there were pins."""
         if self.trust.is_new and (tried := self._in_service()) is not None:
             assert tried.structure is not None
             self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
 
-    def _compare(self, manifest: ClientManifest, tried: Tried) -> None:
+    def _compare(self, manifest: ClientManifest, tried: TrialResult) -> None:
         """Raises ModelError: it is worse than the model in service, on the images that both were tested on.
 
         A model with another number of classes is not compared, because it numbers the classes differently.
@@ -264,7 +264,7 @@ class ModelStore:
             return
         both = list(zip(serves.hits[:count], tried.hits[:count], strict=True))
         losses, gains = both.count((True, False)), both.count((False, True))
-        chance = chance_of_as_many(losses, gains)
+        chance = mcnemar_p_value(losses, gains)
         if chance < CHANCE:
             found, before = (sum(hits[:count]) / count for hits in (tried.hits, serves.hits))
             raise ModelError(

@@ -15,7 +15,7 @@ from splitee.cli.input_options import region_setting
 from splitee.cli.pairs import require
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
-from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
+from splitee.inference.predictor import NO_LIMITS, WINDOW, OffloadLimits
 from splitee.inference.signatures import ReleaseKey
 from splitee.samples.fitting import Region
 from splitee_device.capture.options import CAPTURE_SETTINGS, CaptureOptions, capture_options
@@ -30,7 +30,7 @@ class ServingOptions:
 
     capture: CaptureOptions
     timeout: float  # seconds
-    floors: OffloadFloors = NO_FLOORS
+    offload_limits: OffloadLimits = NO_LIMITS
     key: ReleaseKey | None = None  # that must have signed releases
     software_key: ReleaseKey | None = None  # that must have signed software; None: no software is accepted
     region: Region | None = None  # the part of each image that the network sees; None: as it was trained
@@ -149,9 +149,9 @@ def _serving(
     require("--keep-unsure", keep_unsure is not None, *bounds)
     key = ReleaseKey.read(release_key) if release_key is not None else None
     of_software = ReleaseKey.read(software_key, "software") if software_key is not None else None
-    floors = OffloadFloors(lowest_threshold, most_offload)
+    offload_limits = OffloadLimits(lowest_threshold, most_offload)
     keep = Bounds(keep_count, keep_size << 20, keep_every, keep_above)
-    return ServingOptions(capture, timeout, floors, key, of_software, region, keep_unsure, keep)
+    return ServingOptions(capture, timeout, offload_limits, key, of_software, region, keep_unsure, keep)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS, title="Classification")

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Agreeing:
+class AgreementCriteria:
     """When predictions agree.
 
     Attributes:
@@ -50,7 +50,7 @@ class Agreeing:
         return report.label[:LONGEST_CLASS_NAME]
 
 
-WEIGHTED_VOTES = Agreeing()
+WEIGHTED_VOTES = AgreementCriteria()
 
 
 class PredictedStates:
@@ -68,7 +68,7 @@ class PredictedStates:
         topics: Topics,
         device: str,
         folder: Path,
-        agreeing: Agreeing,
+        criteria: AgreementCriteria,
         *,
         clock: Clock = time.monotonic,
     ) -> None:
@@ -76,12 +76,12 @@ class PredictedStates:
         self._port = port
         self._topic = routes.PREDICTED_STATE.topic(topics, device)
         self._file = folder / FILE
-        self._agreeing = agreeing
-        self._make_rule = parse_rule(agreeing.rule)
+        self._criteria = criteria
+        self._make_rule = parse_rule(criteria.rule)
         self._clock = clock
         self._agreement = self._begin(1, _read(self._file))
-        self._said_at = clock()
-        self._has_news = False  # an image has come since the last publication
+        self._published_at = clock()
+        self._has_update = False  # an image has come since the last publication
         self._saved: State | None = self._agreement.state
         self._saved_at = clock() - SAVE_EVERY
         self._log_failed = FirstFew()
@@ -95,34 +95,34 @@ class PredictedStates:
 
     def take(self, report: PredictionReport) -> None:
         """Takes the prediction for the next image."""
-        label = self._agreeing.label(report)
+        label = self._criteria.label(report)
         probability = 1.0 if label == UNSURE else report.probability
-        self._has_news = True
+        self._has_update = True
         if not self._agreement.take(label, probability, report.time):
             return
         state = self._agreement.state
         assert state is not None
         self._save_if_due()
-        self._say()
+        self._publish()
         log.info("state: %s", state.label or "unsure")
 
     def tick(self) -> None:
         """Publishes and writes what is due."""
-        if self._has_news and self._clock() - self._said_at >= REFRESH:
-            self._say()
+        if self._has_update and self._clock() - self._published_at >= REFRESH:
+            self._publish()
         self._save_if_due()
 
-    def say_again(self) -> None:
+    def republish(self) -> None:
         """After a new connection: the broker may have lost what it retained."""
-        self._say()
+        self._publish()
 
     def close(self) -> None:
         self._save()
 
-    def _say(self) -> None:
+    def _publish(self) -> None:
         if self._agreement.state is not None:
             self._port.publish(self._topic, _message(self._agreement.state).encode(), retain=True)
-            self._said_at, self._has_news = self._clock(), False
+            self._published_at, self._has_update = self._clock(), False
 
     def _save_if_due(self) -> None:
         if self._clock() - self._saved_at >= SAVE_EVERY:

@@ -20,7 +20,7 @@ from splitee.protocol.fields import LONGEST_CLASS_NAME
 from splitee.protocol.inference import MOST_LAST, LastPrediction, Serving
 from splitee.protocol.topics import Topics
 
-TELL_EVERY = 5.0  # seconds, if something has changed
+REPORT_EVERY = 5.0  # seconds, if something has changed
 AT_LEAST_EVERY = 60.0  # seconds, if nothing has changed
 MINUTE = 60.0
 WINDOW = 2 * MINUTE  # seconds that the figures cover
@@ -29,7 +29,7 @@ KEPT = 1000  # predictions; a device with more in a WINDOW reports on the last o
 
 
 def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
-    """The last will and the farewell of a process that predicts."""
+    """The last will and the offline message of a process that predicts."""
     return routes.SERVING.topic(topics, device), Serving(state="offline", instance=instance).encode()
 
 
@@ -46,7 +46,7 @@ def serving_link(options: LinkOptions, device: str, instance: int) -> Link:
 
 
 @dataclass(frozen=True)
-class _Made:
+class _Record:
     at: float  # by the clock
     milliseconds: float
     source: Source
@@ -68,48 +68,48 @@ class RecentPredictions:
         self._instance = instance
         self._clock = clock
         self._started = clock()
-        self._made: deque[_Made] = deque(maxlen=KEPT)
+        self._records: deque[_Record] = deque(maxlen=KEPT)
         self._last: deque[LastPrediction] = deque(maxlen=MOST_LAST)
-        self._said: Serving | None = None
-        self._said_at = 0.0
+        self._published: Serving | None = None
+        self._published_at = 0.0
         self.dropped = 0
 
     def add(self, prediction: Prediction) -> None:
         """Adds a prediction that has just been made."""
-        self._made.append(_Made(self._clock(), prediction.milliseconds, prediction.source))
+        self._records.append(_Record(self._clock(), prediction.milliseconds, prediction.source))
         label = prediction.label[:LONGEST_CLASS_NAME]
         self._last.appendleft(LastPrediction(label, prediction.probability, prediction.source, time.time()))
 
-    def tell(self) -> None:
-        """Publishes the figures when they have changed, at most every TELL_EVERY seconds."""
-        since = self._clock() - self._said_at
-        if self._said is not None and since < TELL_EVERY:
+    def publish_if_due(self) -> None:
+        """Publishes the figures when they have changed, at most every REPORT_EVERY seconds."""
+        since = self._clock() - self._published_at
+        if self._published is not None and since < REPORT_EVERY:
             return
         serving = self._serving()
         if (
-            self._said is None
+            self._published is None
             or since >= AT_LEAST_EVERY
-            or replace(serving, time=self._said.time) != self._said
+            or replace(serving, time=self._published.time) != self._published
         ):
             self._port.publish(self._topic, serving.encode(), retain=True)
-            self._said, self._said_at = serving, self._clock()
+            self._published, self._published_at = serving, self._clock()
 
-    def tell_again(self) -> None:
+    def republish(self) -> None:
         """Publishes again soon: the broker may have published the last will of a broken connection."""
-        self._said = None
+        self._published = None
 
     def _serving(self) -> Serving:
         now = self._clock()
-        while self._made and now - self._made[0].at > WINDOW:
-            self._made.popleft()
-        of_source = [made.source for made in self._made]
+        while self._records and now - self._records[0].at > WINDOW:
+            self._records.popleft()
+        of_source = [record.source for record in self._records]
         count = len(of_source)
         return Serving(
             state="online",
             instance=self._instance,
             time=time.time(),
             per_minute=round(MINUTE * count / self._seconds(now), 1),
-            latency=round(median(made.milliseconds for made in self._made), 1) if count else None,
+            latency=round(median(record.milliseconds for record in self._records), 1) if count else None,
             offloaded_share=round(1 - of_source.count("exit") / count, 4) if count else None,
             fallback_share=round(of_source.count("local-fallback") / count, 4) if count else None,
             last=tuple(self._last),
@@ -118,6 +118,6 @@ class RecentPredictions:
 
     def _seconds(self, now: float) -> float:
         """The seconds in which the kept predictions were made; at least a minute for a new process."""
-        if len(self._made) == KEPT:
-            return max(now - self._made[0].at, 1.0)
+        if len(self._records) == KEPT:
+            return max(now - self._records[0].at, 1.0)
         return min(max(now - self._started, MINUTE), WINDOW)

@@ -10,12 +10,12 @@ from dataclasses import asdict
 
 import numpy as np
 
-from splitee.cli.accuracy_words import threshold_in_words
+from splitee.cli.accuracy_words import describe_threshold
 from splitee.cli.plain_text import plain
 from splitee.errors import DataError, ModelError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
-from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
+from splitee.inference.predictor import NO_LIMITS, OffloadLimits, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
 from splitee.mqtt.events import Connected, Event, Message, Overflow
@@ -33,16 +33,16 @@ from splitee_device.inference.installer import Installer
 from splitee_device.inference.latest_image import LatestImage
 from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
-from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing, PredictedStates
+from splitee_device.inference.predicted_states import WEIGHTED_VOTES, AgreementCriteria, PredictedStates
 from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
 from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two checks of the clock and the model in service
-HEAR_AGAIN = 10.0  # seconds between two requests for messages that were lost in a flood of triggers
+RESUBSCRIBE_EVERY = 10.0  # seconds between two requests for messages that were lost in a flood of triggers
 EVENTS = 64  # handled between two passes, so that a flood of messages does not stop the predictions
-MOST_TOGETHER = 8  # images in a pass
+LARGEST_BATCH = 8  # images in a pass
 LONGEST_PASS = 0.5  # seconds; after half of it or less, the next pass may have twice as many images
 
 log = logging.getLogger(__name__)
@@ -61,17 +61,17 @@ class InferenceService:
         options: LinkOptions,
         topics: Topics,
         device: str,
-        shelf: ModelStore,
+        store: ModelStore,
         *,
         instance: int,
         threshold: float | None = None,
         timeout: float = 2.0,
-        floors: OffloadFloors = NO_FLOORS,
+        offload_limits: OffloadLimits = NO_LIMITS,
         key: ReleaseKey | None = None,
         region: Region | None = None,
         threads: int | None = None,
         unsure: UnsureImages | None = None,
-        agreeing: Agreeing = WEIGHTED_VOTES,
+        criteria: AgreementCriteria = WEIGHTED_VOTES,
         latest: LatestImage | None = None,
         others: Sequence[Installer] = (),
     ) -> None:
@@ -84,7 +84,7 @@ class InferenceService:
             key: that must have signed releases; None: signatures are not checked.
             region: the part of images that the model sees; None: all of them.
             unsure: where images that the model is uncertain of are kept; None: nowhere.
-            agreeing: when predictions agree, so that the state changes.
+            criteria: when predictions agree, so that the state changes.
             latest: where the latest image is kept; None: nowhere.
             others: installers for releases of other kinds.
         """
@@ -92,12 +92,12 @@ class InferenceService:
         self._options = options
         self._topic = topics.device(device, "predictions")
         self._device = device
-        self._shelf = shelf
+        self._store = store
         self._threshold = threshold
         self._timeout = timeout
         self._threads = threads
-        self._floors = floors
-        self._delivery = Delivery(link, topics, device, ModelInstaller(shelf, device), key=key)
+        self._offload_limits = offload_limits
+        self._delivery = Delivery(link, topics, device, ModelInstaller(store, device), key=key)
         self._deliveries = (
             self._delivery,
             *(Delivery(link, topics, device, other, key=key) for other in others),
@@ -108,16 +108,16 @@ class InferenceService:
         self._region = region
         self._unsure = unsure
         self._latest = latest
-        self._states = PredictedStates(link, topics, device, shelf.path, agreeing)
+        self._states = PredictedStates(link, topics, device, store.path, criteria)
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is a model
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_skips = FirstFew()
         self._log_dropped = RateLimiter()
-        self._has_lost = False  # lost messages may have been offers
-        self._hear_again = RateLimiter(HEAR_AGAIN)
-        self._batch = 1  # images in a pass; more once passes are known to be short
+        self._has_lost_messages = False  # lost messages may have been offers
+        self._resubscribe = RateLimiter(RESUBSCRIBE_EVERY)
+        self._batch_size = 1  # images in a pass; more once passes are known to be short
         self._unlogged = 0
 
     def run(self, capture: Capture | None, stop: Callable[[], bool]) -> None:
@@ -125,7 +125,7 @@ class InferenceService:
 
         `capture`: None: there are no images; only models are received.
         """
-        if self._shelf.release is None:
+        if self._store.release is None:
             log.info("no model yet: waiting for one to be released to %s", self._device)
         if capture is not None:
             capture.images.open(self._link.wake)
@@ -148,10 +148,10 @@ class InferenceService:
                 break
             self._handle(event, capture)
             wait = 0.0
-        if self._has_lost and self._hear_again.due():
-            self._has_lost = False
+        if self._has_lost_messages and self._resubscribe.due():
+            self._has_lost_messages = False
             for delivery in self._deliveries:
-                delivery.hear_again()
+                delivery.resubscribe()
         for delivery in self._deliveries:
             delivery.tick()
         if self._unsure is not None:
@@ -159,9 +159,9 @@ class InferenceService:
         if self._latest is not None:
             self._latest.tick()
         self._states.tick()
-        self._recent.tell()
-        if self._shelf.release != self._release:
-            self._switch()
+        self._recent.publish_if_due()
+        if self._store.release != self._release:
+            self._switch_model()
         if capture is not None:
             self._note_dropped(capture.images.dropped)
             if self._predictor is not None:
@@ -174,11 +174,11 @@ class InferenceService:
                     delivery.handle(event)
         elif isinstance(event, Connected):
             for delivery in self._deliveries:
-                delivery.say_again()
-            self._recent.tell_again()
-            self._states.say_again()
+                delivery.republish()
+            self._recent.republish()
+            self._states.republish()
         elif isinstance(event, Overflow):
-            self._has_lost = True
+            self._has_lost_messages = True
 
     def close(self) -> None:
         self._states.close()
@@ -188,14 +188,14 @@ class InferenceService:
         if self._offload is not None:
             self._offload.close()
 
-    def _switch(self) -> None:
+    def _switch_model(self) -> None:
         """Loads the model now in service: delivered, rolled back, or put back in place of a broken one."""
-        wanted = self._shelf.release
+        wanted = self._store.release
         model = self._load_model()
-        self._release = self._shelf.release
+        self._release = self._store.release
         if model is None:
             self._predictor = None
-            self._delivery.fetch_again("its files on this device are damaged")
+            self._delivery.refetch("its files on this device are damaged")
             return
         if wanted is not None and self._release != wanted:
             self._delivery.report(wanted, "rolled back", "it does not load")
@@ -207,12 +207,12 @@ class InferenceService:
         )
         self._offload.open()
         self._predictor = Predictor(
-            model, threshold=self._threshold, trunk=self._offload, floors=self._floors
+            model, threshold=self._threshold, trunk=self._offload, offload_limits=self._offload_limits
         )
         self._preparation = model.manifest.preparation(self._region)
         self._states.serve(len(model.manifest.class_names))
         in_force, released = self._predictor.threshold, model.manifest.released
-        words = threshold_in_words(released)
+        words = describe_threshold(released)
         if in_force != released.threshold:
             words = f"threshold {in_force:.3f}, by this device's settings"
         log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
@@ -223,16 +223,16 @@ class InferenceService:
         Raises ModelError: the files are as delivered, and the model does not load all the same.
         """
         try:
-            return self._shelf.load(self._threads)
+            return self._store.load(self._threads)
         except ModelError as error:
-            if self._shelf.release is not None:
+            if self._store.release is not None:
                 raise
             log.warning("%s; waiting for a release to %s", error, self._device)
             return None
 
     def _classify(self, capture: Capture, predictor: Predictor) -> None:
         """Classifies the images that have waited longest, in one pass: as many as keep it short."""
-        taken = capture.images.take(self._batch)
+        taken = capture.images.take(self._batch_size)
         loaded = [(image, pixels) for image in taken if (pixels := self._load(image)) is not None]
         if capture.change is not None:
             loaded = [(image, pixels) for image, pixels in loaded if capture.change.passes(pixels)]
@@ -247,11 +247,11 @@ class InferenceService:
                 self._latest.offer(image.source)
             if self._unsure is not None:
                 self._unsure.offer(image.name, image.source, pixels, prediction, predictor.threshold)
-        self._recent.tell()
+        self._recent.publish_if_due()
         if seconds > LONGEST_PASS:
-            self._batch = max(self._batch // 2, 1)
+            self._batch_size = max(self._batch_size // 2, 1)
         elif seconds < LONGEST_PASS / 2:
-            self._batch = min(2 * self._batch, MOST_TOGETHER)
+            self._batch_size = min(2 * self._batch_size, LARGEST_BATCH)
 
     def _load(self, image: NewImage) -> Pixels | None:
         """None: it cannot be read, which is logged."""

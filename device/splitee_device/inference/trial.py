@@ -31,7 +31,7 @@ COPIES = 4  # of the graph that exist while it is read, checked and loaded
 MOST_IMAGES = 256  # that a model is tested on
 
 
-class Tried(msgspec.Struct, frozen=True):
+class TrialResult(msgspec.Struct, frozen=True):
     """The result of a trial.
 
     Attributes:
@@ -55,7 +55,7 @@ class Setup(msgspec.Struct, frozen=True):
     seconds: int
 
 
-def try_model(folder: Path, file: str, samples: Path, *, seconds: int = SECONDS) -> Tried:
+def try_model(folder: Path, file: str, samples: Path, *, seconds: int = SECONDS) -> TrialResult:
     """Test the graph `file` of a model directory on the device's images, if `samples` exists.
 
     Args:
@@ -85,7 +85,7 @@ def _memory(graph: int) -> int:
     return least(ROOM + COPIES * graph, available) or ROOM
 
 
-def _run(setup: Setup) -> Tried:
+def _run(setup: Setup) -> TrialResult:
     files = tuple(number for number in (setup.manifest, setup.graph, setup.samples) if number is not None)
     with tempfile.TemporaryFile() as output:
         with _signals_blocked():
@@ -104,18 +104,18 @@ def _run(setup: Setup) -> Tried:
         try:
             status = process.wait(setup.seconds)
         except subprocess.TimeoutExpired:
-            return Tried(f"it did not finish within {setup.seconds} s")
+            return TrialResult(f"it did not finish within {setup.seconds} s")
         finally:
             process.kill()
             process.wait()
         output.seek(0)
         result = output.read(MAX_OUTPUT)
     if status:
-        return Tried(_why(status, setup))
+        return TrialResult(_failure_reason(status, setup))
     try:
-        return msgspec.json.decode(result, type=Tried)
+        return msgspec.json.decode(result, type=TrialResult)
     except msgspec.MsgspecError:
-        return Tried("its trial ended without a result")
+        return TrialResult("its trial ended without a result")
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def _environment() -> dict[str, str]:
     return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def _why(status: int, setup: Setup) -> str:
+def _failure_reason(status: int, setup: Setup) -> str:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"its trial took more than {setup.seconds} s, or more memory than is available"
     if status < 0:

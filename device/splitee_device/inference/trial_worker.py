@@ -20,8 +20,8 @@ from splitee.inference.graph_check import parse_checked
 from splitee.inference.graph_structure import structure_of
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import ClientManifest, check_graph_digest
-from splitee.samples.kept import Samples
-from splitee_device.inference.trial import MOST_IMAGES, Setup, Tried
+from splitee.samples.storage import Samples
+from splitee_device.inference.trial import MOST_IMAGES, Setup, TrialResult
 from splitee_device.machine.confinement import confine
 
 BATCH = 8  # images; activations between the layers take most of the memory
@@ -39,22 +39,22 @@ def main() -> None:
     try:
         tried = _try(manifest, graph, samples, FOR_IMAGES * setup.seconds)
     except ModelError as error:
-        tried = Tried(str(error))
+        tried = TrialResult(str(error))
     except MemoryError:
-        tried = Tried(f"it needs more than {setup.memory >> 20} MiB of memory")
+        tried = TrialResult(f"it needs more than {setup.memory >> 20} MiB of memory")
     except Exception as error:  # onnx and its runtime raise many kinds of errors for bad models
-        tried = Tried(f"{type(error).__name__}: {str(error)[:300]}")
+        tried = TrialResult(f"{type(error).__name__}: {str(error)[:300]}")
     print(msgspec.json.encode(tried).decode(), flush=True)
 
 
-def _try(manifest: bytes, graph: bytes, samples: Samples | None, seconds: float) -> Tried:
+def _try(manifest: bytes, graph: bytes, samples: Samples | None, seconds: float) -> TrialResult:
     """Raises ModelError, or what onnx and the runtime raise: the model is not sound."""
     known = msgspec.json.decode(manifest, type=ClientManifest)
     check_graph_digest(graph, known.file, known.sha256.get(known.file, "none"))
     structure = structure_of(parse_checked(graph, known.file))
     model = ClientModel.of(known, graph, threads=1)
     samples = _noise(known) if samples is None else samples
-    return Tried(structure=structure, hits=_hits(model, samples, seconds))
+    return TrialResult(structure=structure, hits=_hits(model, samples, seconds))
 
 
 def _hits(model: ClientModel, samples: Samples, seconds: float) -> tuple[bool, ...]:

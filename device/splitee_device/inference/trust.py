@@ -98,16 +98,18 @@ class Trust:
         device never had.
         """
         pinned, expected = self.read(), self._expected
-        mine = manifest.network, tuple(manifest.input_shape)
-        if expected is not None and (mine != (expected.network, expected.input_shape)):
-            raise ModelError(f"it is {_words(*mine)}, this device has trained {_words(*_of(expected))}")
+        offered = manifest.network, tuple(manifest.input_shape)
+        if expected is not None and (offered != (expected.network, expected.input_shape)):
+            raise ModelError(
+                f"it is {_describe(*offered)}, this device has trained {_describe(*_of(expected))}"
+            )
         classes = pinned.classes
         if expected is not None and manifest.class_names == expected.class_names:
             classes = len(expected.class_names)
-        if pinned.network and (*mine, len(manifest.class_names)) != (*_of(pinned), classes):
+        if pinned.network and (*offered, len(manifest.class_names)) != (*_of(pinned), classes):
             raise ModelError(
-                f"it is {_words(*mine)} and {len(manifest.class_names)} classes, this device's model "
-                f"{_words(*_of(pinned))} and {pinned.classes}; {HINT}"
+                f"it is {_describe(*offered)} and {len(manifest.class_names)} classes, this device's model "
+                f"{_describe(*_of(pinned))} and {pinned.classes}; {HINT}"
             )
         if expected is None:
             is_known = not pinned.network or manifest.cut in pinned.graphs
@@ -159,5 +161,5 @@ def _of(known: Trusted | Expected) -> tuple[str, tuple[int, ...]]:
     return known.network, known.input_shape
 
 
-def _words(network: str, shape: tuple[int, ...]) -> str:
+def _describe(network: str, shape: tuple[int, ...]) -> str:
     return f"{network} for {'x'.join(map(str, shape))}"

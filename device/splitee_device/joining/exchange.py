@@ -35,10 +35,10 @@ from splitee.pairing.proofs import is_same, new_nonce, proof
 from splitee.protocol.topics import check_name
 from splitee_device.joining.own_key import OwnKey
 
-CONNECTING = 10.0  # seconds
-PROVING = 20.0  # seconds; the hub may be slow, and its clock is not this one's
-SIGNING = 90.0  # seconds; other devices may be served first
-CROWDED = 120.0  # seconds during which a connection that is closed at once is tried again
+CONNECT_TIMEOUT = 10.0  # seconds
+PROVE_TIMEOUT = 20.0  # seconds; the hub may be slow, and its clock is not this one's
+SIGN_TIMEOUT = 90.0  # seconds; other devices may be served first
+RETRY_FOR = 120.0  # seconds during which a connection that is closed at once is tried again
 LONGEST_PAUSE = 4.0  # seconds between two of these tries
 
 REFUSALS: dict[Reason, str] = {
@@ -126,7 +126,7 @@ class Exchange:
             PairingEnded: the hub refuses, or its reply is not an identity of `name`.
         """
         key = OwnKey()
-        self._channel.extend(SIGNING)
+        self._channel.extend(SIGN_TIMEOUT)
         self._channel.send(Request(name, key.request(name)))
         granted = self._receive(Granted, name)
         if not BrokerAddress.parse(granted.broker).tls:
@@ -149,33 +149,33 @@ class Exchange:
         Raises:
             PairingEnded: the hub says that it could not do that.
         """
-        self._channel.extend(SIGNING)
+        self._channel.extend(SIGN_TIMEOUT)
         self._channel.send(Stored())
         self._receive(Confirmed)
 
     def _receive(self, kind: type[T], name: str = "") -> T:
-        came = self._channel.receive_or_refusal(kind)
-        if isinstance(came, Refused):
-            raise PairingEnded(f"{self._hub}: {REFUSALS[came.reason].format(hub=self._hub, name=name)}")
-        return came
+        reply = self._channel.receive_or_refusal(kind)
+        if isinstance(reply, Refused):
+            raise PairingEnded(f"{self._hub}: {REFUSALS[reply.reason].format(hub=self._hub, name=name)}")
+        return reply
 
 
 @contextmanager
-def connected(hub: Hub, tell: Callable[[str], None]) -> Iterator[Exchange]:
+def connected(hub: Hub, show: Callable[[str], None]) -> Iterator[Exchange]:
     """A conversation with `hub` by TLS 1.3.
 
     No authority has signed its certificate: `Exchange.prove` shows whose it is.
 
     Args:
-        tell: receives a line for the user when this device has to wait.
+        show: receives a line for the user when this device has to wait.
 
     Raises:
         BrokerUnreachable: nothing listens there, or it is silent, or it does not pair.
     """
     try:
-        with _secured(hub, tell) as secured:
+        with _secured(hub, show) as secured:
             certificate = secured.getpeercert(binary_form=True) or b""
-            yield Exchange(hub, Channel(secured, PROVING), certificate)
+            yield Exchange(hub, Channel(secured, PROVE_TIMEOUT), certificate)
     except MalformedMessage as error:
         raise BrokerUnreachable(f"{hub}: it is no hub that invites ({error}); is that its --port?") from None
     except ssl.SSLError as error:
@@ -188,7 +188,7 @@ def connected(hub: Hub, tell: Callable[[str], None]) -> Iterator[Exchange]:
         raise BrokerUnreachable(f"{hub}: the connection was lost ({reason}); run it again") from None
 
 
-def _secured(hub: Hub, tell: Callable[[str], None]) -> ssl.SSLSocket:
+def _secured(hub: Hub, show: Callable[[str], None]) -> ssl.SSLSocket:
     """A connection whose certificate has not been checked.
 
     A hub that serves as many devices as it can closes each further connection at once. The connection is
@@ -202,18 +202,18 @@ def _secured(hub: Hub, tell: Callable[[str], None]) -> ssl.SSLSocket:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     is_told = False
-    for _ in tries(CROWDED, delays(longest=LONGEST_PAUSE)):
+    for _ in tries(RETRY_FOR, delays(longest=LONGEST_PAUSE)):
         try:
-            bare = socket.create_connection((hub.host, hub.port), timeout=CONNECTING)
+            bare = socket.create_connection((hub.host, hub.port), timeout=CONNECT_TIMEOUT)
         except (OSError, UnicodeError) as error:
             raise BrokerUnreachable(_nobody(hub, error)) from None
         with suppress(ssl.SSLEOFError, ConnectionError):
             return context.wrap_socket(bare)
         if not is_told:
             is_told = True
-            tell(
+            show(
                 f"{hub}: it closes the connection: many devices join at once, or it is no hub that invites; "
-                f"trying again for {CROWDED:.0f} s"
+                f"trying again for {RETRY_FOR:.0f} s"
             )
     raise BrokerUnreachable(
         f"{hub}: it closes each connection: it has no room for one more, or is no hub that invites; "

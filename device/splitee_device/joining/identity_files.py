@@ -38,7 +38,7 @@ class IdentityFiles:
         self.settings = directory / SETTINGS
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-            self._take_back()
+            self._recover()
             self._new().rmdir()  # this shows that it can be written
         except OSError as error:
             raise StateError(
@@ -48,11 +48,11 @@ class IdentityFiles:
 
     def check(self, fleet: str, name: str) -> None:
         """Raises ConfigError: the existing identity is of another device or another fleet."""
-        there = self._read()
+        current = self._read()
         for key, value in (("fleet", fleet), ("id", name)):
-            if there.get(key, value) != value:
+            if current.get(key, value) != value:
                 raise ConfigError(
-                    f"{self.settings} is of {key} {there[key]!r}, and the invitation for {value!r}: take "
+                    f"{self.settings} is of {key} {current[key]!r}, and the invitation for {value!r}: take "
                     "another --directory, or --force, if the old identity is to be lost"
                 )
 
@@ -91,7 +91,7 @@ class IdentityFiles:
             for what, key in pinned.items():
                 if key:
                     write_atomically(self.directory / f"{what}.pub", key, mode=0o644)
-            self._exchange()
+            self._swap()
             write_atomically(self.settings, text, mode=0o644)
         except OSError as error:
             raise unwritable(self.directory, error) from None
@@ -102,20 +102,20 @@ class IdentityFiles:
         new.mkdir(mode=0o700)
         return new
 
-    def _exchange(self) -> None:
-        there, old = self.directory / IDENTITY, self.directory / OLD
-        if there.exists():
-            there.rename(old)
-        (self.directory / NEW).rename(there)
+    def _swap(self) -> None:
+        current, old = self.directory / IDENTITY, self.directory / OLD
+        if current.exists():
+            current.rename(old)
+        (self.directory / NEW).rename(current)
         shutil.rmtree(old, ignore_errors=True)
         sync_folder(self.directory)
 
-    def _take_back(self) -> None:
+    def _recover(self) -> None:
         """Restores the old identity after a power cut between the two renames of an exchange."""
-        there, old = self.directory / IDENTITY, self.directory / OLD
-        if not there.exists():
+        current, old = self.directory / IDENTITY, self.directory / OLD
+        if not current.exists():
             with suppress(FileNotFoundError):
-                old.rename(there)
+                old.rename(current)
         shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:

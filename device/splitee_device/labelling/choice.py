@@ -42,7 +42,7 @@ def k_centre(features: Array, labelled: Array) -> npt.NDArray[np.intp]:
     return np.concatenate([np.asarray(chosen, np.intp), rest])
 
 
-def in_turn(*orders: Sequence[str]) -> list[str]:
+def interleave(*orders: Sequence[str]) -> list[str]:
     """The first of each order, then the second of each, and so on, without duplicates."""
     turns: Iterator[str | None] = chain.from_iterable(zip_longest(*orders))
     return list(dict.fromkeys(one for one in turns if one is not None))

@@ -13,7 +13,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST
 from splitee.inference.uncertainty import Array, normalized_entropy, softmax
 from splitee.samples.fitting import Pixels, Preparation, Region
-from splitee.samples.kept import kept_region
+from splitee.samples.storage import load_region
 from splitee_device.inference.find_model import find_model
 
 PIXELS = Preparation((3, 32, 32))  # how images are prepared without a model
@@ -27,7 +27,7 @@ class Extractor:
         preparation: how images must be prepared.
         class_names: of the logits; () without a model.
         identity: differs for each model and region.
-        what: a description for the user.
+        model_description: for the user; "pixels" without a model.
     """
 
     def __init__(self, model: ClientModel | None = None, region: Region | None = None) -> None:
@@ -36,10 +36,12 @@ class Extractor:
         self.class_names = () if model is None else model.manifest.class_names
         graph = "pixels" if model is None else model.manifest.sha256[model.manifest.file]
         self.identity = hashlib.sha256(f"{graph} {self.preparation}".encode()).hexdigest()[:16]
-        self.what = "pixels"
+        self.model_description = "pixels"
         if model is not None:
             known = model.manifest
-            self.what = f"{known.network} up to {known.stage}, round {known.round} of run {known.run}"
+            self.model_description = (
+                f"{known.network} up to {known.stage}, round {known.round} of run {known.run}"
+            )
 
     def __call__(self, images: Pixels) -> tuple[Array, Array]:
         """uint8 (N, C, H, W) -> features (N, D) and logits (N, classes), which are (N, 0) without a model."""
@@ -60,7 +62,7 @@ def open_extractor(model: Path | None, region: Region | None, threads: int | Non
     if model is None:
         return Extractor(region=region)
     folder = find_model(model)
-    return Extractor(ClientModel(folder, threads=threads), region or kept_region(folder))
+    return Extractor(ClientModel(folder, threads=threads), region or load_region(folder))
 
 
 def in_service(model: Path) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from splitee_device.data.folder import find_classes
 from splitee_device.labelling.class_names import NONE_OF_THESE, check_class_name, make_folder
 from splitee_device.labelling.durable_moves import finish_move, free_name, move_file
 from splitee_device.labelling.journal import Journal, LabelledElsewhere, Moved, Step
-from splitee_device.labelling.unlabelled import Unlabelled, UnlabelledFolders, look_at
+from splitee_device.labelling.unlabelled import Unlabelled, UnlabelledFolders, image_at
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ class Labeller:
         """Yields the images that are still there, and adds the others to the outcome."""
         for identifier in identifiers:
             image = self.unlabelled.get(identifier)
-            if image is not None and look_at(image.path) == image:
+            if image is not None and image_at(image.path) == image:
                 yield image
             elif identifier in self._labels:
                 outcome.already[identifier] = self._labels[identifier]
@@ -235,7 +235,7 @@ class Labeller:
     def _note_return(self, moved: Sequence[Moved], outcome: Outcome) -> None:
         for image in moved:
             self._labels.pop(image.image, None)
-            back = look_at(self.data / image.target)
+            back = image_at(self.data / image.target)
             if back is not None:
                 self.unlabelled[back.identifier] = back
                 outcome.moved.append(back.identifier)

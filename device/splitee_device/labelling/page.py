@@ -21,14 +21,14 @@ from splitee_device.labelling.labelled import as_csv
 from splitee_device.labelling.labeller import Labeller, Outcome
 from splitee_device.labelling.scores import Order, Scores
 from splitee_device.labelling.thumbnails import Thumbnails
-from splitee_device.labelling.unlabelled import Unlabelled, look_at
-from splitee_web.listening import Listening
+from splitee_device.labelling.unlabelled import Unlabelled, image_at
+from splitee_web.listening import ListenOptions
 from splitee_web.site import STREAMS, make_app
 
 STATIC = Path(__file__).with_name("static")
 MOST_SHOWN = 2000  # images that a browser gets at a time
 MOST_AT_ONCE = 1000  # images of one action
-IN_A_BROWSER = {"Cache-Control": "private, max-age=600"}  # an image's identifier changes with its file
+CACHE_HEADERS = {"Cache-Control": "private, max-age=600"}  # an image's identifier changes with its file
 
 Browser = Annotated[str, msgspec.Meta(max_length=64)]
 T = TypeVar("T")
@@ -61,10 +61,10 @@ class LabelPage:
         self._actions = ThreadPoolExecutor(1, "actions")
         self._decoding = ThreadPoolExecutor(1, "decoding")  # a large image takes much memory
         self._order = sorted(labeller.classes)  # the order of classes and their keys; new ones come last
-        self._learning = asyncio.Lock()
+        self._enough_lock = asyncio.Lock()
         self._enough: tuple[object, bytes] = None, b""
 
-    def make_app(self, where: Listening) -> web.Application:
+    def make_app(self, where: ListenOptions) -> web.Application:
         app = make_app(where, STATIC)
         app.router.add_get("/events", self._events)
         app.router.add_get("/images", self._images)
@@ -92,7 +92,7 @@ class LabelPage:
             "unscored": sum(self._scores.score(image) is None for image in labeller.unlabelled.copy())
             - len(self._scores.unreadable & labeller.unlabelled.keys()),
             "undoable": labeller.undoable,
-            "model": plain(self._scores.what),
+            "model": plain(self._scores.model_description),
             "data": plain(str(labeller.data)),
         }
 
@@ -101,7 +101,7 @@ class LabelPage:
         loop = asyncio.get_running_loop()
 
         def changed(gone: set[str]) -> None:
-            loop.call_soon_threadsafe(self._say, app, "folders", {"gone": sorted(gone)})
+            loop.call_soon_threadsafe(self._send_event, app, "folders", {"gone": sorted(gone)})
 
         thread = threading.Thread(target=self._scores.run, args=(changed,), name="scores")
         thread.start()
@@ -111,8 +111,8 @@ class LabelPage:
         self._actions.shutdown()
         self._decoding.shutdown()
 
-    def _say(self, app: web.Application, name: str, what: dict[str, Any]) -> None:
-        app[STREAMS].send(name, _encode({**what, "state": self.state()}))
+    def _send_event(self, app: web.Application, name: str, data: dict[str, Any]) -> None:
+        app[STREAMS].send(name, _encode({**data, "state": self.state()}))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         return await request.app[STREAMS].respond(request, lambda: [("state", _encode(self.state()))])
@@ -147,34 +147,34 @@ class LabelPage:
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
         image = self._labeller.unlabelled.get(request.match_info["identifier"])
-        if image is None or look_at(image.path) != image:
+        if image is None or image_at(image.path) != image:
             raise web.HTTPNotFound(text="this image is no longer there\n")
         make = self._thumbnails.small if request.match_info["size"] == "small" else self._thumbnails.large
         try:
             data = await self._in(self._decoding, make, image)
         except DataError as error:
             raise web.HTTPUnprocessableEntity(text=f"{plain(str(error))}\n") from None
-        return web.Response(body=data, content_type="image/jpeg", headers=IN_A_BROWSER)
+        return web.Response(body=data, content_type="image/jpeg", headers=CACHE_HEADERS)
 
     async def _label(self, request: web.Request) -> web.StreamResponse:
         wanted = await _read(request, ToLabel)
         outcome = await self._in(self._actions, self._labeller.label, wanted.images, wanted.label)
-        return self._done(request, "labelled", outcome, wanted.browser)
+        return self._respond(request, "labelled", outcome, wanted.browser)
 
     async def _undo(self, request: web.Request) -> web.StreamResponse:
         wanted = await _read(request, ToUndo)
         outcome = await self._in(self._actions, self._labeller.undo)
-        return self._done(request, "undone", outcome, wanted.browser)
+        return self._respond(request, "undone", outcome, wanted.browser)
 
     async def _new_class(self, request: web.Request) -> web.StreamResponse:
         wanted = await _read(request, NewClass)
         await self._in(self._actions, self._labeller.add_class, wanted.name)
-        self._say(request.app, "folders", {"gone": []})
+        self._send_event(request.app, "folders", {"gone": []})
         return _json({"name": wanted.name, "shown": plain(wanted.name), "state": self.state()})
 
-    def _done(self, request: web.Request, name: str, outcome: Outcome, browser: str) -> web.Response:
+    def _respond(self, request: web.Request, name: str, outcome: Outcome, browser: str) -> web.Response:
         """Reports an action's outcome to its browser, and the changes to the others."""
-        said: dict[str, Any] = {
+        event: dict[str, Any] = {
             "images": outcome.moved,
             "gone": outcome.gone,
             "label": outcome.label,
@@ -183,11 +183,11 @@ class LabelPage:
         }
         if name == "undone":
             back = map(self._labeller.unlabelled.get, outcome.moved[:MOST_SHOWN])
-            said["restored"] = [self._shown(image) for image in back if image is not None]
+            event["restored"] = [self._shown(image) for image in back if image is not None]
         if outcome.moved or outcome.gone:
-            self._say(request.app, name, said)
+            self._send_event(request.app, name, event)
         already = {image: label and plain(label) for image, label in outcome.already.items()}
-        return _json({**said, "already": already, "failed": plain(outcome.failed), "state": self.state()})
+        return _json({**event, "already": already, "failed": plain(outcome.failed), "state": self.state()})
 
     async def _csv(self, _request: web.Request) -> web.StreamResponse:
         text = await asyncio.to_thread(as_csv, self._labeller.data, self._labeller.steps())
@@ -196,13 +196,13 @@ class LabelPage:
 
     async def _is_enough(self, _request: web.Request) -> web.StreamResponse:
         """Computed again if labels or the model have changed; takes seconds."""
-        async with self._learning:
-            of = tuple(sorted(self._labeller.classes.items())), self._scores.what
+        async with self._enough_lock:
+            of = tuple(sorted(self._labeller.classes.items())), self._scores.model_description
             if self._enough[0] != of:
                 enough = await asyncio.to_thread(self._scores.enough)
                 self._enough = (
                     of,
-                    _encode(_plain({**msgspec.to_builtins(enough), "model": self._scores.what})),
+                    _encode(_plain({**msgspec.to_builtins(enough), "model": self._scores.model_description})),
                 )
             return web.Response(body=self._enough[1], content_type="application/json")
 

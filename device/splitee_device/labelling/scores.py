@@ -17,7 +17,7 @@ from splitee.errors import SpliteeError
 from splitee.inference.uncertainty import Array
 from splitee.log_limits import FirstFew
 from splitee.samples.fitting import Region
-from splitee_device.labelling.choice import in_turn, k_centre
+from splitee_device.labelling.choice import interleave, k_centre
 from splitee_device.labelling.class_names import WORKSPACE
 from splitee_device.labelling.extractor import in_service, open_extractor, predictions
 from splitee_device.labelling.kept_features import BATCH, KeptFeatures
@@ -26,9 +26,9 @@ from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.learning_curve import Enough, how_much_is_enough
 from splitee_device.labelling.unlabelled import Unlabelled
 
-LOOK_EVERY = 2.0  # seconds between two scans of the folders
+SCAN_EVERY = 2.0  # seconds between two scans of the folders
 SAVE_EVERY = 300.0  # seconds between two writes of new features
-SAY_EVERY = 1.0  # seconds between two reports of progress
+REPORT_EVERY = 1.0  # seconds between two reports of progress
 
 Order = Literal["both", "uncertain", "unlike"]
 Changed = Callable[[set[str]], None]
@@ -75,9 +75,9 @@ class Scores:
         return self._scores.get(identifier)
 
     @property
-    def what(self) -> str:
+    def model_description(self) -> str:
         """The model, in words; "": there is none."""
-        return self._extractor.what if self._extractor.class_names else ""
+        return self._extractor.model_description if self._extractor.class_names else ""
 
     def open(self, labeller: Labeller) -> None:
         self._labeller = labeller
@@ -93,13 +93,13 @@ class Scores:
                 if came or gone:
                     changed(gone)
                 self._score(changed)
-            except (SpliteeError, OSError) as error:  # a folder that may be back at the next look
+            except (SpliteeError, OSError) as error:  # a folder that may be back at the next scan
                 if self._log_failed.due():
                     log.warning("%s", error)
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()
-            self._stop.wait(LOOK_EVERY)
+            self._stop.wait(SCAN_EVERY)
         self._save()
 
     def close(self) -> None:
@@ -116,13 +116,13 @@ class Scores:
         names = [image.identifier for image in images]
         scored = [name for name in names if name in self._scores]
         uncertain = sorted(scored, key=lambda name: -self._scores[name].entropy)
-        if order == "uncertain" and self.what:
+        if order == "uncertain" and self.model_description:
             first = uncertain
-        elif order == "unlike" or not self.what:
+        elif order == "unlike" or not self.model_description:
             first = self._most_unlike(scored)
         else:
-            first = in_turn(uncertain, self._most_unlike(scored))
-        return in_turn(first) + [name for name in names if name not in self._scores]
+            first = interleave(uncertain, self._most_unlike(scored))
+        return interleave(first) + [name for name in names if name not in self._scores]
 
     def _most_unlike(self, names: list[str]) -> list[str]:
         """The most unlike first; the labelled images count as chosen already, if they can be read."""
@@ -149,7 +149,7 @@ class Scores:
             self._kept = KeptFeatures(self._opened().data / WORKSPACE, extractor)
             self._scores, self.unreadable = {}, set()
             self._unlike = []
-        log.info("in service: %s", extractor.what)
+        log.info("in service: %s", extractor.model_description)
 
     def _score(self, changed: Changed) -> None:
         images = {
@@ -157,7 +157,7 @@ class Scores:
             for image in self._opened().images()
             if image.identifier not in self._scores and image.identifier not in self.unreadable
         }
-        paths, said = list(images), time.monotonic()
+        paths, reported = list(images), time.monotonic()
         for start in range(0, len(paths), BATCH):
             if self._stop.is_set():
                 return
@@ -168,9 +168,9 @@ class Scores:
                     self.unreadable.add(images[path])
                 else:
                     self._scores[images[path]] = self._scored(*row)
-            if time.monotonic() - said > SAY_EVERY:
+            if time.monotonic() - reported > REPORT_EVERY:
                 changed(set())
-                said = time.monotonic()
+                reported = time.monotonic()
         if paths:
             changed(set())
 

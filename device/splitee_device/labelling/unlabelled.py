@@ -54,7 +54,7 @@ class UnlabelledFolders:
             for path, folders, names in os.walk(folder):
                 folders[:] = sorted(name for name in folders if not is_foreign(name))
                 for name in sorted(filter(_is_shown, names)):
-                    image = look_at(Path(path, name))
+                    image = image_at(Path(path, name))
                     if image is not None:
                         found[image.identifier] = image
                     if len(found) >= MOST_IMAGES:
@@ -64,7 +64,7 @@ class UnlabelledFolders:
         return found
 
 
-def look_at(path: Path) -> Unlabelled | None:
+def image_at(path: Path) -> Unlabelled | None:
     """The image that is now at `path`; None: no regular file is there."""
     try:
         status = path.lstat()

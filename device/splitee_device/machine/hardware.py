@@ -162,8 +162,8 @@ def throttled(root: Path = ROOT, query: Callable[[], str | None] | None = None) 
 
 def throttled_now(value: Value | None) -> tuple[str, ...]:
     """Those limits in a value of `throttled` that apply at this moment."""
-    said = value if isinstance(value, tuple) else ()
-    return tuple(name for name in said if name in THROTTLED.values())
+    limits = value if isinstance(value, tuple) else ()
+    return tuple(name for name in limits if name in THROTTLED.values())
 
 
 class Load:

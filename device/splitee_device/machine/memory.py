@@ -63,7 +63,7 @@ class MemoryWatch:
 
     def __enter__(self) -> MemoryWatch:
         self._stop.clear()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
         return self
 
@@ -79,6 +79,6 @@ class MemoryWatch:
         """Bytes of anonymous memory at its peak in this process's life."""
         return max(self._seen, peak())
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         while not self._stop.wait(EVERY):
             self._seen = max(self._seen, memory()["RssAnon"])

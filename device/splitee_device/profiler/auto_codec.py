@@ -102,9 +102,9 @@ class AutoCodec:
             StateError: the choice cannot be kept.
         """
         kept = KeptChoice(state, "codec", CODECS)
-        held = None if fresh else kept.of(spec.run)
-        if held is not None:
-            return held
+        stored = None if fresh else kept.of(spec.run)
+        if stored is not None:
+            return stored
         step, costs = measure_codecs(trainer_at(cut))
         gc.collect()  # that trainer has reference cycles, and the run's own needs its memory
         codec, reason = choose_codec(

@@ -19,7 +19,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import AUTO, DEFAULT
 from splitee.protocol.fleet import Capability, CutCost
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.epochs import steps_a_round
+from splitee.training.epochs import steps_per_round
 from splitee_device.machine import hardware
 from splitee_device.profiler.choice import Preference
 from splitee_device.profiler.cost_model import LinkSpeed, Work, payload_bytes
@@ -94,16 +94,16 @@ class AutoCut:
         if spec.codec == AUTO:  # the codec depends on the cut, and is chosen after it
             spec = replace(spec, codec=DEFAULT)
         store = MeasuredStore(state.path)
-        held = None if fresh else _cut_of_run(state, spec)
+        stored = None if fresh else _cut_of_run(state, spec)
         measured = store.load(spec, self.threads)
         if measured is None:
-            if held is not None and not self.adapts:
-                return ChosenCut(held)
+            if stored is not None and not self.adapts:
+                return ChosenCut(stored)
             measured = self._measure(spec, store, tick)
         measured = replace(measured, available=hardware.least(self.memory, measured.available))
         work = Work(
             self.samples,
-            steps_a_round(spec, self.samples),
+            steps_per_round(spec, self.samples),
             RESERVE,
             link=self._link(measured),
             lowest_cut=self.lowest,
@@ -111,8 +111,8 @@ class AutoCut:
         forecast = Forecast(measured, work, self.prefer)
         choice = forecast.choose()
         cut, reason = choice.cut, choice.reason
-        if held is not None:
-            cut, reason = held, "this run has been trained at it so far"
+        if stored is not None:
+            cut, reason = stored, "this run has been trained at it so far"
         elif self.first is not None:
             cut, reason = self.first, "as --cut says"
         if cut is None:
@@ -137,9 +137,9 @@ class AutoCut:
 
 
 def _cut_of_run(state: StateDirectory, spec: RunSpec) -> int | None:
-    held = state.facts() or {}
-    cut = held.get("cut")
-    same = held.get("run") == spec.run and not held.get("finished", False)
+    stored = state.facts() or {}
+    cut = stored.get("cut")
+    same = stored.get("run") == spec.run and not stored.get("finished", False)
     return cut if same and isinstance(cut, int) else None
 
 

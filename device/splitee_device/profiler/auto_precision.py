@@ -47,14 +47,14 @@ def choose_precision(
         StateError: the run began with another precision, or the choice cannot be kept.
     """
     kept = KeptChoice(state.path, "precision", get_args(Precision))
-    held = None if fresh else kept.of(spec.run) or _before_there_was_a_choice(state, spec.run)
-    if held is not None:
-        if wanted not in ("auto", held):
+    stored = None if fresh else kept.of(spec.run) or _legacy_precision(state, spec.run)
+    if stored is not None:
+        if wanted not in ("auto", stored):
             raise StateError(
-                f"{state.path} holds run {spec.run} with --precision {held}: --precision {held} "
+                f"{state.path} holds run {spec.run} with --precision {stored}: --precision {stored} "
                 "goes on, --fresh starts over, another --state keeps it"
             )
-        return "bf16" if held == "bf16" else "fp32"
+        return "bf16" if stored == "bf16" else "fp32"
     chosen = _measured(spec, trainer_of) if wanted == "auto" else wanted
     kept.keep(spec.run, chosen)
     return chosen
@@ -65,7 +65,7 @@ def faster(seconds: dict[Precision, float]) -> Precision:
     return "bf16" if seconds["fp32"] >= LEAST_GAIN * seconds["bf16"] else "fp32"
 
 
-def _before_there_was_a_choice(state: StateDirectory, run: str) -> Precision | None:
+def _legacy_precision(state: StateDirectory, run: str) -> Precision | None:
     """The precision that an earlier release used for a run in the state; None: there is no such run."""
     return "fp32" if (state.facts() or {}).get("run") == run else None
 

@@ -76,21 +76,23 @@ class CutCosts(JsonMessage, frozen=True):
 COMPUTED = ("step", "forward", "backward", "optimizer", "spread", "encoding", "cpu", "inference", "reference")
 
 
-def at_one_speed(looks: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]:
-    """The costs by cut, converted by the references in all looks to the device's mean speed."""
-    mean = fmean(look.reference for at_cut in looks.values() for look in at_cut)
+def at_mean_speed(measurements: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]:
+    """The costs by cut, converted by the references in all measurements to the device's mean speed."""
+    mean = fmean(measurement.reference for at_cut in measurements.values() for measurement in at_cut)
     return {
-        cut: mean_costs([look.slower(mean / look.reference) for look in at_cut])
-        for cut, at_cut in looks.items()
+        cut: mean_costs([measurement.slower(mean / measurement.reference) for measurement in at_cut])
+        for cut, at_cut in measurements.items()
     }
 
 
-def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
-    """The costs from several looks at one cut: the means of times, the maxima of memory."""
-    first = looks[0]
-    if len(looks) == 1:
+def mean_costs(measurements: Sequence[CutCosts]) -> CutCosts:
+    """The costs from several measurements at one cut: the means of times, the maxima of memory."""
+    first = measurements[0]
+    if len(measurements) == 1:
         return first
-    values = {name: [getattr(look, name) for look in looks] for name in first.__struct_fields__}
+    values = {
+        name: [getattr(measurement, name) for measurement in measurements] for name in first.__struct_fields__
+    }
     means = [name for name in COMPUTED if name != "spread"]
     most = ("memory", "code", "inference_memory")
     between = (max(values["step"]) - min(values["step"])) / 2

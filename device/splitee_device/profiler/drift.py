@@ -17,7 +17,7 @@ from statistics import median
 from typing import Literal, TypeVar
 
 from splitee.cli.words import mib, milliseconds
-from splitee_device.agent.monitor import CutWish
+from splitee_device.agent.monitor import CutRequest
 from splitee_device.profiler.forecast import Forecast
 from splitee_device.profiler.meter import Meter, Round
 
@@ -40,7 +40,7 @@ class Expected:
 
 
 @dataclass(frozen=True)
-class Departure:
+class Deviation:
     """Consecutive rounds that were not as expected. `step` and `memory`: their medians."""
 
     kind: Kind
@@ -50,8 +50,8 @@ class Departure:
     memory: int
     last: Round
 
-    def in_words(self, cores_then: float | None) -> str:
-        """The finding, with figures and causes. `cores_then`: usable cores at the time of the measurement."""
+    def describe(self, cores_measured: float | None) -> str:
+        """The finding, with figures and causes. `cores_measured`: usable cores when it was measured."""
         before = f"for {self.rounds} rounds"
         if self.kind == "memory":
             return f"{before} {mib(self.memory)} at the peak, {mib(self.expected.memory)} were expected"
@@ -64,10 +64,10 @@ class Departure:
         )
         if self.kind == "faster":
             return words
-        return f"{words}: {self.last.conditions.causes(cores_then)}"
+        return f"{words}: {self.last.conditions.causes(cores_measured)}"
 
 
-class Judge:
+class DriftDetector:
     """Knows the expectation for each cut, and decides when enough rounds have departed from it."""
 
     def __init__(self, rounds: int, forecast: Forecast | None = None) -> None:
@@ -78,55 +78,55 @@ class Judge:
         self._seen: list[Round] = []
         self._kind: Kind | None = None
         self._cut = 0
-        self._resting = 0
+        self._rounds_to_skip = 0
         self.slowdown = 1.0  # relative to the reference, as expected by now
         self.more_memory = 0  # bytes relative to the reference, as expected by now
-        self._known_short = False
+        self._is_shortage_known = False
 
-    def note(self, cut: int, took: Round) -> Departure | None:
+    def note(self, cut: int, actual: Round) -> Deviation | None:
         """Records a finished round at `cut`; returns a departure if this round completes one."""
         if cut != self._cut:
             self._cut, self._seen, self._kind = cut, [], None
-        if self._resting:
-            self._resting -= 1
+        if self._rounds_to_skip:
+            self._rounds_to_skip -= 1
             return None
         reference = self._reference(cut)
         if reference is None:
-            self._learn(cut, took)
+            self._learn(cut, actual)
             return None
         expected = replace(
             reference, step=reference.step * self.slowdown, memory=reference.memory + self.more_memory
         )
-        kind = self._kind_of(took, expected)
-        self._seen = [*self._seen, took] if kind == self._kind else [took]
+        kind = self._kind_of(actual, expected)
+        self._seen = [*self._seen, actual] if kind == self._kind else [actual]
         self._kind = kind
         if kind is None or len(self._seen) < self._rounds:
             return None
         step = median(round_.step for round_ in self._seen)
         memory = int(median(round_.memory for round_ in self._seen))
-        self._take_for_granted(kind, step / reference.step, memory - reference.memory)
-        return Departure(kind, self._rounds, expected, step, memory, took)
+        self._update_expectation(kind, step / reference.step, memory - reference.memory)
+        return Deviation(kind, self._rounds, expected, step, memory, actual)
 
-    def _kind_of(self, took: Round, expected: Expected) -> Kind | None:
-        short = took.available is not None and took.available < expected.needed
+    def _kind_of(self, actual: Round, expected: Expected) -> Kind | None:
+        short = actual.available is not None and actual.available < expected.needed
         if not short:
-            self._known_short = False
-        elif not self._known_short:
+            self._is_shortage_known = False
+        elif not self._is_shortage_known:
             return "short"
-        if took.memory > TOLERANCE * expected.memory:
+        if actual.memory > TOLERANCE * expected.memory:
             return "memory"
-        if took.step > TOLERANCE * expected.step:
+        if actual.step > TOLERANCE * expected.step:
             return "slower"
-        return "faster" if TOLERANCE * took.step < expected.step else None
+        return "faster" if TOLERANCE * actual.step < expected.step else None
 
-    def _take_for_granted(self, kind: Kind, slowdown: float, more_memory: int) -> None:
+    def _update_expectation(self, kind: Kind, slowdown: float, more_memory: int) -> None:
         if kind == "memory":
             self.more_memory = more_memory
         elif kind == "short":
-            self._known_short = True
+            self._is_shortage_known = True
         else:
             self.slowdown = slowdown
-        self._resting, self._seen, self._kind = self._rounds, [], None
+        self._rounds_to_skip, self._seen, self._kind = self._rounds, [], None
 
     def _reference(self, cut: int) -> Expected | None:
         if cut not in self._references and self._forecast is not None:
@@ -134,8 +134,8 @@ class Judge:
             self._references[cut] = Expected(row.step, row.needed - row.code, row.needed + reserve)
         return self._references.get(cut)
 
-    def _learn(self, cut: int, took: Round) -> None:
-        self._seen.append(took)
+    def _learn(self, cut: int, actual: Round) -> None:
+        self._seen.append(actual)
         if len(self._seen) == self._rounds:
             step = median(round_.step for round_ in self._seen)
             self._references[cut] = Expected(step, max(round_.memory for round_ in self._seen))
@@ -150,7 +150,7 @@ class DriftMonitor:
     ) -> None:
         """`adapts`: it may request another cut; this needs a forecast."""
         self._meter = meter
-        self._judge = Judge(rounds, forecast)
+        self._detector = DriftDetector(rounds, forecast)
         self._forecast = forecast
         self._adapts = adapts
 
@@ -158,25 +158,27 @@ class DriftMonitor:
         """Passes on the batches of a training round as they come."""
         return self._meter.steps(batches)
 
-    def end_round(self, number: int, cut: int) -> CutWish | None:
-        """The round whose `steps` were passed on is committed. Returns the wish for another cut, if any."""
-        found = self._judge.note(cut, self._meter.round())
+    def end_round(self, number: int, cut: int) -> CutRequest | None:
+        """The round whose `steps` were passed on is committed. Returns a request for another cut, if any."""
+        found = self._detector.note(cut, self._meter.round())
         if found is None:
             return None
-        words = found.in_words(self._forecast.measured.cores if self._forecast else None)
-        wish, advice = self._advise(cut, found)
+        words = found.describe(self._forecast.measured.cores if self._forecast else None)
+        cut_request, advice = self._advise(cut, found)
         log.warning("round %d: %s%s", number, words, advice)
-        return wish
+        return cut_request
 
-    def _advise(self, cut: int, found: Departure) -> tuple[CutWish | None, str]:
+    def _advise(self, cut: int, found: Deviation) -> tuple[CutRequest | None, str]:
         if self._forecast is None:
             return None, ""
-        now = self._forecast.now(self._judge.slowdown, self._judge.more_memory, found.last.available)
-        choice = now.choose()
+        adjusted = self._forecast.adjusted(
+            self._detector.slowdown, self._detector.more_memory, found.last.available
+        )
+        choice = adjusted.choose()
         if choice.cut is None:
             return None, f"; {choice.reason}"
         if choice.cut == cut:
             return None, f"; cut {cut} still suits it best"
         if not self._adapts:
             return None, f"; --adapt-cut would request {choice.reason}"
-        return CutWish(choice.cut, choice.reason), f"; requesting {choice.reason}"
+        return CutRequest(choice.cut, choice.reason), f"; requesting {choice.reason}"

@@ -27,7 +27,7 @@ class Forecast:
         """The cut to take; its `cut` is None if none fits."""
         return choose(self.rows(), self.prefer, self.measured, self.work)
 
-    def now(self, slowdown: float, more_memory: int, available: int | None) -> Forecast:
+    def adjusted(self, slowdown: float, more_memory: int, available: int | None) -> Forecast:
         """The forecast for the same device if all that it computes takes `slowdown` times as long.
 
         Args:

@@ -36,15 +36,15 @@ class Conditions:
     temperature: float | None = None  # degrees Celsius
     throttled: tuple[str, ...] = ()  # what the firmware limits now
 
-    def causes(self, cores_then: float | None) -> str:
-        """What may have slowed it, in words. `cores_then`: usable cores at the time of the measurement."""
+    def causes(self, cores_measured: float | None) -> str:
+        """What may have slowed it, in words. `cores_measured`: usable cores when it was measured."""
         found = []
         if self.throttled:
             found.append(f"throttled ({', '.join(self.throttled)})")
         if self.temperature is not None and self.temperature >= HOT:
             found.append(f"hot, {self.temperature:.0f} °C")
-        if cores_then is not None and self.cores < 0.95 * cores_then:
-            found.append(f"{self.cores:g} cores allowed, {cores_then:g} when it was measured")
+        if cores_measured is not None and self.cores < 0.95 * cores_measured:
+            found.append(f"{self.cores:g} cores allowed, {cores_measured:g} when it was measured")
         if self.others >= BUSY and self.others + self.threads > self.machine_cores:
             found.append(f"others keep {self.others:.1f} of {self.machine_cores} cores busy")
         if not found and self.cpu < WAITING:

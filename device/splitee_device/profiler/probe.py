@@ -29,13 +29,13 @@ from splitee_device.profiler.costs import (
     Measured,
     Reply,
     Setup,
-    at_one_speed,
+    at_mean_speed,
 )
 
 LEAST_STEPS = 5  # timed by the worker
 ENDLESS = 1_000_000  # rounds and steps: a measurement ends by time
 OTHER_STEPS = 8  # in addition: warm-up, evaluation, the stages one by one
-SECONDS = 1.0  # of timed steps per look
+SECONDS = 1.0  # of timed steps per measurement
 BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
 TICK = 0.5  # seconds
 
@@ -173,58 +173,60 @@ class Plan:
     def __init__(
         self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
     ) -> None:
-        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps per look.
+        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps per measurement.
 
         `deadline`: by time.monotonic.
         """
         self.failed: dict[int, Failed] = {}
-        self._looks: dict[int, list[CutCosts]] = {}
+        self._measurements: dict[int, list[CutCosts]] = {}
         self._spec = spec
         self.description = description
         self._available = available
         self._seconds = seconds
         self._deadline = deadline
         self._half_time = (time.monotonic() + deadline) / 2
-        self._work = list(accumulate((stage.macs for stage in description.stages), initial=0))
+        self._macs = list(accumulate((stage.macs for stage in description.stages), initial=0))
 
     @property
     def costs(self) -> dict[int, CutCosts]:
         """The costs by cut, of those that were measured."""
-        return at_one_speed(self._looks) if self._looks else {}
+        return at_mean_speed(self._measurements) if self._measurements else {}
 
     def next(self) -> MeasureCut | None:
         """The next request; None: all are measured, or no remaining one fits the time."""
         left = self._deadline - time.monotonic()
         for cut in self._candidates():
-            if not self._looks or self._expected(cut) < left:
-                deepest = bool(self._looks) and cut > max(self._looks)
+            if not self._measurements or self._expected(cut) < left:
+                deepest = bool(self._measurements) and cut > max(self._measurements)
                 return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2, stages=deepest)
-        for cut, looks in self._looks.items():
-            if len(looks) == 1 and self._expected(cut) < self._half_time - time.monotonic():
+        for cut, measurements in self._measurements.items():
+            if len(measurements) == 1 and self._expected(cut) < self._half_time - time.monotonic():
                 return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2)
         return None
 
     def take(self, request: MeasureCut, result: CutCosts | Failed) -> None:
         if isinstance(result, CutCosts):
-            self._looks.setdefault(request.cut, []).append(result)
+            self._measurements.setdefault(request.cut, []).append(result)
         else:
             self.failed[request.cut] = result
-            self._looks.pop(request.cut, None)
+            self._measurements.pop(request.cut, None)
 
     def _candidates(self) -> list[int]:
         """Cuts in the order of the information that they would give."""
         killed = [cut for cut, failed in self.failed.items() if failed.killed]
         last = min([len(self.description.stages), *killed]) - 1
-        open_cuts = [cut for cut in range(1, last + 1) if cut not in self._looks and cut not in self.failed]
-        if not self._looks:
+        open_cuts = [
+            cut for cut in range(1, last + 1) if cut not in self._measurements and cut not in self.failed
+        ]
+        if not self._measurements:
             return open_cuts[:1]
-        beyond = [cut for cut in open_cuts if cut > max(self._looks) and self._may_fit(cut)]
-        between = [cut for cut in open_cuts if cut < max(self._looks)]
+        beyond = [cut for cut in open_cuts if cut > max(self._measurements) and self._may_fit(cut)]
+        between = [cut for cut in open_cuts if cut < max(self._measurements)]
         return [*reversed(beyond), *sorted(between, key=self._distance, reverse=True)]
 
     def _distance(self, cut: int) -> int:
         """Multiply-accumulates to the nearest measured cut."""
-        return min(abs(self._work[cut] - self._work[known]) for known in self._looks)
+        return min(abs(self._macs[cut] - self._macs[known]) for known in self._measurements)
 
     def _may_fit(self, cut: int) -> bool:
         if self._available is None:
@@ -236,8 +238,8 @@ class Plan:
 
     def _expected(self, cut: int) -> float:
         """Expected seconds of a measurement, from the nearest one; its steps grow with the work."""
-        nearest = self._looks[min(self._looks, key=lambda known: abs(known - cut))][0]
-        step = nearest.step * max(self._work[cut] / max(self._work[nearest.cut], 1), 0.1)
+        nearest = self._measurements[min(self._measurements, key=lambda known: abs(known - cut))][0]
+        step = nearest.step * max(self._macs[cut] / max(self._macs[nearest.cut], 1), 0.1)
         rest = max(nearest.seconds - (nearest.steps + OTHER_STEPS) * nearest.step, 0)
         return rest + OTHER_STEPS * step + max(self._seconds, LEAST_STEPS * step)
 

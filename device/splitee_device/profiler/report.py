@@ -57,7 +57,7 @@ def facts_table(facts: Mapping[str, Fact]) -> RenderableType:
     table = Table(box=None, show_header=False, pad_edge=False)
     known = {name: fact for name, fact in facts.items() if fact.value is not None}
     for name, fact in known.items():
-        table.add_row(name.replace("_", " "), _words(name, fact), Text(fact.source, "dim"))
+        table.add_row(name.replace("_", " "), _format_value(name, fact), Text(fact.source, "dim"))
     missing = ", ".join(name.replace("_", " ") for name in facts if name not in known)
     return Group(table, Text(f"not known here: {missing}", "dim")) if missing else table
 
@@ -124,7 +124,7 @@ def _notes(measured: Measured, work: Work, rows: Sequence[CutRow]) -> list[Text]
     return [Text(note, "dim") for note in notes]
 
 
-def _words(name: str, fact: Fact) -> str:
+def _format_value(name: str, fact: Fact) -> str:
     value = fact.value
     if isinstance(value, tuple):
         return ", ".join(value) or "none"

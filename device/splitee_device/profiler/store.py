@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.cli.run_flags import declared
+from splitee.cli.run_flags import all_settings
 from splitee.durable import write_atomically
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.run_spec import RunSpec
@@ -56,6 +56,6 @@ class MeasuredStore:
         return msgspec.structs.replace(measured, available=hardware.memory_for_training())
 
     def _path(self, spec: RunSpec, threads: int) -> Path:
-        costs = (getattr(spec, name) for name, setting in declared().items() if setting.costs)
+        costs = (getattr(spec, name) for name, setting in all_settings().items() if setting.costs)
         parts = (*costs, spec.frozen, threads, hardware.identity(), version("torch"))
         return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

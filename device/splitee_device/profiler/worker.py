@@ -35,7 +35,7 @@ from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.process import prepare_to_train
-from splitee.training.state import packing
+from splitee.training.state import state_writer
 from splitee_device.data.batches import batch
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData
@@ -53,7 +53,7 @@ INFERENCES = 5
 
 
 def main() -> None:
-    _offer_to_be_killed(500)
+    _set_oom_score(500)
     setup = Setup.decode(sys.stdin.buffer.readline())
     base = memory()["RssAnon"]
     gc.freeze()  # otherwise each fork's garbage collector would touch, and so copy, all that torch has made
@@ -67,7 +67,7 @@ def main() -> None:
         _send(_in_a_fork(setup, lambda request=request: Reply(costs=measure_cut(setup, request))))  # type: ignore[misc]
 
 
-def _offer_to_be_killed(score: int) -> None:
+def _set_oom_score(score: int) -> None:
     """When memory runs out, the system kills an attempt first, then the worker, never the requester."""
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(score))
@@ -100,7 +100,7 @@ def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
 def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
     """The forked process: it sends one reply, and never returns to the worker's loop."""
     code = 1
-    _offer_to_be_killed(1000)
+    _set_oom_score(1000)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a network of the user's own may print
     try:  # in any case, this process must not continue as its parent
         prepare_to_train(setup.threads)
@@ -136,7 +136,7 @@ def measure_cut(setup: Setup, request: MeasureCut) -> CutCosts:
     _train(trainer, spec, request, times, started, watch)
     with watch:
         with Path(os.devnull).open("wb") as nothing:
-            packing(trainer.state())(nothing)
+            state_writer(trainer.state())(nothing)
         for _ in trainer.evaluate():
             pass
     at_peak, code = watch.peak - before, memory()["RssFile"]

@@ -30,7 +30,7 @@ class _Baseline(msgspec.Struct, frozen=True):
     accuracy: Fraction
 
 
-def by_itself(spec: RunSpec) -> RunSpec:
+def standalone_spec(spec: RunSpec) -> RunSpec:
     """The run's settings for a device that trains without a fleet: only its own exit, and no averaging."""
     return replace(spec, exits="own", exit_cuts=(), client_averaging="none", soft_labels=0.0)
 
@@ -65,7 +65,7 @@ def alone_accuracy(
     kept = _read(state / BASELINE)
     if kept is not None and (kept.run, kept.rounds) == (spec.run, spec.rounds):
         return kept.accuracy
-    trainer = trainer_at(by_itself(spec), cut)
+    trainer = trainer_at(standalone_spec(spec), cut)
     if not trainer.held_out:
         return None
     log.info("baseline: training alone for %d rounds, before joining", spec.rounds)

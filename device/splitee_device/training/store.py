@@ -15,8 +15,8 @@ from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
-from splitee.samples.kept import SAMPLES, Samples, keep_region, kept_region, some_of
-from splitee.training.state import packing, unpack_state
+from splitee.samples.storage import SAMPLES, Samples, load_region, sample_indices, save_region
+from splitee.training.state import state_writer, unpack_state
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import keep_division
 from splitee_device.training.mistakes import Mistakes
@@ -56,33 +56,35 @@ class DeviceStore:
             StateError: it holds another run that has not finished, or this run at another cut.
         """
         self._open(spec, cut, fresh=fresh)
-        before = kept_region(self._directory.path)
+        before = load_region(self._directory.path)
         if self._directory.facts() is not None and before != self._region:
             log.warning(
                 "state: trained with --region %s so far, goes on with --region %s",
                 before or "none",
                 self._region or "none",
             )
-        keep_region(self._directory.path, self._region)
+        save_region(self._directory.path, self._region)
         self.save_division()
 
     def _open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
-        held = self._directory.facts()
+        stored = self._directory.facts()
         self._cuts = {cut}
-        if held is None or fresh:
+        if stored is None or fresh:
             self._directory.clear()
             return
-        mine = self._facts(spec, cut, finished=False)
-        if held.get("run") == spec.run:
-            self._cuts |= _cuts(held)
-        if held.get("finished", False):
-            if held.get("run") != spec.run:
+        current = self._facts(spec, cut, finished=False)
+        if stored.get("run") == spec.run:
+            self._cuts |= _cuts(stored)
+        if stored.get("finished", False):
+            if stored.get("run") != spec.run:
                 self._directory.clear()
-        elif any(held.get(key) != mine[key] for key in IDENTITY):
-            moved = "" if held.get("run") != spec.run else f"--cut {held.get('cut')} or --adapt-cut goes on, "
+        elif any(stored.get(key) != current[key] for key in IDENTITY):
+            moved = (
+                "" if stored.get("run") != spec.run else f"--cut {stored.get('cut')} or --adapt-cut goes on, "
+            )
             raise StateError(
-                f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, "
-                f"cut {held.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
+                f"{self._directory.path} holds run {stored.get('run')} ({stored.get('network')}, "
+                f"cut {stored.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
                 f"{moved}--fresh starts over, another --state keeps it"
             )
 
@@ -98,12 +100,12 @@ class DeviceStore:
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
         """Save the state after round `number` durably; it counts once the server commits the round."""
         self._cuts.add(cut)
-        facts, mine = self._directory.facts(), self._facts(spec, cut, finished=False)
-        if facts is None or _class_names(facts) != _class_names(mine):  # which number the labels
+        facts, current = self._directory.facts(), self._facts(spec, cut, finished=False)
+        if facts is None or _class_names(facts) != _class_names(current):  # which number the labels
             self._save_samples()
-        if facts != mine:  # its cut has changed, or a finished run got more rounds
-            self._directory.save_facts(mine)
-        self._directory.save_round(number, packing(trainer.state()))
+        if facts != current:  # its cut has changed, or a finished run got more rounds
+            self._directory.save_facts(current)
+        self._directory.save_round(number, state_writer(trainer.state()))
 
     def save_division(self) -> None:
         """Save what each image is used for from now on."""
@@ -143,7 +145,7 @@ class DeviceStore:
         for missing in range(found + 1, number + 1):
             for _ in trainer.round(missing):
                 pass
-            self._directory.save_round(missing, packing(trainer.state()))
+            self._directory.save_round(missing, state_writer(trainer.state()))
         if digest is not None and trainer.digest() != digest:
             log.warning("state: round %d differs from what was committed; going on with it", number)
 
@@ -175,8 +177,8 @@ class DeviceStore:
         """Save some of the device's images, for work on the model when the data may no longer be there."""
         train, held_out = self._images.data.train, self._images.data.held_out
         each = held_out.take(np.arange(1)).nbytes
-        numbers, images = held_out.read(some_of(len(held_out), HELD_OUT_IMAGES, each))
-        calibration = train.take(some_of(len(train), CALIBRATION_IMAGES, each))
+        numbers, images = held_out.read(sample_indices(len(held_out), HELD_OUT_IMAGES, each))
+        calibration = train.take(sample_indices(len(train), CALIBRATION_IMAGES, each))
         samples = Samples(images, held_out.labels[numbers], calibration)
         write_atomically(self._directory.path / SAMPLES, samples.encode())
 

@@ -22,8 +22,8 @@ from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
 from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
-from splitee.training.batchnorm_statistics import SEEN, FreshStatistics, is_statistic
-from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
+from splitee.training.batchnorm_statistics import STATISTICS_PASSES, FreshStatistics, is_statistic
+from splitee.training.epochs import epoch_batches, evaluation_steps, steps_per_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer
@@ -98,7 +98,7 @@ class ClientTrainer:
         self._train_batches = self._batches_of(data.train, self._is_frozen and spec.augmentation == "none")
         self._held_out_batches = self._batches_of(data.held_out, self._is_frozen)
         self.samples = len(data.train)
-        self.steps = steps_a_round(spec, self.samples)
+        self.steps = steps_per_round(spec, self.samples)
         self.held_out = len(data.held_out)
         self._evaluation_steps = evaluation_steps(self.held_out)
         self.loss = 0.0  # mean exit loss on the labels, of the round so far
@@ -150,7 +150,7 @@ class ClientTrainer:
             head.train()
         set_training(self.body, self._frozen)
         self._fresh = FreshStatistics(self._model)
-        order = epoch_batches(self._spec, self._device, number, self.samples, SEEN * steps)
+        order = epoch_batches(self._spec, self._device, number, self.samples, STATISTICS_PASSES * steps)
         for step, batch in enumerate(self._train_batches(order)):
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             with self._fresh.batch():

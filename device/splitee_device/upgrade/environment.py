@@ -25,7 +25,7 @@ from splitee.software.wheelhouse import PACKAGE, SoftwareManifest, Wheelhouse, n
 from splitee_device.upgrade.software import BASE, FOREIGN, Software
 
 MARGIN = 64 << 20  # bytes to keep free
-SLOWEST = 300  # the longest that a step may take, in seconds, on a slow card
+STEP_TIMEOUT = 300  # the longest that a step may take, in seconds, on a slow card
 FULL = "No space left on device"
 PATHS = "splitee-base.pth"
 
@@ -171,10 +171,12 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=SLOWEST,
+            timeout=STEP_TIMEOUT,
             check=False,
         )
-    raise SoftwareError(f"{Path(command[0]).name} {' '.join(command[1:4])} did not end within {SLOWEST} s")
+    raise SoftwareError(
+        f"{Path(command[0]).name} {' '.join(command[1:4])} did not end within {STEP_TIMEOUT} s"
+    )
 
 
 @contextmanager

@@ -54,7 +54,7 @@ class Health:
         is_trial = software.target(TRIED) == os.environ.get(RUNS, "")
         try:
             if is_trial:
-                software.take()
+                software.accept_trial()
                 software.prune_if_idle()
                 log.info("splitee %s has come up, and is in service", __version__)
                 is_trial = False

@@ -19,7 +19,7 @@ from splitee.errors import SoftwareError, StateError
 from splitee.inference.signatures import ReleaseKey
 from splitee.software.versions import is_newer
 from splitee.software.wheelhouse import Wheelhouse
-from splitee_device.upgrade.environment import SLOWEST, make_environment
+from splitee_device.upgrade.environment import STEP_TIMEOUT, make_environment
 from splitee_device.upgrade.software import BASE, LOCK, TRIAL, TRIED, Software
 
 SHOWN_DIGEST = 12  # characters of the manifest's digest in an environment's name
@@ -64,7 +64,7 @@ class SoftwareInstaller:
         if version not in (None, manifest.version):
             raise SoftwareError(f"the file has splitee {manifest.version}, the release says {version}")
         name = f"{manifest.version}-{wheelhouse.digest[:SHOWN_DIGEST]}"
-        with self._alone():
+        with self._locked():
             self._check_newer(manifest.version, name, allow_downgrade)
             self.software.prune()
             if name not in (self.software.target(TRIAL), self.software.before):
@@ -98,7 +98,7 @@ class SoftwareInstaller:
 
     def try_next(self, name: str) -> None:
         """Has the launcher try the environment `name`. Raises StateError: the link cannot be written."""
-        with self._alone():
+        with self._locked():
             self._write(lambda: self.software.point(TRIAL, name))
 
     def installed(self) -> str:
@@ -114,7 +114,7 @@ class SoftwareInstaller:
             return __version__  # the launcher has never run, or this process runs from there
         command = [str(self.software.python(BASE)), "-P", "-m", "splitee", "--version"]
         with suppress(OSError, subprocess.SubprocessError, IndexError):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=STEP_TIMEOUT, check=True)
             return done.stdout.split()[-1]  # of "splitee, version 0.1.0"
         raise SoftwareError(f"what this device was installed with does not start: {command[0]}")
 
@@ -125,7 +125,7 @@ class SoftwareInstaller:
             raise _unwritable(self.software.path, error) from None
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Raises StateError: another process is installing software, or the launcher is trying some."""
         try:
             lock = os.open(self.software.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

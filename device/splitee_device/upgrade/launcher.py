@@ -34,9 +34,9 @@ from splitee_device.upgrade.software import (
 WITHIN = 60.0  # seconds in which software must come up
 LONGEST = 86_400.0  # seconds; the limit of --within
 POLL = 1.0  # seconds between two looks at the links
-TO_STOP = 110.0  # seconds that a process has to save its state, before the unit's TimeoutStopSec
-TO_STOP_TRIAL = 5.0  # likewise, for software that did not come up
-CONNECT = 5.0  # seconds to wait for the broker's port
+STOP_TIMEOUT = 110.0  # seconds that a process has to save its state, before the unit's TimeoutStopSec
+TRIAL_STOP_TIMEOUT = 5.0  # likewise, for software that did not come up
+CONNECT_TIMEOUT = 5.0  # seconds to wait for the broker's port
 UNREACHABLE, STATE = 3, 10  # exit codes; docs/reference/exit-codes.md
 KILLED = 128  # and the signal's number
 
@@ -82,7 +82,7 @@ class Launcher:
         if not self._software.is_there(name):
             self._give_up(name, "its Python is not there")
             return None
-        _say(f"trying {name}: it has {self._within:.0f} s to come up")
+        _print(f"trying {name}: it has {self._within:.0f} s to come up")
         return name
 
     def _start(self, name: str) -> None:
@@ -105,16 +105,16 @@ class Launcher:
         due = time.monotonic() + self._within
         while (code := self._wait(POLL)) is None:
             if self._is_stopping:
-                return self._stop(TO_STOP)
+                return self._stop(STOP_TIMEOUT)
             if self._software.target(TRIED) == name:
                 if time.monotonic() < due:
                     continue
                 if self._is_broker_up():
-                    self._stop(TO_STOP_TRIAL)
+                    self._stop(TRIAL_STOP_TIMEOUT)
                     return None
                 due += self._within
             elif self._software.target(TRIAL) is not None:
-                self._stop(TO_STOP)
+                self._stop(STOP_TIMEOUT)
                 return 0 if self._is_stopping else None
         return code
 
@@ -130,9 +130,9 @@ class Launcher:
         return None
 
     def _give_up(self, name: str, reason: str) -> None:
-        self._software.give_up(name, reason)
+        self._software.reject_trial(name, reason)
         self._software.prune_if_idle()
-        _say(f"{name} is given up: {reason}; {self._software.in_service} runs again")
+        _print(f"{name} is given up: {reason}; {self._software.in_service} runs again")
 
     def _is_broker_up(self) -> bool:
         """Whether the broker's port can be reached from here; also if no broker is known."""
@@ -140,7 +140,7 @@ class Launcher:
         if broker is None:
             return True
         try:
-            socket.create_connection(broker, CONNECT).close()
+            socket.create_connection(broker, CONNECT_TIMEOUT).close()
         except OSError:
             return False
         except (ValueError, OverflowError):  # what was noted is no address
@@ -191,7 +191,7 @@ class Launcher:
                 return code if code >= 0 else KILLED - code
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     with suppress(OSError):  # nobody reads it any more
         sys.stderr.write(f"splitee-start: {line}\n")
         sys.stderr.flush()
@@ -206,10 +206,10 @@ def _notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError as error:
-            _say(f"cannot tell systemd {state}: {error.strerror}")
+            _print(f"cannot tell systemd {state}: {error.strerror}")
 
 
-def _given() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="splitee-start",
         description="Runs a splitee command from the software in service, as `splitee upgrade` has set it.",
@@ -237,7 +237,7 @@ def _given() -> argparse.Namespace:
     return given
 
 
-def _is_alone(path: Path) -> bool:
+def _take_lock(path: Path) -> bool:
     """Whether no other launcher runs from the folder; if so, none can while this process runs."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -249,16 +249,16 @@ def _is_alone(path: Path) -> bool:
 
 def main() -> None:
     """Entry point of `splitee-start`."""
-    given = _given()
+    given = _parse_arguments()
     path = given.software.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not _is_alone(path):
-            _say(f"{path}: another splitee-start runs from it; give each its own folder with --software")
+        if not _take_lock(path):
+            _print(f"{path}: another splitee-start runs from it; give each its own folder with --software")
             sys.exit(STATE)
         sys.exit(Launcher(Software(path), given.arguments, given.within).run())
     except OSError as error:
-        _say(f"{path}: {error.strerror}; choose another --software, or free space")
+        _print(f"{path}: {error.strerror}; choose another --software, or free space")
         sys.exit(STATE)
 
 

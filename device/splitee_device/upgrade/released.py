@@ -37,7 +37,7 @@ class _Requested(msgspec.Struct, frozen=True):
     name: str  # of the environment
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _State(msgspec.Struct, frozen=True):
     """`signed_at`: milliseconds since the epoch, of the newest signed offer that was taken."""
 
     signed_at: int = 0
@@ -56,8 +56,8 @@ class ReleasedSoftware:
         """
         self._software = software
         self._key = key
-        self._has_told = False
-        self._told: _Requested | None = None
+        self._has_reported = False
+        self._reported: _Requested | None = None
 
     @classmethod
     def of_this_process(cls, key: ReleaseKey | None) -> ReleasedSoftware:
@@ -80,7 +80,7 @@ class ReleasedSoftware:
 
     @property
     def newest_signature(self) -> int:
-        return 0 if self._software is None else self._kept().signed_at
+        return 0 if self._software is None else self._read_state().signed_at
 
     def check(self, offer: ReleaseOffer) -> None:
         """Raises ModelError: it is not newer, or this process cannot have it tried."""
@@ -90,7 +90,7 @@ class ReleasedSoftware:
                 "this device accepts no software: it has no software key of the fleet; --software-key names "
                 "the software.pub of its bundle"
             )
-        with _in_words():
+        with _as_model_errors():
             installed = SoftwareInstaller(self._launched).installed()
         if not is_newer(offer.version, installed):
             raise ModelError(f"splitee {offer.version} is not newer than {installed}, which is in service")
@@ -99,7 +99,7 @@ class ReleasedSoftware:
         assert isinstance(offer, SoftwareOffer)
         assert self._key is not None
         assert verified
-        with _in_words(), self._restored_on_failure(), bundle.open("rb") as file:
+        with _as_model_errors(), self._restored_on_failure(), bundle.open("rb") as file:
             SoftwareInstaller(self._launched).install(
                 file,
                 self._key,
@@ -112,35 +112,39 @@ class ReleasedSoftware:
         before = self._launched.before
         if before is None:
             raise ModelError("there is no software from before it")
-        with _in_words(), self._restored_on_failure():
+        with _as_model_errors(), self._restored_on_failure():
             self._note(offer, before)
             SoftwareInstaller(self._launched).try_next(before)
         return self._trying(offer)
 
     def outcome(self) -> Outcome | None:
         """The outcome of a request that has come up or has not; at a start, what runs."""
-        if self._software is None or self._has_told or self._is_under_way(self._software):
+        if self._software is None or self._has_reported or self._is_under_way(self._software):
             return None
-        self._has_told = True
-        self._told = requested = self._requested()
+        self._has_reported = True
+        self._reported = requested = self._requested()
         if requested is None:
             return Outcome(self.release or "", "in service")
         try:
-            self._keep(_Kept(self.newest_signature))
+            self._write_state(_State(self.newest_signature))
         except StateError as error:
             log.warning("%s; the outcome of the release is reported again at the next start", error)
         return _outcome(self._software, requested)
 
-    def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
+    def report(self, report: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
         version = ""
         if isinstance(offer, SoftwareOffer):
             version = offer.version
-        elif said.release and said.release == self.release:
+        elif report.release and report.release == self.release:
             version = __version__
-        elif self._told is not None and said.release == self._told.release and self._told.action == "install":
-            version = self._told.name.rpartition("-")[0]
+        elif (
+            self._reported is not None
+            and report.release == self._reported.release
+            and self._reported.action == "install"
+        ):
+            version = self._reported.name.rpartition("-")[0]
         return SoftwareReport(
-            **msgspec.structs.asdict(said),
+            **msgspec.structs.asdict(report),
             version=version,
             runs=__version__,
             machine=platform.machine()[:20],
@@ -162,40 +166,40 @@ class ReleasedSoftware:
 
     def _note(self, offer: ReleaseOffer, name: str) -> None:
         """Durable before the launcher may see it, so that a later process reports the outcome."""
-        self._keep(_Kept(offer.signed_at, _Requested(offer.release, offer.action, name)))
+        self._write_state(_State(offer.signed_at, _Requested(offer.release, offer.action, name)))
 
     @contextmanager
     def _restored_on_failure(self) -> Iterator[None]:
         """A request that is not tried after all is forgotten; the same signed offer may come again."""
-        kept = self._kept()
+        kept = self._read_state()
         try:
             yield
         except StateError:
-            self._keep(kept)
+            self._write_state(kept)
             raise
 
     def _trying(self, offer: ReleaseOffer) -> Outcome:
-        self._has_told = False
+        self._has_reported = False
         return Outcome(offer.release, "trying")
 
     def _requested(self) -> _Requested | None:
         """The open request. If it cannot be read, there is none, and no new one is accepted."""
         try:
-            return self._kept().requested
+            return self._read_state().requested
         except ModelError:
             return None
 
-    def _kept(self) -> _Kept:
+    def _read_state(self) -> _State:
         """Raises ModelError: it cannot be read."""
         path = self._launched.path / STATE
         try:
-            return msgspec.json.decode(path.read_bytes(), type=_Kept)
+            return msgspec.json.decode(path.read_bytes(), type=_State)
         except FileNotFoundError:
-            return _Kept()
+            return _State()
         except (OSError, msgspec.MsgspecError) as error:
             raise ModelError(f"{path} cannot be read ({error}): remove it") from None
 
-    def _keep(self, kept: _Kept) -> None:
+    def _write_state(self, kept: _State) -> None:
         write_atomically(self._launched.path / STATE, msgspec.json.encode(kept))
 
 
@@ -215,7 +219,7 @@ def _outcome(software: Software, requested: _Requested) -> Outcome:
 
 
 @contextmanager
-def _in_words() -> Iterator[None]:
+def _as_model_errors() -> Iterator[None]:
     """Raises each SoftwareError as a ModelError."""
     try:
         yield

@@ -103,12 +103,12 @@ class Software:
         if not (self.path / BASE).is_symlink() or (self.path / BASE).readlink() != path:
             self.point(BASE, path)
 
-    def take(self) -> None:
+    def accept_trial(self) -> None:
         """Puts the software under trial into service, durably. Raises OSError."""
         self.point(PREVIOUS, self.in_service)
         self.move(TRIED, CURRENT)
 
-    def give_up(self, name: str, reason: str) -> None:
+    def reject_trial(self, name: str, reason: str) -> None:
         """Ends the trial of software that did not come up, durably. Raises OSError."""
         with suppress(OSError):  # on a full disk only the reason is lost
             self._write(FAILED, json.dumps({"name": name, "reason": reason[:LONGEST_REASON]}))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from splitee.cli.accuracy_words import combination_in_words
+from splitee.cli.accuracy_words import describe_combination
 from splitee.cli.bounds import number
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import optional_link_options
@@ -31,7 +31,7 @@ from splitee.inference.uncertainty import Array
 from splitee.mqtt.options import LinkOptions
 from splitee.samples.fitting import Pixels
 from splitee.samples.images import IMAGE_SUFFIXES, load_image
-from splitee.samples.kept import Samples, kept_region
+from splitee.samples.storage import Samples, load_region
 from splitee_export.calibration import LEAST_IMAGES, MAX_DROP, HeldOut, choose, curve
 from splitee_export.combination import HeldOutLogits, fit
 
@@ -150,13 +150,13 @@ def calibrate(
             f"more: give more with --data; {client.manifest.threshold:.3f} stays"
         )
     if trunk is not None:
-        logits = evaluate(client, _local(client, trunk), pixels, labels)
+        logits = evaluate(client, _local_trunk(client, trunk), pixels, labels)
     else:
         assert link is not None
         offload = Offload(link, client.manifest, device=device, timeout=timeout)
         offload.open()
         try:
-            logits = evaluate(client, _remote(offload), pixels, labels)
+            logits = evaluate(client, _remote_trunk(offload), pixels, labels)
         finally:
             offload.close()
     fitted = fit(logits)
@@ -224,12 +224,12 @@ def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixe
     ]
     if not files:
         raise DataError(f"{data}: expected images in folders named as the classes: {', '.join(names[:10])}")
-    preparation = client.manifest.preparation(kept_region(model))
+    preparation = client.manifest.preparation(load_region(model))
     pixels = np.stack([load_image(file, preparation) for file, _ in files])
     return pixels, np.array([label for _, label in files])
 
 
-def _local(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
+def _local_trunk(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
     trunks, manifest = TrunkModels(directory), client.manifest
     entry = trunks.entry(manifest.device)
     if entry is None or (trunks.run, entry.cut) != (manifest.run, manifest.cut):
@@ -240,7 +240,7 @@ def _local(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
     return lambda features: trunks.logits(entry.trunk, features)
 
 
-def _remote(offload: Offload) -> Callable[[Array], Array]:
+def _remote_trunk(offload: Offload) -> Callable[[Array], Array]:
     def request(features: Array) -> Array:
         logits = offload.logits(features)
         if logits is None:
@@ -260,4 +260,4 @@ def _report(points: tuple[Point, ...], chosen: Point, count: int, combination: C
         f"chosen: threshold {chosen.threshold:.4f}, {chosen.offload_share:.1%} offloads, "
         f"accuracy {share_of(chosen.accuracy, count)}"
     )
-    echo(f"offloaded images: {combination_in_words(combination)}")
+    echo(f"offloaded images: {describe_combination(combination)}")

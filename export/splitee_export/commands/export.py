@@ -17,7 +17,7 @@ from splitee.cli.settings import setting, settings_file
 from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
-from splitee.samples.kept import Samples, kept_region
+from splitee.samples.storage import Samples, load_region
 from splitee_export.round_names import BEST, LAST
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def export(
         if clients:
             raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")
         policy = Int8Policy(max_int8_drop, benchmark) if int8 or benchmark else None
-        exported = export_client(held, Samples.read(state), out, region=kept_region(state), int8=policy)
+        exported = export_client(held, Samples.read(state), out, region=load_region(state), int8=policy)
         _report_client(out, exported)
     else:
         if int8 or benchmark:

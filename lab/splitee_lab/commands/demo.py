@@ -142,11 +142,11 @@ def demo(
         input_shape=input_shape,
         page=page or keep_page,
     )
-    console, course = Console(), Console(quiet=is_quiet())
-    with signals_unwind(), ExitStack() as held:
-        with open_display(course) as display:
-            say = partial(course.print, markup=False, soft_wrap=True)
-            report = run(wanted, display, lambda line: say(plain(line)), held)
+    console, progress_console = Console(), Console(quiet=is_quiet())
+    with signals_unwind(), ExitStack() as stack:
+        with open_display(progress_console) as display:
+            print_line = partial(progress_console.print, markup=False, soft_wrap=True)
+            report = run(wanted, display, lambda line: print_line(plain(line)), stack)
         _show(report, wanted.out / "report.html", console, time.monotonic() - started)
         if keep_page:
             echo("the page is still served: Ctrl-C ends it")

@@ -20,16 +20,16 @@ from splitee.protocol.fleet import Metrics
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee.protocol.retained import retained_topics
 from splitee.protocol.topics import Topics
-from splitee.samples.fitting import Shape, by
+from splitee.samples.fitting import Shape, format_shape
 from splitee_device.data.sources import open_source
-from splitee_lab.demo.course import Course
 from splitee_lab.demo.inference import InService, infer_on
 from splitee_lab.demo.machine import PeakMemory, machine
-from splitee_lab.demo.page import page_of_fleet
+from splitee_lab.demo.page import serve_page
 from splitee_lab.demo.progress import Display
+from splitee_lab.demo.state import DemoState
 from splitee_lab.demo.workload import workload
 from splitee_lab.local.brokers import RunningBroker, open_broker
-from splitee_lab.local.limits import CpuShares, Limits, kinds_of_devices
+from splitee_lab.local.limits import CpuShares, Limits, device_limits
 from splitee_lab.local.processes import Children
 from splitee_lab.methods.baselines import (
     ALONE,
@@ -104,27 +104,27 @@ def plan(network: str, num_classes: int, devices: int, input_shape: Shape = SMAL
     ]
 
 
-def run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitStack) -> Report:
-    """Runs the demo and writes OUT/report.json and OUT/report.html; no process outlives `held`.
+def run(demo: Demo, display: Display, print_line: Callable[[str], None], stack: ExitStack) -> Report:
+    """Runs the demo and writes OUT/report.json and OUT/report.html; no process outlives `stack`.
 
-    Those of the fleet do not outlive the call; a page, and the broker that it reads, are left to `held`.
+    Those of the fleet do not outlive the call; a page, and the broker that it reads, are left to `stack`.
 
     Raises:
         StateError: OUT is in use, or cannot be written.
         ChildFailed: one of its processes ended too early.
     """
     with _new_folder(demo.out):
-        return _run(demo, display, say, held)
+        return _run(demo, display, print_line, stack)
 
 
-def _run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitStack) -> Report:
+def _run(demo: Demo, display: Display, print_line: Callable[[str], None], stack: ExitStack) -> Report:
     num_classes = len(open_source(DATA).class_names)
     devices = plan(demo.network, num_classes, demo.devices, demo.input_shape)
     if demo.profile:
-        kinds = kinds_of_devices(demo.devices)
+        kinds = device_limits(demo.devices)
         devices = [replace(device, limits=kind) for device, kind in zip(devices, kinds, strict=True)]
     display.begin(
-        Course(
+        DemoState(
             [device.id for device in devices],
             demo.rounds,
             measuring=BUDGET if demo.profile else 0,
@@ -134,10 +134,10 @@ def _run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitSta
     fleet = f"demo-{secrets.token_hex(4)}"
     peaks = PeakMemory()
     with ExitStack() as own:
-        broker = (held if demo.page else own).enter_context(open_broker(demo.broker, demo.out))
+        broker = (stack if demo.page else own).enter_context(open_broker(demo.broker, demo.out))
         if demo.page:
-            say(f"page: {held.enter_context(page_of_fleet(demo.out, _settings(demo, broker, fleet)))}")
-        say(f"{broker.kind} broker at {broker.address}, fleet {fleet}; logs in {demo.out}")
+            print_line(f"page: {stack.enter_context(serve_page(demo.out, _settings(demo, broker, fleet)))}")
+        print_line(f"{broker.kind} broker at {broker.address}, fleet {fleet}; logs in {demo.out}")
         view = FleetView(fleet)
         with (
             closing(Link(broker.address, f"splitee-{fleet}-view")) as link,
@@ -149,17 +149,17 @@ def _run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitSta
             children.start("server", server_arguments(demo, num_classes))
             devices = [_start(demo, device, children, shares, peaks) for device in devices]
             if demo.profile:
-                say(_limits_in_words(devices, shares))
-            look = _Look(link, view, broker, children, display, peaks)
-            snapshot = look.follow(demo, devices)
+                print_line(_describe_limits(devices, shares))
+            monitor = _FleetMonitor(link, view, broker, children, display, peaks)
+            snapshot = monitor.follow(demo, devices)
             history = read_history(demo.out / "server" / "history.jsonl")
             children.start("serve", ["serve", "--model", str(demo.out / "server" / "models" / TRUNKS)])
-            look.await_serving()
+            monitor.await_serving()
             options = LinkOptions(broker.address, fleet, CONNECT, None)
             served = _serve(demo, devices, history, options, display)
             children.stop()
             if broker.process is None:
-                _tidy(link, fleet, devices)
+                _clear_retained(link, fleet, devices)
     wanted = _wanted_baselines(demo, devices, snapshot)
     known = workload(snapshot, wanted)
     report = complete(
@@ -193,7 +193,7 @@ def _start(
     )
 
 
-def _limits_in_words(devices: list[DemoDevice], shares: CpuShares) -> str:
+def _describe_limits(devices: list[DemoDevice], shares: CpuShares) -> str:
     each = ", ".join(
         f"{device.id} {device.limits.cpu:.0%} of a core and {device.limits.memory} MiB"
         for device in devices
@@ -245,7 +245,7 @@ def server_arguments(demo: Demo, num_classes: int) -> list[str]:
     flags = {
         "--network": demo.network,
         "--num-classes": num_classes,
-        "--input": by(demo.input_shape),
+        "--input": format_shape(demo.input_shape),
         "--devices": demo.devices,
         "--rounds": demo.rounds,
         "--strategy": demo.strategy,
@@ -277,7 +277,7 @@ def device_arguments(demo: Demo, device: DemoDevice) -> list[str]:
 
 
 @dataclass
-class _Look:
+class _FleetMonitor:
     """Watches a fleet while it runs, and updates the display."""
 
     link: Link
@@ -297,7 +297,7 @@ class _Look:
             is_due = time.monotonic() > shown + TICK
             is_due |= isinstance(event, Message) and event.topic == metrics
             if is_due:
-                self.peaks.look()
+                self.peaks.monitor()
                 self.display.fleet(self.view.snapshot())
                 is_expected = is_expected or self._expect(demo, devices)
                 shown = time.monotonic()
@@ -328,7 +328,7 @@ class _Look:
         return known is not None
 
 
-def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
+def _clear_retained(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
     """Clear the fleet's retained messages at a broker that the demo has not started."""
     topics = Topics(fleet)
     retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
@@ -346,10 +346,10 @@ def _serve(
     found = []
     for place, device in enumerate(devices):
 
-        def tell(share: float, place: int = place) -> None:
+        def report(share: float, place: int = place) -> None:
             display.predicted((place + share) / len(devices))
 
-        found.append(infer_on(device.id, demo.out / device.id, options, evaluated, tell))
+        found.append(infer_on(device.id, demo.out / device.id, options, evaluated, report))
     return found
 
 

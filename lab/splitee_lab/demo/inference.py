@@ -18,7 +18,7 @@ from splitee.inference.predictor import Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet import DeviceMetrics
 from splitee.samples.fitting import Pixels
-from splitee.samples.kept import Samples
+from splitee.samples.storage import Samples
 from splitee_device.after_training import MODELS
 from splitee_device.inference.model_store import ModelStore
 from splitee_lab.report.inference_table import DeviceInference, Predictions
@@ -29,9 +29,9 @@ WARM_UP = 3  # images that are not counted
 NEVER, ALWAYS = 1.0, -1.0  # thresholds above and below every uncertainty
 TIMEOUT = 5.0  # seconds
 WAYS = 3  # of predicting each image
-TELL_EVERY = 20  # images
+REPORT_EVERY = 20  # images
 
-Tell = Callable[[float], None]  # called with the share of all predictions that is done
+ReportShare = Callable[[float], None]  # called with the share of all predictions that is done
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def infer_on(
     state: Path,
     link: LinkOptions,
     evaluated: Mapping[int, Mapping[str, DeviceMetrics]],
-    tell: Tell,
+    report: ReportShare,
 ) -> InService:
     """Predict all held-out images that `device` has kept; its state directory holds its released model.
 
@@ -76,7 +76,7 @@ def infer_on(
             for pixels in images[:WARM_UP]:
                 predictor(pixels)
             before = offload.sent
-            found.append(_predict(predictor, images, partial(_tell_of_way, tell, len(found))))
+            found.append(_predict(predictor, images, partial(_report_way, report, len(found))))
             sent.append(offload.sent - before)
     finally:
         offload.close()
@@ -103,16 +103,16 @@ def infer_on(
     )
 
 
-def _tell_of_way(tell: Tell, way: int, share: float) -> None:
-    tell((way + share) / WAYS)
+def _report_way(report: ReportShare, way: int, share: float) -> None:
+    report((way + share) / WAYS)
 
 
-def _predict(predictor: Predictor, images: Pixels, tell: Tell) -> list[Prediction]:
+def _predict(predictor: Predictor, images: Pixels, report: ReportShare) -> list[Prediction]:
     found = []
     for pixels in images:
         found.append(predictor(pixels))
-        if len(found) % TELL_EVERY == 0:
-            tell(len(found) / len(images))
+        if len(found) % REPORT_EVERY == 0:
+            report(len(found) / len(images))
     return found
 
 

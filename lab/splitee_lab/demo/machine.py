@@ -29,7 +29,7 @@ class PeakMemory:
         """Watch a process from now on; `process`: its id."""
         self._processes[name] = Path(f"/proc/{process}/status")
 
-    def look(self) -> None:
+    def monitor(self) -> None:
         """Sample all processes that still run."""
         for name, status in self._processes.items():
             with suppress(OSError, KeyError):  # it has ended

@@ -17,7 +17,7 @@ POLL = 0.05  # seconds
 
 
 @contextmanager
-def page_of_fleet(logs: Path, settings: Mapping[str, str]) -> Iterator[str]:
+def serve_page(logs: Path, settings: Mapping[str, str]) -> Iterator[str]:
     """The URL of a page that is served until the context is left.
 
     Args:

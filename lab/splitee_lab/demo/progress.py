@@ -16,7 +16,7 @@ from rich.text import Text
 
 from splitee.cli.words import images, megabytes, percent
 from splitee.protocol.fleet_view import FleetSnapshot
-from splitee_lab.demo.course import BaselineRow, Course, DeviceRow
+from splitee_lab.demo.state import BaselineRow, DemoState, DeviceRow
 from splitee_lab.demo.workload import Workload
 from splitee_lab.methods.baselines import Progress
 
@@ -29,7 +29,7 @@ LEAST_ROWS = 4
 class Display(Protocol):
     """Receives a demo's progress."""
 
-    def begin(self, course: Course) -> None: ...
+    def begin(self, state: DemoState) -> None: ...
 
     def fleet(self, snapshot: FleetSnapshot) -> None: ...
 
@@ -49,9 +49,9 @@ class LineDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._course: Course | None = None
+        self._state: DemoState | None = None
         self._round = 0
-        self._said = ""
+        self._last_printed = ""
 
     def __enter__(self) -> Display:
         return self
@@ -59,13 +59,13 @@ class LineDisplay:
     def __exit__(self, *_error: object) -> None:
         pass
 
-    def begin(self, course: Course) -> None:
-        self._course = course
+    def begin(self, state: DemoState) -> None:
+        self._state = state
 
     def fleet(self, snapshot: FleetSnapshot) -> None:
-        course, metrics = self._open, snapshot.metrics
-        course.fleet(snapshot)
-        self._say_what_begins()
+        state, metrics = self._open, snapshot.metrics
+        state.fleet(snapshot)
+        self._print_new_part()
         if metrics is None or metrics.round <= self._round:
             return
         self._round = metrics.round
@@ -75,9 +75,9 @@ class LineDisplay:
             for device, found in metrics.devices.items()
         )
         sent = megabytes(sum(found.bytes for found in metrics.devices.values()))
-        self._say(
+        self._print(
             f"round {metrics.round} of {metrics.rounds}: {results}; {sent} MB, {metrics.seconds:.0f} s; "
-            f"{course.end}"
+            f"{state.end}"
         )
 
     def expect(self, workload: Workload) -> None:
@@ -85,26 +85,26 @@ class LineDisplay:
 
     def predicted(self, done: float) -> None:
         self._open.predicted(done)
-        self._say_what_begins()
+        self._print_new_part()
 
     def baseline(self, progress: Progress) -> None:
         self._open.baseline(progress)
         if progress.accuracy is not None:
-            self._say(f"baseline {progress.name}: {percent(progress.accuracy)}")
+            self._print(f"baseline {progress.name}: {percent(progress.accuracy)}")
 
-    def _say_what_begins(self) -> None:
+    def _print_new_part(self) -> None:
         """Print what is being done if its text has changed before the first figure."""
         begun = self._open.now.partition(":")[0].partition(",")[0]
-        if begun != self._said:
-            self._said = begun
-            self._say(self._open.now)
+        if begun != self._last_printed:
+            self._last_printed = begun
+            self._print(self._open.now)
 
     @property
-    def _open(self) -> Course:
-        assert self._course is not None, "it begins first"
-        return self._course
+    def _open(self) -> DemoState:
+        assert self._state is not None, "it begins first"
+        return self._state
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -113,7 +113,7 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._course: Course | None = None
+        self._state: DemoState | None = None
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Display:
@@ -125,8 +125,8 @@ class LiveDisplay:
     ) -> None:
         self._live.stop()
 
-    def begin(self, course: Course) -> None:
-        self._course = course
+    def begin(self, state: DemoState) -> None:
+        self._state = state
 
     def fleet(self, snapshot: FleetSnapshot) -> None:
         self._open.fleet(snapshot)
@@ -141,44 +141,44 @@ class LiveDisplay:
         self._open.baseline(progress)
 
     @property
-    def _open(self) -> Course:
-        assert self._course is not None, "it begins first"
-        return self._course
+    def _open(self) -> DemoState:
+        assert self._state is not None, "it begins first"
+        return self._state
 
     def _render(self) -> RenderableType:
-        return Text("starting", "dim") if self._course is None else render(self._course, self._console)
+        return Text("starting", "dim") if self._state is None else render(self._state, self._console)
 
 
-def render(course: Course, console: Console) -> RenderableType:
-    """The course as it is now, within the console's width and height."""
+def render(state: DemoState, console: Console) -> RenderableType:
+    """The demo's state as it is now, within the console's width and height."""
     room = max(console.height - AROUND, 2 * LEAST_ROWS)
-    baselines = [row for row in course.baselines.values() if row.done]
-    for_devices = max(min(len(course.devices), room - len(baselines)), LEAST_ROWS)
-    parts: list[RenderableType] = [Text(course.now), Text(course.end, "dim"), Text()]
-    parts += _devices(course, for_devices, console.width)
+    baselines = [row for row in state.baselines.values() if row.done]
+    for_devices = max(min(len(state.devices), room - len(baselines)), LEAST_ROWS)
+    parts: list[RenderableType] = [Text(state.now), Text(state.end, "dim"), Text()]
+    parts += _devices(state, for_devices, console.width)
     if baselines:
-        parts += [Text(), *_baselines(baselines, room - min(for_devices, len(course.devices)), console.width)]
+        parts += [Text(), *_baselines(baselines, room - min(for_devices, len(state.devices)), console.width)]
     return Group(*parts)
 
 
-def _devices(course: Course, room: int, width: int) -> list[RenderableType]:
+def _devices(state: DemoState, room: int, width: int) -> list[RenderableType]:
     table = _table("device", "", "round", "loss", "exit", "trunk", "sent")
-    rows, more = _fitting(list(course.devices.values()), room)
+    rows, more = _fitting(list(state.devices.values()), room)
     bar = _bar_width(width, [row.id for row in rows], 50)
     for row in rows:
-        total, done = float(course.rounds), row.done
-        if course.is_measuring and row.cut is None:
-            total, done = course.measuring, course.measured_for
+        total, done = float(state.rounds), row.done
+        if state.is_measuring and row.cut is None:
+            total, done = state.measuring, state.measured_for
         table.add_row(
-            Text(row.id), ProgressBar(total, done, width=bar), *map(Text, _device_cells(row, course))
+            Text(row.id), ProgressBar(total, done, width=bar), *map(Text, _device_cells(row, state))
         )
     return [table, *more]
 
 
-def _device_cells(row: DeviceRow, course: Course) -> tuple[str, ...]:
-    under_way = min(int(row.done) + 1, course.rounds)
+def _device_cells(row: DeviceRow, state: DemoState) -> tuple[str, ...]:
+    under_way = min(int(row.done) + 1, state.rounds)
     return (
-        f"{under_way} of {course.rounds}" if row.done else "-",
+        f"{under_way} of {state.rounds}" if row.done else "-",
         "-" if row.loss is None else f"{row.loss:.3f}",
         percent(row.exit),
         percent(row.trunk),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from splitee.networks.split import build_for
 from splitee.protocol.fleet_view import FleetSnapshot
 from splitee.training.compute import fleet_round_macs, round_macs
-from splitee_device.training.baseline import by_itself
+from splitee_device.training.baseline import standalone_spec
 from splitee_lab.methods.baselines import ALONE_EXIT, Baseline
 
 
@@ -51,7 +51,7 @@ def workload(snapshot: FleetSnapshot, baselines: Sequence[Baseline]) -> Workload
     trunks = sum(
         whole[device] - round_macs(network, run, samples, cut) for device, (samples, cut) in devices.items()
     )
-    alone = by_itself(run)
+    alone = standalone_spec(run)
     each = {}
     for baseline in baselines:
         if baseline.kind == ALONE_EXIT:

@@ -21,7 +21,7 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.suggestions import did_you_mean
 
 HOST = "127.0.0.1"
-GIVEN_TO_NOBODY = range(10_000, 32_768)  # below Linux's own, net.ipv4.ip_local_port_range
+UNASSIGNED_PORTS = range(10_000, 32_768)  # below Linux's own, net.ipv4.ip_local_port_range
 START_LIMIT = 10.0  # seconds until a broker must accept connections
 
 # broker_config/mosquitto-dev.conf without its listener: an installed package has no such folder.
@@ -83,14 +83,14 @@ class RunningBroker:
     def check(self) -> None:
         """Raises ChildFailed, with the last lines of its log, if the broker has died."""
         if self.process is not None and (status := self.process.poll()) is not None:
-            raise ChildFailed(f"the {self.kind} broker ended with status {status}: {self._last_words()}")
+            raise ChildFailed(f"the {self.kind} broker ended with status {status}: {self._log_tail()}")
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         lines = [] if self.log is None else self.log.read_text(errors="replace").strip().splitlines()
         return "; ".join(lines[-2:]) or "its log is empty"
 
 
-class OwnBroker:
+class RestartableBroker:
     """A broker that can be killed and started again on the same port."""
 
     def __init__(
@@ -224,8 +224,8 @@ def free_port() -> int:
     A client that tries a port of that range before the broker listens may get the same port for its own end,
     and is then connected to itself.
     """
-    for port in random.SystemRandom().sample(GIVEN_TO_NOBODY, 100):
+    for port in random.SystemRandom().sample(UNASSIGNED_PORTS, 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind((HOST, port))
             return port
-    raise ConfigError(f"no free port on {HOST} between {GIVEN_TO_NOBODY[0]} and {GIVEN_TO_NOBODY[-1]}")
+    raise ConfigError(f"no free port on {HOST} between {UNASSIGNED_PORTS[0]} and {UNASSIGNED_PORTS[-1]}")

@@ -34,7 +34,7 @@ LOADED_ONCE = [
     "splitee_device.participate",
 ]
 FIRST, LAST = "splitee_lab.local.growing_heap", "splitee_lab.local.frozen_heap"
-FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
 COMM = Path("/proc/self/comm")  # what `top` and `ps -e` show
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -95,7 +95,7 @@ class ForkedCommand:
         files = (str(log), str(errors or log))
         for file in files:
             Path(file).touch()
-        self._process = start(_be_command, program, self.args, title, files, dict(environment))
+        self._process = start(_run_command, program, self.args, title, files, dict(environment))
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -129,11 +129,11 @@ def without_settings() -> dict[str, str]:
 
 
 def _begin(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, set(FROM_OUTSIDE) - {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, set(TERMINAL_SIGNALS) - {signal.SIGINT})
     target(*arguments)
 
 
-def _be_command(
+def _run_command(
     program: Callable[[], object] | None,
     arguments: list[str],
     title: str,
@@ -170,7 +170,7 @@ def _end_with_parent() -> None:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """The fork server and its processes start with signals blocked: none is lost, none ends the server."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_OUTSIDE)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
     try:
         yield
     finally:

@@ -31,7 +31,7 @@ class Limits:
     memory: int
 
 
-def kinds_of_devices(count: int) -> list[Limits]:
+def device_limits(count: int) -> list[Limits]:
     """Limits of `count` devices: memory is what Python with torch takes here, and some more."""
     here = memory()["RssAnon"] >> 20
     return [

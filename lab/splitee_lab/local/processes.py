@@ -17,7 +17,7 @@ from splitee.errors import ChildFailed, ExitCode, Terminated
 from splitee_lab.local.forked import ForkedCommand, without_settings
 
 GRACE = 10.0  # seconds to finish after SIGTERM
-LEAVING = 60.0  # seconds from the first child's end to the last one's
+EXIT_TIMEOUT = 60.0  # seconds from the first child's end to the last one's
 LAST_LINES = 5  # of a failed child's log
 
 
@@ -46,7 +46,7 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _undisturbed():
+        with _signals_ignored():
             self.stop()
 
     def start(self, name: str, arguments: Sequence[str]) -> Child:
@@ -56,7 +56,7 @@ class Children:
             ChildFailed: no process can be forked here.
         """
         path = self._logs / f"{name}.log"
-        with _deferred():
+        with _signals_deferred():
             child = Child(name, ForkedCommand(arguments, path, self._environment, title=name), path)
             self._children.append(child)
         return child
@@ -65,17 +65,17 @@ class Children:
         """Whether every child has ended well.
 
         Raises:
-            ChildFailed: one has not, or one has ended and others have not followed in LEAVING seconds.
+            ChildFailed: one has not, or one has ended and others have not followed in EXIT_TIMEOUT s.
         """
         codes = self.check()
         running = [child.name for child, code in codes.items() if code is None]
         if len(running) == len(codes):
             return False
         self._first_end = self._first_end or time.monotonic()
-        if running and time.monotonic() > self._first_end + LEAVING:
+        if running and time.monotonic() > self._first_end + EXIT_TIMEOUT:
             ended = ", ".join(child.name for child, code in codes.items() if code == 0)
             raise ChildFailed(
-                f"{ended} ended, but {', '.join(running)} did not follow in {LEAVING:.0f} s; "
+                f"{ended} ended, but {', '.join(running)} did not follow in {EXIT_TIMEOUT:.0f} s; "
                 f"see the logs in {self._logs}"
             )
         return not running
@@ -85,7 +85,7 @@ class Children:
         codes = {child: child.process.poll() for child in self._children}
         for child, code in codes.items():
             if code:
-                raise ChildFailed(_last_words(child, code))
+                raise ChildFailed(_describe_failure(child, code))
         return codes
 
     def stop(self) -> None:
@@ -114,7 +114,7 @@ def signals_unwind() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _deferred() -> Iterator[None]:
+def _signals_deferred() -> Iterator[None]:
     """Defer signals: a child that has started must be registered before the stack unwinds."""
     came: list[int] = []
 
@@ -127,7 +127,7 @@ def _deferred() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def _undisturbed() -> contextlib.AbstractContextManager[None]:
+def _signals_ignored() -> contextlib.AbstractContextManager[None]:
     """Ignore signals: ending the children takes little time, and must not be interrupted."""
     return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -142,12 +142,12 @@ def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
-def _last_words(child: Child, code: int) -> str:
+def _describe_failure(child: Child, code: int) -> str:
     if code < 0:
         reason = f"was ended by {signal.Signals(-code).name}"
     else:
         meaning = {int(known): f" ({known.help})" for known in ExitCode}.get(code, "")
         reason = f"ended with exit code {code}{meaning}"
     lines = child.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
-    said = "".join(f"\n  {line}" for line in lines) if lines else " nothing"
-    return f"{child.name} {reason}; the others are stopped. {child.log} ends with:{said}"
+    tail = "".join(f"\n  {line}" for line in lines) if lines else " nothing"
+    return f"{child.name} {reason}; the others are stopped. {child.log} ends with:{tail}"

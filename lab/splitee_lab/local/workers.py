@@ -39,8 +39,10 @@ class _Failed:
 
 
 @contextmanager
-def at_work(jobs: Sequence[Job], work: Work[Job, News], workers: int) -> Iterator[Iterator[tuple[Job, News]]]:
-    """The news that `work(job, tell)` tells of each job, until all are done; leaving ends the processes.
+def run_in_workers(
+    jobs: Sequence[Job], work: Work[Job, News], workers: int
+) -> Iterator[Iterator[tuple[Job, News]]]:
+    """The updates that `work(job, report)` reports, until all are done; leaving ends the processes.
 
     Each process has one thread: two of them train more images per second on two cores than one with two
     threads, and the result does not depend on the number of cores. `work` and jobs are pickled.
@@ -48,32 +50,32 @@ def at_work(jobs: Sequence[Job], work: Work[Job, News], workers: int) -> Iterato
     Raises:
         ChildFailed: a job met an error, or its process ended before its result.
     """
-    team: _Team[Job, News] = _Team(work, min(workers, len(jobs)))
+    pool: _WorkerPool[Job, News] = _WorkerPool(work, min(workers, len(jobs)))
     try:
-        yield team.news(deque(jobs))
+        yield pool.updates(deque(jobs))
     finally:
-        team.end()
+        pool.end()
 
 
-class _Team(Generic[Job, News]):
-    """Processes that do one job after the other and send their news."""
+class _WorkerPool(Generic[Job, News]):
+    """Processes that do one job after the other and send their progress."""
 
     def __init__(self, work: Work[Job, News], count: int) -> None:
         self._processes: dict[Connection, BaseProcess] = {}
         self._busy: dict[Connection, Job] = {}
         for _ in range(count):
-            ours, theirs = CONTEXT.Pipe()
-            self._processes[ours] = start(_work, theirs, work, daemon=True)
-            theirs.close()
+            parent_end, child_end = CONTEXT.Pipe()
+            self._processes[parent_end] = start(_work, child_end, work, daemon=True)
+            child_end.close()
 
-    def news(self, waiting: deque[Job]) -> Iterator[tuple[Job, News]]:
+    def updates(self, waiting: deque[Job]) -> Iterator[tuple[Job, News]]:
         while waiting or self._busy:
             for connection in self._processes:
                 if waiting and connection not in self._busy:
                     self._busy[connection] = waiting.popleft()
                     connection.send(self._busy[connection])
             ready = wait(list(self._busy))
-            for connection in [mine for mine in self._busy if mine in ready]:
+            for connection in [busy for busy in self._busy if busy in ready]:
                 yield from self._receive(connection)
 
     def end(self) -> None:
@@ -85,7 +87,7 @@ class _Team(Generic[Job, News]):
     def _receive(self, connection: Connection) -> Iterator[tuple[Job, News]]:
         job = self._busy[connection]
         try:
-            said: Any = connection.recv()
+            message: Any = connection.recv()
         except (EOFError, OSError):  # at a message's end, or within one
             process = self._processes[connection]
             process.join()
@@ -93,12 +95,12 @@ class _Team(Generic[Job, News]):
                 f"the {job.title} ended with status {process.exitcode} before its result; "
                 "the others are stopped"
             ) from None
-        if isinstance(said, _Failed):
-            raise ChildFailed(f"the {job.title} failed, the others are stopped: {said.line}")
-        if isinstance(said, _Done):
+        if isinstance(message, _Failed):
+            raise ChildFailed(f"the {job.title} failed, the others are stopped: {message.line}")
+        if isinstance(message, _Done):
             del self._busy[connection]
         else:
-            yield job, said
+            yield job, message
 
 
 def _work(connection: Connection, work: Work[Job, News]) -> None:

@@ -25,7 +25,7 @@ class Target:
     gradients: Tensor
 
 
-def undisturbed(part: nn.Module) -> Callable[[Tensor], Tensor]:
+def with_fixed_buffers(part: nn.Module) -> Callable[[Tensor], Tensor]:
     """`part` as it computes now, but its buffers, BatchNorm's running statistics, stay as they are."""
     buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}
     return lambda features: functional_call(part, buffers, (features,))
@@ -64,7 +64,7 @@ def gradient_error(auxiliary: nn.Module, target: Target, offsets: Tensor, *, dif
     It is computed in the auxiliary's present mode; its running statistics do not change.
     """
     found = feature_gradients(
-        undisturbed(auxiliary), target.features, target.labels, offsets, differentiable=differentiable
+        with_fixed_buffers(auxiliary), target.features, target.labels, offsets, differentiable=differentiable
     )
     return (found - target.gradients).square().sum() / len(target.labels)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from splitee.protocol.traffic import Traffic
-from splitee_device.training.baseline import by_itself, exit_accuracy
+from splitee_device.training.baseline import exit_accuracy, standalone_spec
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
@@ -14,7 +14,7 @@ from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 def alone_exit(experiment: Experiment) -> Iterator[RoundResult]:
     """What a device reaches alone at its cut: the exits of a fleet that averages no client networks."""
     run, cuts = (
-        by_itself(experiment.spec),
+        standalone_spec(experiment.spec),
         {name: experiment.devices[name].cut for name in experiment.samples},
     )
     trainers = {

@@ -18,7 +18,7 @@ from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
-from splitee.training.epochs import epoch_batches, steps_a_round
+from splitee.training.epochs import epoch_batches, steps_per_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer
@@ -27,9 +27,9 @@ from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
 from splitee_device.data.image_sets import LabelledImages, joined
 from splitee_device.data.images import DeviceData, Shard, open_data
-from splitee_device.training.baseline import by_itself, exit_accuracy
+from splitee_device.training.baseline import exit_accuracy, standalone_spec
 from splitee_device.training.trainer import open_trainer
-from splitee_lab.local.workers import at_work
+from splitee_lab.local.workers import run_in_workers
 
 CENTRALIZED: Final = "centralized"
 ALONE: Final = "alone"
@@ -108,8 +108,8 @@ def train_all(
         ChildFailed: one failed, or its process ended before its result.
     """
     accuracies: dict[Baseline, float] = {}
-    with at_work(baselines, _train, workers) as news:
-        for baseline, progress in news:
+    with run_in_workers(baselines, _train, workers) as updates:
+        for baseline, progress in updates:
             show(progress)
             if progress.accuracy is not None:
                 accuracies[baseline] = progress.accuracy
@@ -136,7 +136,7 @@ class WholeTrainer:
         lay_out(network.module, run.precision)
         self.network = network.module
         self._frozen = network.frozen_modules
-        self.steps = steps_a_round(run, len(labelled))
+        self.steps = steps_per_round(run, len(labelled))
         self._run = run
         self._name = name
         self._images = labelled
@@ -195,7 +195,7 @@ class _Training:
 def _training(baseline: Baseline) -> _Training:
     run, parts = baseline.run, _images(baseline)
     if baseline.kind == ALONE_EXIT:
-        device = open_trainer(by_itself(run), baseline.cut, baseline.device, parts[0])
+        device = open_trainer(standalone_spec(run), baseline.cut, baseline.device, parts[0])
         return _Training(
             device.steps,
             lambda number: (device.loss for _ in device.round(number)),
@@ -222,6 +222,6 @@ def _images(baseline: Baseline) -> list[DeviceData]:
     ]
 
 
-def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:
+def _train(baseline: Baseline, report: Callable[[Progress], None]) -> None:
     for progress in train(baseline):
-        tell(progress)
+        report(progress)

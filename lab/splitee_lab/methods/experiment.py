@@ -14,7 +14,7 @@ from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import Traffic
 from splitee.training.compute import fleet_round_macs, round_macs
-from splitee.training.epochs import steps_a_round
+from splitee.training.epochs import steps_per_round
 from splitee_device.data.image_sets import LabelledImages
 from splitee_lab.methods.simulation import SimulatedDevice, build_at
 from splitee_server.learning.initial.weights import InitialWeights
@@ -95,7 +95,7 @@ class Experiment:
 
     def batches(self, samples: int) -> int:
         """Batches of a round on `samples` images."""
-        return steps_a_round(self.spec, samples)
+        return steps_per_round(self.spec, samples)
 
     def macs(self, name: str, cut: int | None, exits: Sequence[int] = ()) -> int:
         """Multiply-accumulates of client `name` in one round, to train stages 1..cut and these `exits`.

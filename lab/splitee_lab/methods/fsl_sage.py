@@ -37,7 +37,7 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.training.objective import class_offsets
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
-from splitee_lab.methods.alignment import Target, align, feature_gradients, undisturbed
+from splitee_lab.methods.alignment import Target, align, feature_gradients, with_fixed_buffers
 from splitee_lab.methods.cse_fsl import is_sent
 from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.methods.shared_trunk import SharedTrunk
@@ -127,7 +127,7 @@ class _Client:
 
         def trunk_logits(features: Tensor) -> Tensor:
             with precision_at(self._place, self._experiment.spec.precision):
-                return undisturbed(trunk)(features)
+                return with_fixed_buffers(trunk)(features)
 
         targets = [
             Target(features, labels, feature_gradients(trunk_logits, features, labels))

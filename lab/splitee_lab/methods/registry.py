@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from splitee.training.epochs import steps_a_round
+from splitee.training.epochs import steps_per_round
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
 from splitee_lab.methods.cse_fsl import cse_fsl
@@ -55,7 +55,7 @@ def batches_of(method: str, experiment: Experiment) -> int:
     """How often the method will call `on_batch`."""
     of, rounds = experiment.samples, experiment.spec.rounds
     if method == CENTRALIZED:
-        return rounds * steps_a_round(experiment.centralized_spec, sum(of.values()))
+        return rounds * steps_per_round(experiment.centralized_spec, sum(of.values()))
     if method in STRATEGIES:
         return sum(experiment.batches(of[name]) for picked in picks(experiment.spec, of) for name in picked)
     return rounds * sum(map(experiment.batches, of.values()))

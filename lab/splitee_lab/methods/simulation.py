@@ -74,7 +74,7 @@ class Simulation:
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _wire: Wire = field(init=False)
     _behind: set[str] = field(init=False, default_factory=set)  # devices that do not have the last commit yet
-    _known: set[str] = field(init=False, default_factory=set)  # those that have taken part in a round
+    _participants: set[str] = field(init=False, default_factory=set)  # those that have taken part in a round
 
     def __post_init__(self) -> None:
         network = build_at(self.spec, self.place, self.initial)
@@ -85,14 +85,14 @@ class Simulation:
             self._trainers[name] = self._trainer(name, device.cut)
             self._model.join(name, device.cut, len(device.data.train))
             if self.initial is not None:
-                self._trainers[name].adopt(self._model.first_client(name))
+                self._trainers[name].adopt(self._model.initial_client(name))
             if self.spec.client_averaging != "none":
                 check_messages(self._trainers[name].client.state_dict())
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train, commit and evaluate round after round."""
         for number, picked in enumerate(picks(self.spec, self._trainers), start=1):
-            self._known.update(picked)
+            self._participants.update(picked)
             trunk_loss = self._train(number, picked)
             exit_loss = {name: self._trainers[name].loss for name in picked}
             self._commit(number, picked)
@@ -107,7 +107,7 @@ class Simulation:
         clients = {
             name: trainer.digest()
             for name, trainer in self._trainers.items()
-            if name in self._known or self._model.holds(name)
+            if name in self._participants or self._model.holds(name)
         }
         return fleet_digest(self._model.trunk_weights(), clients)
 

@@ -17,7 +17,7 @@ from splitee.protocol.fields import Phase, Purpose
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import Direction, Tally, Traffic
-from splitee.training.soft_labels import SoftLabels, pack_rows, rows_together
+from splitee.training.soft_labels import SoftLabels, pack_rows, rows_per_message
 from splitee.training.weights import pack_weights
 
 ATTEMPT = 1 << 60  # of messages: it takes as many bytes as a server's attempt, which is its start time
@@ -59,7 +59,7 @@ class Wire:
 
     def soft_labels(self, labels: SoftLabels) -> None:
         """A device fetches them."""
-        for first in range(0, len(labels.probabilities), rows_together(labels)):
+        for first in range(0, len(labels.probabilities), rows_per_message(labels)):
             [payload] = pack_rows(self._spec.run, ATTEMPT, labels, first)
             self._tally.add("down", routes.SOFT_LABELS.purpose, len(payload))
 

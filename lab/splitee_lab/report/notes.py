@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from splitee.cli.accuracy_words import weakest_in_words
+from splitee.cli.accuracy_words import describe_weakest
 from splitee.cli.words import images
 from splitee.protocol.accuracies import ClassRecall
 from splitee_lab.report.demo_report import Report
@@ -24,13 +24,15 @@ def notes(report: Report) -> list[str]:
     weakest = weakest_classes(report)
     return [
         "; ".join(
-            filter(None, (f"{device}: {threshold_words(found)}", weakest_in_words(weakest.get(device))))
+            filter(
+                None, (f"{device}: {describe_threshold_source(found)}", describe_weakest(weakest.get(device)))
+            )
         )
         for device, found in figures(report).items()
     ]
 
 
-def threshold_words(found: Figures) -> str:
+def describe_threshold_source(found: Figures) -> str:
     """ "threshold 0.412, chosen on 1,000 images"."""
     source = f"chosen on {images(found.threshold_images)}" if found.threshold_images else "the run's"
     return f"threshold {found.threshold:.3f}, {source}"

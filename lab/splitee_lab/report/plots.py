@@ -20,7 +20,7 @@ from splitee.cli.words import from_to
 WIDTH = 5.2  # inches; one inch is 72 units of the SVG
 ROW = 0.2  # inches, a bar with its gap
 MANY = 6  # lines; with more, a label stands for a cut, not for a device
-HAIR = 0.005  # of an axis: closer lines (half of their own width) look like one
+OVERLAP = 0.005  # of an axis: closer lines (half of their own width) look like one
 MARGIN = 0.08  # of the lines' span, above and below them
 STRETCH = 1.8  # times the axis of the later rounds: a first round that needs more lies outside
 LEAST_ROUNDS = 4  # of which the first may lie outside
@@ -124,15 +124,15 @@ def over_rounds(
         low, high, outside = _limits(lines, references.values())
         labels: list[tuple[float, str, str]] = []
         seen: dict[int, int] = {}
-        for same in _coincident(lines, HAIR * (high - low)):
+        for same in _coincident(lines, OVERLAP * (high - low)):
             line = same[0]
             colour = colours.of[line.cut] if len({one.cut for one in same}) == 1 else INK
-            look: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
+            style: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
             if len(lines) <= MANY or len(same) == len(lines):
-                look = {"marker": "o", "linestyle": DASHES[seen.get(line.cut, 0) % len(DASHES)]}
+                style = {"marker": "o", "linestyle": DASHES[seen.get(line.cut, 0) % len(DASHES)]}
                 seen[line.cut] = seen.get(line.cut, 0) + 1
             rounds = sorted(line.values)
-            axes.plot(rounds, [line.values[at] for at in rounds], color=colour, **look)
+            axes.plot(rounds, [line.values[at] for at in rounds], color=colour, **style)
             labels.append((line.values[rounds[-1]], _names(same, len(lines)), colour))
         if len(lines) > MANY and len(labels) > 1:
             labels = _label_each_cut(lines, colours)
@@ -150,7 +150,7 @@ def over_rounds(
         if outside:
             first = min(min(line.values) for line in lines)
             values = from_to(outside, lambda value: f"{100 * value:.0f}" if share else f"{value:.2f}")
-            _tell_outside(axes, f"round {first}: {values}{' %' * share}", below=max(outside) < low)
+            _annotate_outside(axes, f"round {first}: {values}{' %' * share}", below=max(outside) < low)
         _label_ends(axes, labels)
 
     return svg(key, 3.1, (0.12, 0.15, 0.6, 0.81), draw)
@@ -178,14 +178,14 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _coincident(lines: Sequence[Line], hair: float) -> list[list[Line]]:
-    """Groups of lines that look the same: nowhere further than `hair` from the first of them."""
+def _coincident(lines: Sequence[Line], tolerance: float) -> list[list[Line]]:
+    """Groups of lines that look the same: nowhere further than `tolerance` from the first of them."""
     groups: list[list[Line]] = []
     for line in lines:
         for group in groups:
             values = group[0].values
             if values.keys() == line.values.keys() and all(
-                abs(values[at] - line.values[at]) <= hair for at in values
+                abs(values[at] - line.values[at]) <= tolerance for at in values
             ):
                 group.append(line)
                 break
@@ -205,7 +205,7 @@ def _names(same: Sequence[Line], total: int) -> str:
     return names if len(names) <= LONGEST else f"{len(same)} devices"
 
 
-def _tell_outside(axes: Axes, text: str, *, below: bool) -> None:
+def _annotate_outside(axes: Axes, text: str, *, below: bool) -> None:
     """Print the first round's values at the edge of the axes beyond which they lie."""
     height, side = (0.03, "bottom") if below else (0.97, "top")
     axes.text(0.35, height, text, transform=axes.transAxes, va=side, color=MUTED, size=9)

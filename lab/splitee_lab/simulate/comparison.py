@@ -31,8 +31,8 @@ from splitee_lab.report import comparison_page
 from splitee_lab.simulate.jobs import (
     ImageChoice,
     Job,
-    News,
-    PartStore,
+    JobProgress,
+    JobResultStore,
     SharedImages,
     check_partition,
     open_images,
@@ -42,7 +42,7 @@ from splitee_lab.simulate.partition import too_few
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
 from splitee_server.learning.initial.begin import with_weights
-from splitee_server.learning.initial.weights import Found
+from splitee_server.learning.initial.weights import SourceWeights
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _compare_partition(
     out: Path,
     workers: int,
     console: Console,
-    found: Found | None,
+    found: SourceWeights | None,
     resident: int,
     *,
     quiet: bool,
@@ -155,7 +155,7 @@ def _compare_partition(
     for line in check_partition(jobs, images):
         console.print(f"warning: {plain(line)}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(Console(quiet=quiet)) as bars:
-        parts = run_all(jobs, images, PartStore(out), workers, bars.show, found, resident)
+        parts = run_all(jobs, images, JobResultStore(out), workers, bars.show, found, resident)
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)
@@ -205,11 +205,13 @@ class _Bars:
     def __exit__(self, *_error: object) -> None:
         self._progress.stop()
 
-    def show(self, job: Job, news: News) -> None:
+    def show(self, job: Job, progress: JobProgress) -> None:
         if job.name not in self._tasks:
             self._tasks[job.name] = self._progress.add_task(job.name, facts="")
-        facts = f"accuracy {percent(news.accuracy)}"
-        self._progress.update(self._tasks[job.name], completed=news.done, total=news.batches, facts=facts)
-        if news.part is not None and not self._console.is_terminal:
-            line = f"{job.name}: {facts}, {span(news.part.seconds)}"
+        facts = f"accuracy {percent(progress.accuracy)}"
+        self._progress.update(
+            self._tasks[job.name], completed=progress.done, total=progress.batches, facts=facts
+        )
+        if progress.result is not None and not self._console.is_terminal:
+            line = f"{job.name}: {facts}, {span(progress.result.seconds)}"
             self._console.print(line, soft_wrap=True, highlight=False)

@@ -19,18 +19,18 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.image_sets import ImageSet, joined
 from splitee_device.data.images import DeviceData, open_data, spread_evenly
 from splitee_device.data.statistics import channel_statistics
-from splitee_lab.local.workers import at_work
+from splitee_lab.local.workers import run_in_workers
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.names import parse_hostile
 from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
-from splitee_lab.simulate.partition import Partition, deal, warnings_of
+from splitee_lab.simulate.partition import Partition, partition_warnings, split_among
 from splitee_server.learning.initial.normalization import FLEET
-from splitee_server.learning.initial.weights import Found, fit
-from splitee_server.rounds.settling import Joined, settle
+from splitee_server.learning.initial.weights import SourceWeights, fit
+from splitee_server.rounds.settling import DeviceReport, settle
 
 DATA_SEED = 0  # which images are held out, and which a limit leaves out, is the same for all seeds
-TELL_EVERY = 0.5  # seconds
+REPORT_EVERY = 0.5  # seconds
 
 
 class ImageChoice(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ class ClientFacts(msgspec.Struct, frozen=True):
     classes: int
 
 
-class Part(msgspec.Struct, frozen=True):
+class JobResult(msgspec.Struct, frozen=True):
     """A finished job, as it is stored. `whole_macs`: what all clients would compute for the whole network."""
 
     job: Job
@@ -89,13 +89,13 @@ class Part(msgspec.Struct, frozen=True):
     seconds: float
 
 
-class News(msgspec.Struct, frozen=True):
-    """The progress of a job; `part` when it is done."""
+class JobProgress(msgspec.Struct, frozen=True):
+    """The progress of a job; `round_result` when it is done."""
 
     done: int
     batches: int
     accuracy: float | None = None  # mean over the clients, when last evaluated
-    part: Part | None = None
+    result: JobResult | None = None
 
 
 @dataclass(frozen=True)
@@ -143,11 +143,15 @@ def check_partition(jobs: Sequence[Job], images: SharedImages) -> list[str]:
     """
     lines = []
     for job in {job.run.seed: job for job in jobs}.values():
-        hands = deal(images.train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+        assignment = split_among(
+            images.train.labels, job.clients, Partition.parse(job.partition), job.run.seed
+        )
         names = client_names(job.clients)
-        if max(map(len, hands)) < 2:
+        if max(map(len, assignment)) < 2:
             raise DataError(f"{job.clients} clients have an image each: give more images, or fewer clients")
-        found = warnings_of([images.train.labels[mine] for mine in hands], names, images.class_names)
+        found = partition_warnings(
+            [images.train.labels[indices] for indices in assignment], names, images.class_names
+        )
         lines += [f"seed {job.run.seed}, {job.partition}: {line}" for line in found]
     return lines
 
@@ -156,7 +160,7 @@ def experiment_of(
     job: Job,
     images: SharedImages,
     on_batch: Callable[[], None],
-    found: Found | None = None,
+    found: SourceWeights | None = None,
     resident: int = 0,
 ) -> Experiment:
     """The job's clients with their images; a client with fewer than two is left out.
@@ -166,81 +170,86 @@ def experiment_of(
         resident: devices' trunks in memory at a time; 0: all.
     """
     train = images.train
-    hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+    assignment = split_among(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
     count, kind = parse_hostile(job.hostile)
     devices = {}
-    for index, (name, mine) in enumerate(zip(client_names(job.clients), hands, strict=True)):
-        if len(mine) >= 2:
-            own = ImageSet(train.images[mine], train.labels[mine])
+    for index, (name, indices) in enumerate(zip(client_names(job.clients), assignment, strict=True)):
+        if len(indices) >= 2:
+            own = ImageSet(train.images[indices], train.labels[indices])
             data = DeviceData(own, images.held_out, images.class_names, ())
             attack = kind if index < count else ""
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
     network, spec = build_for(job.run), job.run
     if spec.awaits_fleet:
-        told = [_joined(spec, device) for device in devices.values()]
-        spec = settle(spec, network, told)
+        reported = [_joined(spec, device) for device in devices.values()]
+        spec = settle(spec, network, reported)
     initial = fit(found, network, spec, images.class_names) if found is not None else None
     return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial, resident)
 
 
-def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
+def _joined(spec: RunSpec, device: SimulatedDevice) -> DeviceReport:
     own = device.data.train
     if spec.normalize != FLEET:
-        return Joined(device.cut, len(own))
-    told = channel_statistics(own)
-    return Joined(device.cut, len(own), told["pixel_mean"], told["pixel_std"])
+        return DeviceReport(device.cut, len(own))
+    reported = channel_statistics(own)
+    return DeviceReport(device.cut, len(own), reported["pixel_mean"], reported["pixel_std"])
 
 
 def run_job(
-    images: SharedImages, found: Found | None, resident: int, job: Job, tell: Callable[[News], None]
+    images: SharedImages,
+    found: SourceWeights | None,
+    resident: int,
+    job: Job,
+    report: Callable[[JobProgress], None],
 ) -> None:
     """Run a job; reports its progress a few times per second, and its result at the end."""
-    started = told = time.monotonic()
+    started = reported = time.monotonic()
     done = total = 0
     accuracy = None
 
     def on_batch() -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done += 1
-        if time.monotonic() > told + TELL_EVERY:
-            tell(News(done, total, accuracy))
-            told = time.monotonic()
+        if time.monotonic() > reported + REPORT_EVERY:
+            report(JobProgress(done, total, accuracy))
+            reported = time.monotonic()
 
     experiment = experiment_of(job, images, on_batch, found, resident)
     total = batches_of(job.method, experiment)
     rounds = []
-    for result in METHODS[job.method](experiment):
-        rounds.append(result)
-        accuracy = mean_accuracy(result) if result.accuracies else accuracy
+    for round_result in METHODS[job.method](experiment):
+        rounds.append(round_result)
+        accuracy = mean_accuracy(round_result) if round_result.accuracies else accuracy
     clients = {
         name: ClientFacts(device.cut, len(device.data.train), len(np.unique(device.data.train.labels)))
         for name, device in experiment.devices.items()
     }
     whole_macs = job.run.rounds * sum(experiment.macs(name, None) for name in clients)
-    part = Part(job, whole_macs, clients, rounds, time.monotonic() - started)
-    tell(News(total, total, accuracy, part))
+    result = JobResult(job, whole_macs, clients, rounds, time.monotonic() - started)
+    report(JobProgress(total, total, accuracy, result))
 
 
-def mean_accuracy(result: RoundResult) -> float:
+def mean_accuracy(round_result: RoundResult) -> float:
     """The mean over the clients; of the exits if there is nothing else."""
     found = [
-        one.accuracy if one.accuracy is not None else one.exit_accuracy for one in result.accuracies.values()
+        one.accuracy if one.accuracy is not None else one.exit_accuracy
+        for one in round_result.accuracies.values()
     ]
     return float(np.mean([value for value in found if value is not None]))
 
 
-class PartStore:
+class JobResultStore:
     """Results of jobs as files, OUT/parts/METHOD-seedN.json."""
 
     def __init__(self, out: Path) -> None:
         self._folder = out / "parts"
 
-    def save(self, part: Part) -> None:
+    def save(self, result: JobResult) -> None:
         """Durable when this returns. Raises StateError."""
         self._folder.mkdir(exist_ok=True)
-        write_atomically(self._path(part.job), msgspec.json.format(msgspec.json.encode(part), indent=1))
+        write_atomically(self._path(result.job), msgspec.json.format(msgspec.json.encode(result), indent=1))
 
-    def load(self, job: Job) -> Part | None:
+    def load(self, job: Job) -> JobResult | None:
         """The job's result, if it has been run.
 
         Raises:
@@ -248,15 +257,15 @@ class PartStore:
         """
         path = self._path(job)
         try:
-            part = msgspec.json.decode(path.read_bytes(), type=Part)
+            result = msgspec.json.decode(path.read_bytes(), type=JobResult)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError) as error:
             raise StateError(f"{path} is unreadable ({error}): remove it, and its job is run again") from None
-        if part.job != job:
-            changed = "; ".join(_differences(part.job, job))
+        if result.job != job:
+            changed = "; ".join(_differences(result.job, job))
             raise StateError(f"{path} is of other settings ({changed}): name another --out, or remove it")
-        return part
+        return result
 
     def _path(self, job: Job) -> Path:
         return self._folder / f"{job.name}.json"
@@ -274,12 +283,12 @@ def _differences(there: msgspec.Struct, here: msgspec.Struct) -> Iterator[str]:
 def run_all(
     jobs: Sequence[Job],
     images: SharedImages,
-    store: PartStore,
+    store: JobResultStore,
     workers: int,
-    show: Callable[[Job, News], None],
-    found: Found | None = None,
+    show: Callable[[Job, JobProgress], None],
+    found: SourceWeights | None = None,
     resident: int = 0,
-) -> list[Part]:
+) -> list[JobResult]:
     """The results of all jobs, in their order; those that are stored are not run again.
 
     Args:
@@ -289,13 +298,13 @@ def run_all(
     Raises:
         ChildFailed: a job failed, or its process ended before its result; finished jobs are stored.
     """
-    parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
-    missing = [job for job in jobs if job.name not in parts]
+    results = {job.name: result for job in jobs if (result := store.load(job)) is not None}
+    missing = [job for job in jobs if job.name not in results]
     if missing:
-        with at_work(missing, partial(run_job, images, found, resident), workers) as news:
-            for job, said in news:
-                if said.part is not None:
-                    store.save(said.part)
-                    parts[job.name] = said.part
-                show(job, said)
-    return [parts[job.name] for job in jobs]
+        with run_in_workers(missing, partial(run_job, images, found, resident), workers) as updates:
+            for job, progress in updates:
+                if progress.result is not None:
+                    store.save(progress.result)
+                    results[job.name] = progress.result
+                show(job, progress)
+    return [results[job.name] for job in jobs]

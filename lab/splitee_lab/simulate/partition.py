@@ -52,20 +52,22 @@ def _alpha(text: str, value: str) -> float:
 
 
 def too_few(images: int, what: str) -> DataError:
-    """`what`: the images cannot be dealt to."""
+    """`what`: those among whom the images cannot be divided."""
     return DataError(f"{images} training images cannot be dealt to {what}: give more, or fewer clients")
 
 
-def deal(labels: Labels, clients: int, partition: Partition, seed: int) -> list[Indices]:
+def split_among(labels: Labels, clients: int, partition: Partition, seed: int) -> list[Indices]:
     """The indices of each client's images, ascending; together they are all of `labels`, none twice.
 
     Raises:
         DataError: there are fewer images than clients, or than shards.
     """
-    hands = clients * max(partition.shards, 1)
-    if len(labels) < hands:
+    portions = clients * max(partition.shards, 1)
+    if len(labels) < portions:
         what = (
-            f"{clients} clients" if hands == clients else f"{clients} clients with {partition.shards} shards"
+            f"{clients} clients"
+            if portions == clients
+            else f"{clients} clients with {partition.shards} shards"
         )
         raise too_few(len(labels), what)
     generator = np.random.default_rng(seed_for(seed, "partition"))
@@ -100,10 +102,12 @@ def _shards(labels: Labels, clients: int, each: int, generator: np.random.Genera
     return [np.concatenate([parts[place] for place in mine]) for mine in np.split(order, clients)]
 
 
-def warnings_of(hands: Sequence[Labels], names: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """A line for each client that takes no part or has one class only. `hands`: the labels of each."""
+def partition_warnings(
+    portions: Sequence[Labels], names: Sequence[str], class_names: Sequence[str]
+) -> list[str]:
+    """A line for each client that takes no part or has one class only. `portions`: the labels of each."""
     lines = []
-    for name, labels in zip(names, hands, strict=True):
+    for name, labels in zip(names, portions, strict=True):
         present = np.unique(labels)
         if len(labels) < 2:
             count = "no images" if not len(labels) else "a single image"

@@ -10,7 +10,7 @@ import msgspec
 
 from splitee.protocol.traffic import DIRECTIONS, PURPOSES, Traffic
 from splitee_lab.methods.experiment import Accuracy, RoundResult
-from splitee_lab.simulate.jobs import Part
+from splitee_lab.simulate.jobs import JobResult
 
 Pick = Callable[[Accuracy], float | None]
 
@@ -65,15 +65,15 @@ class MethodResult(msgspec.Struct, frozen=True):
     traffic: dict[str, dict[str, float]] = {}
 
 
-def summarize(parts: Sequence[Part]) -> list[MethodResult]:
+def summarize(parts: Sequence[JobResult]) -> list[MethodResult]:
     """A result for each method, in the order in which they come."""
-    methods: dict[str, list[Part]] = {}
+    methods: dict[str, list[JobResult]] = {}
     for part in parts:
         methods.setdefault(part.job.method, []).append(part)
     return [_summarize(method, own) for method, own in methods.items()]
 
 
-def _summarize(method: str, parts: list[Part]) -> MethodResult:
+def _summarize(method: str, parts: list[JobResult]) -> MethodResult:
     picks: dict[str, Pick] = {name: _pick(name) for name in Accuracy.__struct_fields__}
     cuts = sorted({facts.cut for part in parts for facts in part.clients.values()})
     by_cut = [
@@ -86,10 +86,12 @@ def _summarize(method: str, parts: list[Part]) -> MethodResult:
         method=method,
         seeds=[part.job.run.seed for part in parts],
         by_cut=[result for result in by_cut if result.accuracy or result.exit_accuracy],
-        bytes=_known(_a_client(part, lambda done: done.bytes) for part in parts),
-        macs=_known(_a_client(part, lambda done: done.macs) for part in parts),
-        compute_share=_known(sum(done.macs for done in part.rounds) / part.whole_macs for part in parts),
-        seconds=_known(part.seconds for part in parts),
+        bytes=_mean_and_spread(_per_client(part, lambda done: done.bytes) for part in parts),
+        macs=_mean_and_spread(_per_client(part, lambda done: done.macs) for part in parts),
+        compute_share=_mean_and_spread(
+            sum(done.macs for done in part.rounds) / part.whole_macs for part in parts
+        ),
+        seconds=_mean_and_spread(part.seconds for part in parts),
         course=list(_course(parts)),
         traffic=_traffic(parts),
         **{name: _figure(_last(part, pick) for part in parts) for name, pick in picks.items()},
@@ -100,7 +102,7 @@ def _pick(name: str) -> Pick:
     return lambda accuracy: getattr(accuracy, name)
 
 
-def _last(part: Part, pick: Pick, cut: int | None = None) -> float | None:
+def _last(part: JobResult, pick: Pick, cut: int | None = None) -> float | None:
     """Mean over the clients after the last round, all or those of a cut."""
     found = part.rounds[-1].accuracies
     if cut is not None:
@@ -108,7 +110,7 @@ def _last(part: Part, pick: Pick, cut: int | None = None) -> float | None:
     return _mean(found, pick)
 
 
-def _cut_of(part: Part, name: str) -> int | None:
+def _cut_of(part: JobResult, name: str) -> int | None:
     facts = part.clients.get(name)
     return facts.cut if facts else None
 
@@ -118,15 +120,15 @@ def _mean(found: Mapping[str, Accuracy], pick: Pick) -> float | None:
     return mean(values) if values else None
 
 
-def _a_client(part: Part, cost: Callable[[RoundResult], int]) -> float:
+def _per_client(part: JobResult, cost: Callable[[RoundResult], int]) -> float:
     return sum(map(cost, part.rounds)) / len(part.clients)
 
 
-def _traffic(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
-    told = [[done.traffic for done in part.rounds if done.traffic is not None] for part in parts]
-    if any(len(known) < len(part.rounds) for known, part in zip(told, parts, strict=True)):
+def _traffic(parts: Sequence[JobResult]) -> dict[str, dict[str, float]]:
+    recorded = [[done.traffic for done in part.rounds if done.traffic is not None] for part in parts]
+    if any(len(known) < len(part.rounds) for known, part in zip(recorded, parts, strict=True)):
         return {}
-    sums = [sum(known, Traffic()) for known in told]
+    sums = [sum(known, Traffic()) for known in recorded]
     return {
         direction: {
             purpose: mean(
@@ -139,7 +141,7 @@ def _traffic(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
     }
 
 
-def _course(parts: list[Part]) -> Iterator[Point]:
+def _course(parts: list[JobResult]) -> Iterator[Point]:
     sent, macs = 0.0, 0.0
     for rounds in zip(*(part.rounds for part in parts), strict=True):
         sent += mean(done.bytes / len(part.clients) for done, part in zip(rounds, parts, strict=True))
@@ -159,11 +161,11 @@ def _over_seeds(rounds: Sequence[RoundResult], pick: Pick) -> float | None:
     return mean(found) if found else None
 
 
-def _known(values: Iterator[float]) -> Figure:
+def _mean_and_spread(values: Iterator[float]) -> Figure:
     figures = list(values)
     return Figure(mean(figures), stdev(figures) if len(figures) > 1 else None)
 
 
 def _figure(values: Iterator[float | None]) -> Figure | None:
     known = [value for value in values if value is not None]
-    return _known(iter(known)) if known else None
+    return _mean_and_spread(iter(known)) if known else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitee.cli.command import section
 from splitee.cli.pairs import require
-from splitee.cli.run_flags import declared, run_setting, run_settings
+from splitee.cli.run_flags import all_settings, run_setting, run_settings
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
@@ -20,7 +20,7 @@ from splitee_server.learning.strategies.registry import STRATEGIES, with_setting
 def strategy_setting(name: str) -> Callable[[Any], Any]:
     """The flag of a setting that belongs to some strategies; its help names them."""
     of = f" (with --strategy {with_setting(name)})."
-    return run_setting(name, help=declared()[name].help.removesuffix(".") + of)
+    return run_setting(name, help=all_settings()[name].help.removesuffix(".") + of)
 
 
 def learning_settings(command: Any) -> Any:
@@ -83,7 +83,7 @@ def check_timed_steps(spec: RunSpec) -> None:
 
 
 def _check(name: str, settings: dict[str, Any], counterpart: str, is_there: bool) -> None:
-    setting = declared()[name]
+    setting = all_settings()[name]
     require(counterpart, is_there or settings[name] == setting.default, setting.flag)
 
 

@@ -21,7 +21,7 @@ from splitee.cli.plain_text import echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import log_options
 from splitee.cli.words import three_digits
-from splitee.commands.status import gather
+from splitee.commands.status import receive_retained
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -58,7 +58,7 @@ def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
     with closing(Link(link.address, identity, tls=link.tls)) as connection:
         connection.subscribe(*view.filters)
         connection.open(link.connect_timeout)
-        gather(connection, view)
+        receive_retained(connection, view)
     snapshot = view.snapshot()
     by_device = _candidates(snapshot, steps)
     if not by_device:

@@ -35,12 +35,12 @@ from splitee.protocol.inference import SoftwareReport
 from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, ReleaseOrder
 from splitee.protocol.rollouts import Rollout
 from splitee.protocol.topics import Topics, check_name
-from splitee_server.commands.rollout_flags import LONGEST, Span, pace, waves_setting
+from splitee_server.commands.rollout_flags import LONGEST, Span, rollout_policy, waves_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.release import plans
-from splitee_server.release.here import Here
+from splitee_server.release.local_rollouts import LocalRollouts
 from splitee_server.release.operator import NoServer, Operator, Source
-from splitee_server.release.plans import Content, Pace
+from splitee_server.release.plans import Content, RolloutPolicy
 from splitee_server.release.recipients import choose
 from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.release.watching import Watch, listed, wait_for
@@ -152,7 +152,7 @@ def release(
         "roll back": roll_back,
     }
     action, rollout = _order(bool(models), lists, orders)
-    how = pace(waves, max_failures, soak, expires, late_after)
+    policy = rollout_policy(waves, max_failures, soak, expires, late_after)
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
     topics = Topics(link.fleet)
     stopped = stop_on_signals()
@@ -165,7 +165,7 @@ def release(
             connection.open(link.connect_timeout)
             order = ReleaseOrder(request=time.time_ns(), action=action, rollout=rollout)
             try:
-                echo(Operator(connection, topics, wait=wait, stop=stopped.is_set).give(order, {}))
+                echo(Operator(connection, topics, wait=wait, stop=stopped.is_set).submit(order, {}))
             except NoServer:
                 raise Stalled(
                     f"no server runs for fleet {link.fleet!r} at {link.address}: start `splitee serve` first"
@@ -177,7 +177,7 @@ def release(
             if content is None:
                 recipients = _recipients(connection, topics, models[0], devices)
                 content = plans.software(models[0], recipients, link.fleet, signer)
-            _release(connection, topics, content, rollout, how, wait, stopped.is_set, detach=detach)
+            _release(connection, topics, content, rollout, policy, wait, stopped.is_set, detach=detach)
 
 
 def _order(has_models: bool, lists: bool, orders: dict[OrderAction, str | None]) -> tuple[OrderAction, str]:
@@ -217,7 +217,7 @@ def _recipients(connection: Link, topics: Topics, software: Path, wanted: str) -
 def _known(connection: Link, topics: Topics) -> dict[str, SoftwareReport | None]:
     """All devices of which the broker retains a message, with their reports on their software."""
     gate = Gate(
-        topics, (routes.STATUS, routes.SERVING, routes.SOFTWARE_REPORT), takes_cleared=True, log_first=0
+        topics, (routes.STATUS, routes.SERVING, routes.SOFTWARE_REPORT), accepts_cleared=True, log_first=0
     )
     connection.subscribe(*gate.filters)
     found: dict[str, SoftwareReport | None] = {}
@@ -239,14 +239,14 @@ def _release(
     topics: Topics,
     content: Content,
     rollout: str,
-    how: Pace,
+    policy: RolloutPolicy,
     wait: float,
     stopped: Callable[[], bool],
     *,
     detach: bool,
 ) -> None:
     """Raises ModelError: it is not in service on all devices."""
-    plan = content.plan(rollout, how)
+    plan = content.plan(rollout, policy)
     if plan.waves[-1] != "100%" and plan.waves[-1] != str(len(plan.releases)):
         log.warning("the last of --waves is %s: the other devices never get it", plan.waves[-1])
     data = plan.encode()
@@ -262,34 +262,34 @@ def _release(
         receive: Receive = connection.receive
         hint = GOES_ON
         try:
-            echo(operator.give(order, files, lambda count: progress.advance(task, count)))
+            echo(operator.submit(order, files, lambda count: progress.advance(task, count)))
         except NoServer:
             if detach:
                 raise Stalled("no server runs that could keep the release: leave out --detach") from None
             log.warning("no server runs: devices get their bytes only while this command does")
-            receive, hint = _release_here(connection, topics, content, rollout, how, stack), OFFER_STAYS
+            receive, hint = _release_locally(connection, topics, content, rollout, policy, stack), OFFER_STAYS
         if detach:
             return
         watch = Watch(connection, topics, rollout)
         progress.update(task, description="have decided", total=len(plan.releases), completed=0)
 
-        def tell(seen: Watch) -> None:
+        def show(seen: Watch) -> None:
             progress.update(task, completed=seen.decided)
 
-        wait_for(watch, receive, tell, wait=wait, stop=stopped, hint=hint)
+        wait_for(watch, receive, show, wait=wait, stop=stopped, hint=hint)
     for line in watch.lines():
         echo(line)
     watch.check()
 
 
-def _release_here(
-    connection: Link, topics: Topics, content: Content, rollout: str, how: Pace, stack: ExitStack
+def _release_locally(
+    connection: Link, topics: Topics, content: Content, rollout: str, policy: RolloutPolicy, stack: ExitStack
 ) -> Receive:
     """Do the server's work until `stack` is closed; returns what receives events meanwhile."""
     store = RolloutStore(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-    here = Here(connection, topics, store)
+    here = LocalRollouts(connection, topics, store)
     stack.callback(here.close)
-    here.releases.begin(content, rollout, how)
+    here.releases.begin(content, rollout, policy)
     return here.receive
 
 

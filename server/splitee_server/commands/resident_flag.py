@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from splitee.cli.bounds import whole
-from splitee.cli.run_flags import declared
+from splitee.cli.run_flags import all_settings
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee_server.learning.strategies.registry import with_setting
@@ -42,6 +42,6 @@ def check_resident(resident: int, strategies: Collection[str], run: dict[str, An
     for name, needed in NEEDED.items():
         if run[name] != needed:
             raise ConfigError(
-                f"--resident {resident} needs {declared()[name].flag} {needed}, this is {run[name]}: "
+                f"--resident {resident} needs {all_settings()[name].flag} {needed}, this is {run[name]}: "
                 "all devices' trunks would be needed at once"
             )

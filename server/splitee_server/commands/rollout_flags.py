@@ -11,7 +11,7 @@ import click
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.release_orders import LATE_AFTER, SHARE
-from splitee_server.release.plans import AT_ONCE, Pace
+from splitee_server.release.plans import AT_ONCE, RolloutPolicy
 from splitee_server.release.wave_sizes import read_waves
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -57,18 +57,18 @@ def waves_setting(flag: str = "--waves", **more: Any) -> Any:
     )
 
 
-def pace(
+def rollout_policy(
     waves: tuple[str, ...] | None,
     max_failures: str | None = None,
     soak: float = 60.0,
     expires: float = 30 * 86_400.0,
     late_after: float = LATE_AFTER,
-) -> Pace:
+) -> RolloutPolicy:
     """Raises ConfigError: a wave names nobody, or the failures are no count or share."""
     if max_failures is not None and not re.fullmatch(SHARE, max_failures):
         raise ConfigError(
             f"--max-failures {max_failures}: expected a count or a share of the devices, as 2 or 5%"
         )
     if waves is None and max_failures is None:
-        return Pace(AT_ONCE.waves, AT_ONCE.max_failures, soak, expires, late_after)
-    return Pace(waves or AT_ONCE.waves, max_failures or "0", soak, expires, late_after)
+        return RolloutPolicy(AT_ONCE.waves, AT_ONCE.max_failures, soak, expires, late_after)
+    return RolloutPolicy(waves or AT_ONCE.waves, max_failures or "0", soak, expires, late_after)

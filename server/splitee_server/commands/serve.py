@@ -32,7 +32,7 @@ from splitee.protocol.release_orders import MOST_DEVICES
 from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
-from splitee_server.announcer import Announcer, claim_fleet, offline
+from splitee_server.announcer import Announcer, claim_fleet, offline_status
 from splitee_server.monitoring.observer import Observer
 from splitee_server.monitoring.options import Discovery, Exporter, discovery_options, metrics_options
 from splitee_server.offload.predictions import Predictions
@@ -42,7 +42,7 @@ from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
 
 CAPACITY = 4 * MOST_DEVICES  # events: a broker sends the retained messages of a whole fleet at once
-HEAR_AGAIN = 60.0  # least number of seconds between two requests for all of them again
+RESUBSCRIBE_EVERY = 60.0  # least number of seconds between two requests for all of them again
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _serve(
     connection = Link(
         link.address,
         f"splitee-{link.fleet}-server-{instance}",
-        will=offline(topics, instance),
+        will=offline_status(topics, instance),
         tls=link.tls,
         admits=SenderLimits(topics).admits,
         capacity=CAPACITY,
@@ -135,17 +135,17 @@ def _serve(
     with metrics.figures(certificate) as figures:
         observers = [one for one in (figures, home_assistant) if one is not None]
         connection.open(link.connect_timeout, stop.is_set)
-        farewell = None
+        offline_message = None
         try:
             if stop.is_set():
                 return
             claim_fleet(connection, topics, instance)
-            farewell = offline(topics, instance)
+            offline_message = offline_status(topics, instance)
             log.info("serving run %s, round %d", trunks.run, trunks.round)
             TrunkServer(connection, topics, trunks, store, instance, observers).run(stop.is_set)
             log.info("stopped")
         finally:
-            connection.close(farewell)
+            connection.close(offline_message)
 
 
 class TrunkServer:
@@ -169,7 +169,9 @@ class TrunkServer:
         self._predictions = predictions = Predictions(
             port, topics, trunks, lambda device, action: self._gate.guard(routes.INFER, device, action)
         )
-        self._releases = Releases(port, topics, store, told=self._on_rollouts) if store is not None else None
+        self._releases = (
+            Releases(port, topics, store, published=self._on_rollouts) if store is not None else None
+        )
         of_releases = release.ROUTES if store is not None else (routes.RELEASE,)
         self._gate = Gate(
             topics,
@@ -178,29 +180,29 @@ class TrunkServer:
             passes=(BrokerRefused, Unwinding),
         )
         self._announce = Announcer(port, topics, instance, trunks.run)
-        self._is_lost = False  # an event was lost
-        self._hear_again = RateLimiter(HEAR_AGAIN, clock)
+        self._has_lost_events = False  # an event was lost
+        self._resubscribe = RateLimiter(RESUBSCRIBE_EVERY, clock)
         port.subscribe(*self._gate.filters, *(topic for one in observers for topic in one.filters))
         for observer in observers:
             observer.start()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Serve until `stop`."""
-        self._beat(now=True)
+        self._heartbeat(now=True)
         while not stop():
-            self._take_in(self._port.receive(0 if self._predictions.waiting else 0.5))
-            if self._is_lost and self._hear_again.due():
-                self._is_lost = False
+            self._dispatch(self._port.receive(0 if self._predictions.waiting else 0.5))
+            if self._has_lost_events and self._resubscribe.due():
+                self._has_lost_events = False
                 self._port.subscribe(*self._gate.filters)  # the broker sends its retained messages again
-            self._beat()
+            self._heartbeat()
             if self._releases is not None:
                 self._releases.rollouts.tick()
         self._predictions.reply_to_all()
         if self._releases is not None:
             self._releases.rollouts.tick(at_once=True)
-        self._beat(now=True)
+        self._heartbeat(now=True)
 
-    def _take_in(self, event: Event | None) -> None:
+    def _dispatch(self, event: Event | None) -> None:
         if event is None:
             self._predictions.reply_to_all()
         elif isinstance(event, Message):
@@ -210,28 +212,28 @@ class TrunkServer:
             if (received := self._gate.read(event)) is not None:
                 self._handle(received)
         elif isinstance(event, Connected):
-            self._beat(now=True)
+            self._heartbeat(now=True)
             for observer in self._observers:
                 observer.on_reconnected()
             if self._releases is not None:
-                self._releases.rollouts.again()
+                self._releases.rollouts.republish()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Overflow):
-            self._is_lost = True
+            self._has_lost_events = True
 
     def _handle(self, received: Received) -> None:
         if received.route is routes.SERVER_CLAIM:
-            self._beat(now=True)
+            self._heartbeat(now=True)
         elif received.route is routes.INFER:
             self._gate.apply(received, self._predictions.add)
         elif self._releases is not None:
             if self._gate.apply(received, self._releases.handle) and received.route is routes.SERVING:
-                self._tell_of(received)
+                self._on_serving(received)
         else:
             refuse(self._port, self._topics, received.message)
 
-    def _tell_of(self, serving: Received) -> None:
+    def _on_serving(self, serving: Received) -> None:
         for observer in self._observers if serving.message.state == "online" else ():
             observer.on_predicting(serving.device, None)
 
@@ -239,7 +241,7 @@ class TrunkServer:
         for observer in self._observers:
             observer.on_rollouts(rollouts)
 
-    def _beat(self, *, now: bool = False) -> None:
+    def _heartbeat(self, *, now: bool = False) -> None:
         requests, passes = self._predictions.requests, self._predictions.passes
         doing = f"serving: {requests} requests in {passes} passes"
-        self._announce.beat(doing, (), self._gate.rejected.total(), now=now)
+        self._announce.heartbeat(doing, (), self._gate.rejected.total(), now=now)

@@ -32,9 +32,9 @@ from splitee.mqtt.options import LinkOptions
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
-from splitee.samples.fitting import PHOTOGRAPHS
-from splitee_server.announcer import claim_fleet, offline
-from splitee_server.broker_limits import say_limits
+from splitee.samples.fitting import PHOTO_SHAPE
+from splitee_server.announcer import claim_fleet, offline_status
+from splitee_server.broker_limits import log_broker_limits
 from splitee_server.commands.learning_flags import (
     check_strategy_settings,
     check_timed_steps,
@@ -44,7 +44,7 @@ from splitee_server.commands.learning_flags import (
     weights_setting,
 )
 from splitee_server.commands.resident_flag import check_resident, resident_setting
-from splitee_server.commands.rollout_flags import pace, waves_setting
+from splitee_server.commands.rollout_flags import rollout_policy, waves_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
@@ -113,7 +113,7 @@ DIRECTORY = click.Path(path_type=Path)
         help="File with the class names, one per line.",
         show_default="those of more than half of --devices",
     ),
-    run_setting("input_shape", default=PHOTOGRAPHS),
+    run_setting("input_shape", default=PHOTO_SHAPE),
     run_setting("fit"),
     weights_setting,
     threshold_setting,
@@ -246,13 +246,13 @@ def server(
     # torch takes seconds to import; a wrong flag is reported before that
     from splitee.training.process import prepare_to_train
     from splitee_server.learning.initial.begin import open_run
-    from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
+    from splitee_server.ranks.begin import lead, leading_port, links_of, rank_group, train
     from splitee_server.rounds.checkpoints import Checkpoints
     from splitee_server.service import MODELS, RELEASES, Service
 
     prepare_to_train(threads)
     stop = stop_on_signals()
-    with side_by_side(
+    with rank_group(
         place,
         {
             **asdict(spec),
@@ -275,7 +275,7 @@ def server(
             limits = SenderLimits(topics)
             client = f"splitee-{link.fleet}-server-{directory.client_token()}"
             connection = leading_port(
-                addresses, client, link.tls, topics, limits, policy, will=offline(topics, instance)
+                addresses, client, link.tls, topics, limits, policy, will=offline_status(topics, instance)
             )
             ranks = lead(
                 group,
@@ -291,12 +291,12 @@ def server(
             with monitoring.observers(connection, topics, store, certificate) as observers:
                 connection.open(link.connect_timeout, stop.is_set)
                 for one in links_of(connection):
-                    say_limits(one, devices)
-                farewell = None
+                    log_broker_limits(one, devices)
+                offline_message = None
                 try:
                     claim_fleet(connection, topics, instance, brokers=len(links_of(connection)))
-                    farewell = offline(topics, instance)
-                    _say_ready(spec, devices)
+                    offline_message = offline_status(topics, instance)
+                    _log_ready(spec, devices)
                     Service(
                         connection,
                         topics,
@@ -309,7 +309,7 @@ def server(
                         observers=observers,
                         limits=limits,
                         signer=signer,
-                        pace=AT_ONCE if release_waves is None else pace(release_waves),
+                        rollout_policy=AT_ONCE if release_waves is None else rollout_policy(release_waves),
                         initial=initial,
                         ranks=ranks,
                     ).run()
@@ -318,10 +318,10 @@ def server(
                     if not stop.is_set():
                         raise
                     ranks.leave()
-                    _say_stopped(store.newest(), state)
+                    _log_stopped(store.newest(), state)
                 finally:
                     notify("STOPPING=1")
-                    connection.close(farewell)
+                    connection.close(offline_message)
 
 
 def _new_run(settings: dict[str, Any]) -> RunSpec:
@@ -340,12 +340,12 @@ def _check_quorum(quorum: int, devices: int, missing: str, sample: str) -> None:
         raise ConfigError(f"--sample {sample} --quorum {quorum}: no round could have its quorum")
 
 
-def _say_ready(spec: RunSpec, devices: int) -> None:
+def _log_ready(spec: RunSpec, devices: int) -> None:
     notify("READY=1", f"STATUS=run {spec.run}")
     wanted = words.devices(devices)
     log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
 
 
-def _say_stopped(committed: int, state: Path) -> None:
+def _log_stopped(committed: int, state: Path) -> None:
     last = f"round {committed} is committed" if committed else "no round is committed yet"
     log.info("stopped; %s; the run's state is in %s", last, state)

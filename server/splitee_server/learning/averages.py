@@ -138,14 +138,14 @@ def _shared_exits(
     if not any(name.startswith(EXITS) for tensors in clients.values() for name in tensors):
         return {}
     held = {device: exits_by_cut(tensors, cuts[device]) for device, tensors in clients.items()}
-    voices = Counter(name for device in held if weights[device] > 0 for name in held[device])
+    holder_counts = Counter(name for device in held if weights[device] > 0 for name in held[device])
     fewest = 1 if rule.average == "mean" else FEWEST
     alone = tuple(f"{EXITS}{cut}." for cut in apart)
     return {
         device: {
             name: tensor
             for name, tensor in exits.items()
-            if voices[name] >= fewest and not name.startswith(alone)
+            if holder_counts[name] >= fewest and not name.startswith(alone)
         }
         for device, exits in held.items()
     }

@@ -51,7 +51,7 @@ class ClientNetworks:
         self._strategy = strategy
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
-        self._first_digests: dict[int, str] = {}  # by cut
+        self._initial_digests: dict[int, str] = {}  # by cut
         self._likes: dict[int, Weights] = {}  # by cut
         self._momentum = ServerMomentum(spec.server_momentum)
         self._heads: dict[str, nn.Module] = {}  # exits that predict, by the digests of their networks
@@ -117,7 +117,7 @@ class ClientNetworks:
         heads: dict[int, nn.Module] = {}
         for at in sorted(set(self._spec.exit_cuts)):
             is_held = any(name.startswith(f"{EXITS}{at}.") for name in held)
-            head = self._head(at, held if is_held else exits_by_cut(self.first(at), at))
+            head = self._head(at, held if is_held else exits_by_cut(self.initial_weights(at), at))
             heads[at] = head.requires_grad_(requires_grad=False)
         return heads
 
@@ -127,7 +127,7 @@ class ClientNetworks:
         head.load_state_dict({n.removeprefix(prefix): t for n, t in exits.items() if n.startswith(prefix)})
         return head.to(next(self._network.module.parameters()).device)
 
-    def first(self, cut: int) -> Weights:
+    def initial_weights(self, cut: int) -> Weights:
         """The initial client network and exits of a device with this cut."""
         fresh = client_model(self._network, cut, self._spec).state_dict()
         exits = {
@@ -140,11 +140,11 @@ class ClientNetworks:
             for name, fresh_one in fresh.items()
         }
 
-    def first_digest(self, cut: int) -> str | None:
-        """SHA-256 of `first`; None: it follows from the seed, and need not be sent."""
-        if self._sends_first and cut not in self._first_digests:
-            self._first_digests[cut] = weights_digest(self.first(cut))
-        return self._first_digests.get(cut)
+    def initial_digest(self, cut: int) -> str | None:
+        """SHA-256 of `initial_weights`; None: it follows from the seed, and need not be sent."""
+        if self._sends_first and cut not in self._initial_digests:
+            self._initial_digests[cut] = weights_digest(self.initial_weights(cut))
+        return self._initial_digests.get(cut)
 
     def commit(
         self, received: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
@@ -167,7 +167,9 @@ class ClientNetworks:
             counting = {device: weights for device, weights in trained.items() if samples[device]}
             apart: set[int] = set()
             if self._spec.clip_updates:
-                starts = {device: before.get(device) or self.first(cuts[device]) for device in counting}
+                starts = {
+                    device: before.get(device) or self.initial_weights(cuts[device]) for device in counting
+                }
                 clip_updates(counting, starts, self._spec.clip_updates)
                 apart = self._apart(counting, starts, cuts)
             means = average_clients(
@@ -179,17 +181,19 @@ class ClientNetworks:
                 Rule.of(self._spec),
                 apart,
             )
-            averages = self._carry_on(means, before, trained, cuts)
+            averages = self._apply_momentum(means, before, trained, cuts)
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = received[peer]
                 elif self._spec.is_sampled and device not in received and averages:
-                    own = self._held.get(device) or {n: one.clone() for n, one in self.first(cut).items()}
+                    own = self._held.get(device) or {
+                        n: one.clone() for n, one in self.initial_weights(cut).items()
+                    }
                     self._held[device] = _with_averages(own, averages, cut)
         self._digests, self._heads = {}, {}
 
-    def _carry_on(
+    def _apply_momentum(
         self,
         means: Weights,
         before: Mapping[str, Weights],
@@ -207,7 +211,7 @@ class ClientNetworks:
         committed: dict[str, Tensor] = {}
         for device in sorted(before, reverse=True):
             committed |= by_network_names(before[device], cuts[device])
-        carried = self._momentum.carry_on(means, committed)
+        carried = self._momentum.apply(means, committed)
         for device, weights in trained.items():
             own = by_network_names(weights, cuts[device])
             for name in own.keys() & carried.keys():
@@ -266,7 +270,7 @@ class ClientNetworks:
         If nothing is held for the device, they are its initial ones, if the server sends these.
         """
         if device not in self._held and self._sends_first and (names := list(names)):
-            return select(self.first(cut), names)
+            return select(self.initial_weights(cut), names)
         return select(self._held.get(device, {}), names)
 
     def state(self) -> dict[str, Any]:

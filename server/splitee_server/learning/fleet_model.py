@@ -18,7 +18,7 @@ from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.placement import lay_out
 from splitee.training.soft_labels import SoftLabels
-from splitee.training.weights import WeightsAssembler, first_beyond
+from splitee.training.weights import WeightsAssembler, first_out_of_bounds
 from splitee_server.learning.averages import average_statistics, weigh
 from splitee_server.learning.class_mix import ClassMix
 from splitee_server.learning.client_networks import ClientNetworks, by_network_names
@@ -133,7 +133,7 @@ class FleetModel:
         Raises:
             Untrainable: no step can be taken on the batch; nothing has changed.
         """
-        self._strategy.reach(step)
+        self._strategy.begin_step(step)
         self._class_mix.add(device, labels)
         offsets = self._class_mix.offsets(device, features.device)
         if self._loss_filter.leaves_out(device):
@@ -198,7 +198,7 @@ class FleetModel:
         trunk = self._strategy.trunk(device)
         batch = FreshStatistics(trunk)
         self._strategy.observe(device, features, batch, round_number=round_number, step=step)
-        if first_beyond(batch.means()) is not None:
+        if first_out_of_bounds(batch.means()) is not None:
             raise Untrainable("a batch gives statistics that are not finite, or out of bounds")
         self._observed.setdefault(device, FreshStatistics(trunk)).add(batch)
 
@@ -273,13 +273,13 @@ class FleetModel:
         """SHA-256 of `client`. Raises KeyError: none is held."""
         return self._clients.digest(device)
 
-    def first_digest(self, device: str) -> str | None:
+    def initial_digest(self, device: str) -> str | None:
         """SHA-256 of the device's initial client network and exit; None: they come from the seed."""
-        return self._clients.first_digest(self._cuts[device])
+        return self._clients.initial_digest(self._cuts[device])
 
-    def first_client(self, device: str) -> Mapping[str, Tensor]:
+    def initial_client(self, device: str) -> Mapping[str, Tensor]:
         """The device's initial client network and exit, by name."""
-        return self._clients.first(self._cuts[device])
+        return self._clients.initial_weights(self._cuts[device])
 
     def tensors(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of `names` that are held for a device, as many as a message may carry.
@@ -329,21 +329,21 @@ class FleetModel:
 
     # What the ranks of one server exchange
 
-    def lend(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
+    def phase_state(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs for a phase with some of the devices; tensors are shared, not copied.
 
-        `averages`: as in `Strategy.lend`.
+        `averages`: as in `Strategy.phase_state`.
         """
         return {
-            "strategy": self._strategy.lend(devices, averages=averages),
+            "strategy": self._strategy.phase_state(devices, averages=averages),
             "clients": self._clients.exit_tensors(devices, self._cuts),
             "cuts": dict(self._cuts),
             "left_out": self._loss_filter.state(),
         }
 
-    def borrow(self, state: Mapping[str, Any]) -> None:
-        """Begin a phase with the states of `lend` and `lend_memory`; discards what was trained here."""
-        self._strategy.borrow(state["strategy"])
+    def load_phase_state(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with `phase_state` and `training_state`; discards what was trained here."""
+        self._strategy.load_phase_state(state["strategy"])
         self._clients.load(state["clients"])
         self._loss_filter = LossFilter(self._spec.largest_loss)
         self._loss_filter.load(state["left_out"])
@@ -352,16 +352,16 @@ class FleetModel:
         self._cuts = dict(state["cuts"])
         self._supervise()
 
-    def lend_memory(self, device: str) -> dict[str, Any]:
+    def training_state(self, device: str) -> dict[str, Any]:
         """What training needs beside a trunk's tensors: momentum, and the counts of classes."""
         return {
-            "momentum": self._strategy.lend_momentum(device),
+            "momentum": self._strategy.momentum_state(device),
             "class_mix": self._class_mix.of(device),
         }
 
-    def borrow_memory(self, device: str, state: Mapping[str, Any]) -> None:
-        """Load the state of `lend_memory`."""
-        self._strategy.borrow_momentum(device, state["momentum"])
+    def load_training_state(self, device: str, state: Mapping[str, Any]) -> None:
+        """Load `training_state`."""
+        self._strategy.load_momentum_state(device, state["momentum"])
         self._class_mix.take(state["class_mix"])
 
     def part_of_step(self, lanes: range) -> dict[str, Any]:
@@ -380,19 +380,19 @@ class FleetModel:
         """As `Strategy.follow_step`."""
         self._strategy.follow_step(changed)
 
-    def hand_over(self, device: str) -> dict[str, Any]:
-        """What training has changed since `borrow`, for the rank that commits; frees the device's trunk."""
+    def round_result(self, device: str) -> dict[str, Any]:
+        """What has changed since `load_phase_state`, for the rank that commits; frees the device's trunk."""
         return {
-            "strategy": self._strategy.hand_over(device),
+            "strategy": self._strategy.round_result(device),
             "class_mix": self._class_mix.of(device),
             "trained": self._trained.get(device, 0),
             "losses": list(self._loss_filter.losses(device)),
             "soft_labels": list(self._soft_labels.coming(device)),
         }
 
-    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
-        """Load the state of `hand_over`, as if it had been trained here."""
-        self._strategy.take_back(device, state["strategy"])
+    def load_round_result(self, device: str, state: Mapping[str, Any]) -> None:
+        """Load `round_result`, as if it had been trained here."""
+        self._strategy.load_round_result(device, state["strategy"])
         self._class_mix.take(state["class_mix"])
         if state["trained"]:
             self._trained[device] = state["trained"]
@@ -401,12 +401,12 @@ class FleetModel:
         if state["soft_labels"]:
             self._soft_labels.take(device, state["soft_labels"])
 
-    def seen_of(self, device: str) -> dict[str, Any]:
-        """What has been observed of a device's trunk since `borrow`; empty: nothing."""
+    def observed_statistics(self, device: str) -> dict[str, Any]:
+        """What has been observed of a device's trunk since `load_phase_state`; empty: nothing."""
         return self._observed[device].state() if device in self._observed else {}
 
-    def take_seen(self, device: str, state: Mapping[str, Any]) -> None:
-        """Load the state of `seen_of`, as if it had been observed here."""
+    def load_observed_statistics(self, device: str, state: Mapping[str, Any]) -> None:
+        """Load `observed_statistics`, as if it had been observed here."""
         if state:
             self._observed[device] = FreshStatistics(self._strategy.trunk(device))
             self._observed[device].load(state)

@@ -26,7 +26,7 @@ class ServerMomentum:
         self._velocity: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def carry_on(self, means: Weights, committed: Weights) -> dict[str, Tensor]:
+    def apply(self, means: Weights, committed: Weights) -> dict[str, Tensor]:
         """The tensors to commit in place of `means`, for the names for which they differ.
 
         Args:

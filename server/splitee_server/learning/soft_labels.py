@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.soft_labels import SoftLabels, rows_a_round, soften
+from splitee.training.soft_labels import SoftLabels, rows_per_round, soften
 
 
 class SoftLabelStore:
@@ -46,7 +46,7 @@ class SoftLabelStore:
         """Round `number` is over, with these devices in it; others keep what they have."""
         for device in devices:
             rows = torch.cat(self._coming.get(device, [torch.empty(0)]))
-            if len(rows) == rows_a_round(self._spec, self._samples[device]):
+            if len(rows) == rows_per_round(self._spec, self._samples[device]):
                 self._held[device] = SoftLabels(number, rows)
         self._coming = {}
 

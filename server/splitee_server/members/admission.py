@@ -13,7 +13,7 @@ from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_server.members.class_names import ClassNames, ClassVote, differences, in_short
+from splitee_server.members.class_names import ClassNames, ClassVote, abbreviate, differences
 from splitee_server.members.members import Member, Members
 
 KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
@@ -180,7 +180,7 @@ class Admission:
         left = self._disband(before)
         found = [self._decide(waiting) for waiting in sorted(self._profiles) if self._is_ready(waiting)]
         if before:
-            raise ClassNamesChanged(device, self._change(before, left), [*left, *found])
+            raise ClassNamesChanged(device, self._describe_change(before, left), [*left, *found])
         return found
 
     @property
@@ -190,24 +190,24 @@ class Admission:
     def _disband(self, before: ClassNames) -> list[Refusal]:
         """Remove all members; the refusals of those that still have the previous names."""
         voters = self.vote.voters(before)
-        told = [
+        refusals = [
             self._other_classes(member.device, member.instance, before)
             for member in self._members.active()
             if member.device in voters
         ]
         self._members.leave()
         self._joined.clear()
-        return told
+        return refusals
 
-    def _change(self, before: ClassNames, left: list[Refusal]) -> str:
+    def _describe_change(self, before: ClassNames, left: list[Refusal]) -> str:
         """Says that the fleet's class names have changed, for people."""
         names = self._members.class_names
         voters = tuple(self.vote.voters(names))
-        leave = f", without {in_short(tuple(refusal.device for refusal in left))[1:-1]}" if left else ""
+        leave = f", without {abbreviate(tuple(refusal.device for refusal in left))[1:-1]}" if left else ""
         return (
-            f"the fleet's class names are {in_short(names)} from now on, before {in_short(before)}: "
+            f"the fleet's class names are {abbreviate(names)} from now on, before {abbreviate(before)}: "
             f"{len(voters)} of the {self.vote.devices} devices have voted for them "
-            f"({in_short(voters)[1:-1]}); the run begins anew{leave}"
+            f"({abbreviate(voters)[1:-1]}); the run begins anew{leave}"
         )
 
     def _is_ready(self, device: str) -> bool:
@@ -293,20 +293,20 @@ class Admission:
                 device,
                 instance,
                 ExitCode.REJECTED,
-                f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
-                f"{self._who_set(fleets)}: start it again, and its empty class folders count, too",
+                f"{device} has the classes {abbreviate(names)}, the fleet {abbreviate(fleets)}"
+                f"{self._set_by(fleets)}: start it again, and its empty class folders count, too",
             )
         return Refusal(
             device,
             instance,
             ExitCode.REJECTED,
-            f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
-            f"{self._who_set(fleets)}: {differences(names, fleets)}; every device needs the same class "
+            f"{device} has the classes {abbreviate(names)}, the fleet {abbreviate(fleets)}"
+            f"{self._set_by(fleets)}: {differences(names, fleets)}; every device needs the same class "
             f"folders, empty ones where it has no images: correct them on {device} and start it again. "
-            f"If the fleet's names are the wrong ones, {self._what_helps()}",
+            f"If the fleet's names are the wrong ones, {self._describe_fix()}",
         )
 
-    def _what_helps(self) -> str:
+    def _describe_fix(self) -> str:
         """How to correct wrong class names of the fleet, for people."""
         if self._may_vote:
             return (
@@ -317,10 +317,10 @@ class Admission:
             return "start the server anew with --fresh and the right names in --classes FILE"
         return "start the server anew with --fresh, or with --fresh and --classes FILE"
 
-    def _who_set(self, fleets: ClassNames) -> str:
+    def _set_by(self, fleets: ClassNames) -> str:
         """The devices that set the fleet's names, for people; empty if none has since the server's start."""
         voters = self.vote.voters(fleets)
-        return f" (set by {in_short(tuple(voters))[1:-1]})" if voters else ""
+        return f" (set by {abbreviate(tuple(voters))[1:-1]})" if voters else ""
 
 
 def _check_room(known: dict[str, DeviceStatus] | dict[str, Profile], device: str) -> None:

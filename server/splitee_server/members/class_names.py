@@ -10,7 +10,7 @@ import msgspec
 
 from splitee.errors import ConfigError
 from splitee.protocol import fields
-from splitee.refusals import refusal
+from splitee.validation_errors import format_error
 
 ClassNames = tuple[str, ...]
 
@@ -28,7 +28,7 @@ def read_class_names(path: Path, most: int) -> ClassNames:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
         msgspec.convert(names, fields.ClassNames)
     except (OSError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"--classes {path}: expected a class name a line ({refusal(error)})") from None
+        raise ConfigError(f"--classes {path}: expected a class name a line ({format_error(error)})") from None
     if not 2 <= len(names) <= most or len(set(names)) < len(names):
         raise ConfigError(
             f"--classes {path}: expected 2 to {most} different names (--num-classes {most}), "
@@ -75,12 +75,12 @@ class ClassVote:
         """
         counts = Counter(self._votes.values())
         leading = counts.most_common(CANDIDATES)
-        if leading and not self._is_most(leading[0][1]):
+        if leading and not self._is_majority(leading[0][1]):
             counts = Counter({names: self._supporters(names) for names, _ in leading})
             counts[self.decided] = self._supporters(self.decided)
             leading = counts.most_common(1)
         for names, votes in leading[:1]:
-            if self._is_most(votes) and votes > counts[self.decided]:
+            if self._is_majority(votes) and votes > counts[self.decided]:
                 self.decided = names
         return self.decided
 
@@ -96,9 +96,9 @@ class ClassVote:
 
     def voters(self, names: ClassNames) -> list[str]:
         """The devices whose names these are."""
-        return sorted(device for device, theirs in self._votes.items() if theirs == names)
+        return sorted(device for device, voted in self._votes.items() if voted == names)
 
-    def _is_most(self, votes: int) -> bool:
+    def _is_majority(self, votes: int) -> bool:
         return 2 * votes > self.devices
 
     def _supporters(self, names: ClassNames) -> int:
@@ -119,7 +119,7 @@ class ClassVote:
         if len(lists) < 2:
             return ""
         whose = {names: next(d for d in sorted(self._votes) if self._votes[d] == names) for names in lists}
-        shown = "; ".join(f"{whose[names]} has {in_short(names)}" for names, _ in lists.most_common(3))
+        shown = "; ".join(f"{whose[names]} has {abbreviate(names)}" for names, _ in lists.most_common(3))
         hint = "give each the same class folders, or the server --classes"
         return f"the devices' classes differ ({shown}): {hint}"
 
@@ -127,12 +127,12 @@ class ClassVote:
 def differences(names: ClassNames, fleets: ClassNames) -> str:
     """How a device's names differ from the fleet's, for people."""
     more, missing = set(names) - set(fleets), set(fleets) - set(names)
-    found = [f"only it has {in_short(tuple(sorted(more)))}"] if more else []
-    found += [f"it lacks {in_short(tuple(sorted(missing)))}"] if missing else []
+    found = [f"only it has {abbreviate(tuple(sorted(more)))}"] if more else []
+    found += [f"it lacks {abbreviate(tuple(sorted(missing)))}"] if missing else []
     return ", ".join(found) or "they are in another order"
 
 
-def in_short(names: ClassNames) -> str:
+def abbreviate(names: ClassNames) -> str:
     """The first few of them, for people."""
     shown = ", ".join(names[:5])
     return f"[{shown}{', ...' if len(names) > 5 else ''}]"

@@ -12,7 +12,7 @@ from splitee.errors import StateError
 from splitee.protocol.fields import LARGEST_COUNT
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.rounds import RoundDone
-from splitee_server.members.class_names import in_short
+from splitee_server.members.class_names import abbreviate
 from splitee_server.rounds.pace import profiled_pace, smoothed
 
 log = logging.getLogger(__name__)
@@ -143,8 +143,8 @@ class Members:
         """
         if self.class_names and class_names and self.class_names != class_names:
             raise StateError(
-                f"--classes: the run in --state has the classes {in_short(class_names)}, not "
-                f"{in_short(self.class_names)}: leave --classes out, or --fresh starts over"
+                f"--classes: the run in --state has the classes {abbreviate(class_names)}, not "
+                f"{abbreviate(self.class_names)}: leave --classes out, or --fresh starts over"
             )
         self.class_names = class_names or self.class_names
         for state in states:
@@ -194,11 +194,11 @@ class Members:
                 log.info("%s is let back from quarantine", member.device)
 
     def dismiss(self, devices: Iterable[str]) -> None:
-        """Mark devices as gone, until `take_back`; what they have trained is kept."""
+        """Mark devices as gone, until `undo_dismissal`; what they have trained is kept."""
         self._dismissed.update(devices)
         self._listed.clear()
 
-    def take_back(self, devices: Iterable[str]) -> None:
+    def undo_dismissal(self, devices: Iterable[str]) -> None:
         """Undo the dismissal of devices."""
         self._dismissed.difference_update(devices)
         self._listed.clear()

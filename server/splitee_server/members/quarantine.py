@@ -23,12 +23,12 @@ class Quarantine:
         self._members = members
         self._after = after
         self._refused: Counter[str] = Counter()
-        self._strangers: set[str] = set()  # in quarantine without having joined
+        self._unknown_devices: set[str] = set()  # in quarantine without having joined
 
     def check(self, device: str) -> None:
         """Raises MalformedMessage: the device is in quarantine."""
         member = self._members.get(device)
-        if device in self._strangers or (member is not None and member.quarantined):
+        if device in self._unknown_devices or (member is not None and member.quarantined):
             raise MalformedMessage("from a device in quarantine", "quarantined")
 
     def note(self, device: str, reason: Reason, times: int = 1) -> bool:
@@ -42,7 +42,7 @@ class Quarantine:
         if device in self._members:
             self._members.quarantine(device)
         else:
-            self._strangers.add(device)
+            self._unknown_devices.add(device)
         log.warning(
             "%s is in quarantine: %d messages were refused, the last as %s; --readmit %s lets it back",
             device,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from splitee.protocol.fields import Name, Phase
-from splitee.protocol.routes import find
+from splitee.protocol.routes import find_route
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Direction, Tally, Traffic
 
@@ -39,18 +39,18 @@ class FleetTraffic:
         topics: Topics,
         run: str,
         earlier: StoredTraffic | None = None,
-        elsewhere: Callable[[str], Traffic] = lambda _device: Traffic(),
+        remote: Callable[[str], Traffic] = lambda _device: Traffic(),
     ) -> None:
         """`earlier`: counts of earlier processes; ignored if they are of another run.
 
-        `elsewhere`: a device's traffic on the links of this server's other ranks.
+        `remote`: a device's traffic on the links of this server's other ranks.
         """
         if earlier is None or earlier.run != run:
             earlier = StoredTraffic(run)
         self.phase: Phase = "train"
         self._topics = topics
         self._run = run
-        self._elsewhere = elsewhere
+        self._remote = remote
         self._devices = {device: Tally(traffic) for device, traffic in earlier.devices.items()}
         self._to_all = Tally(Traffic(down=earlier.to_all))
         self._link = Tally()  # all messages of this process
@@ -68,7 +68,7 @@ class FleetTraffic:
     def of(self, device: str) -> Traffic:
         """Up: what has come from a device; down: what was sent to it alone."""
         tally = self._devices.get(device)
-        return (Traffic() if tally is None else tally.traffic()) + self._elsewhere(device)
+        return (Traffic() if tally is None else tally.traffic()) + self._remote(device)
 
     def to_all(self) -> ByPurpose:
         """What was sent for all devices to read, each message counted once."""
@@ -79,7 +79,7 @@ class FleetTraffic:
         return self._link.traffic()
 
     def _count(self, direction: Direction, topic: str, payload: int, headers: int) -> None:
-        found = find(self._topics, topic)
+        found = find_route(self._topics, topic)
         purpose = "protocol" if found is None else found[0].purpose_in(self.phase)
         self._link.add(direction, purpose, payload, headers)
         if found is None:

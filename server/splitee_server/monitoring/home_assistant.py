@@ -67,7 +67,7 @@ class HomeAssistant(Observer):
         self._save()
 
     def start(self) -> None:
-        self._take_back()
+        self._withdraw()
 
     def on_admitted(self, device: str, profile: Profile) -> None:
         if self._wanted:
@@ -104,10 +104,10 @@ class HomeAssistant(Observer):
         if topic in self._known:
             del self._known[topic]
             self._stale.append(topic)
-            self._take_back()
+            self._withdraw()
 
     def on_reconnected(self) -> None:
-        self._take_back()
+        self._withdraw()
         self._announce_all()
 
     def on_message(self, payload: bytes) -> None:
@@ -119,7 +119,7 @@ class HomeAssistant(Observer):
         for topic, payload in self._announced.items():
             self._link.publish(topic, payload, retain=True)
 
-    def _take_back(self) -> None:
+    def _withdraw(self) -> None:
         """An empty payload removes a device from Home Assistant."""
         gone = [topic for topic in self._stale if self._link.publish(topic, b"", retain=True)]
         if gone:

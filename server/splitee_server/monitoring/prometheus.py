@@ -26,7 +26,7 @@ from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.traffic import DIRECTIONS
 from splitee_server.monitoring.observer import Observer
 from splitee_server.monitoring.rollout_metrics import rollout_families
-from splitee_server.rounds.progress import Progress, Standing
+from splitee_server.rounds.progress import DeviceSnapshot, Progress
 
 EVERY = 1.0  # seconds between two updates from the run
 DEVICES = 2000  # that have series of their own, the first by name; the sums count all
@@ -64,22 +64,22 @@ def _count(name: str, help: str, read: Callable[[Progress], float]) -> Figure:
 def _of_device(
     name: str,
     help: str,
-    read: Callable[[Progress, Standing], float | None],
+    read: Callable[[Progress, DeviceSnapshot], float | None],
     kind: type[CounterMetricFamily] | type[GaugeMetricFamily] = GaugeMetricFamily,
 ) -> Figure:
     def samples(progress: Progress) -> Iterator[Sample]:
-        for standing in progress.run.devices[:DEVICES]:
-            value = read(progress, standing)
+        for snapshot in progress.run.devices[:DEVICES]:
+            value = read(progress, snapshot)
             if value is not None:
-                yield (standing.device,), value
+                yield (snapshot.device,), value
 
     return Figure(name, help, samples, ("device",), kind)
 
 
 def _evaluated(name: str, help: str, read: Callable[[DeviceMetrics], float | None]) -> Figure:
-    def value(progress: Progress, standing: Standing) -> float | None:
+    def value(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
         metrics = progress.run.metrics
-        of_device = metrics.devices.get(standing.device) if metrics else None
+        of_device = metrics.devices.get(snapshot.device) if metrics else None
         return read(of_device) if of_device else None
 
     return _of_device(name, f"{help}, in the last evaluated round", value)
@@ -96,13 +96,13 @@ def _phases(progress: Progress) -> list[Sample]:
 
 def _states(progress: Progress) -> list[Sample]:
     counts = dict.fromkeys(STATES, 0)
-    for standing in progress.run.devices:
-        status = progress.statuses.get(standing.device)
-        counts[status.doing if standing.online and status else "offline"] += 1
+    for snapshot in progress.run.devices:
+        status = progress.statuses.get(snapshot.device)
+        counts[status.doing if snapshot.online and status else "offline"] += 1
     return [((state,), count) for state, count in counts.items()]
 
 
-def _waited_for(progress: Progress) -> list[Sample]:
+def _waiting_for(progress: Progress) -> list[Sample]:
     return [((device,), 1) for device in progress.run.waiting_for[:DEVICES]]
 
 
@@ -135,20 +135,20 @@ def _of_classes(read: Callable[[ClassRecall], float]) -> Callable[[Progress], It
     return samples
 
 
-def _temperature(progress: Progress, standing: Standing) -> float | None:
-    status = progress.statuses.get(standing.device)
-    return status.temperature if status and standing.online else None
+def _temperature(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
+    status = progress.statuses.get(snapshot.device)
+    return status.temperature if status and snapshot.online else None
 
 
-def _written(progress: Progress, standing: Standing) -> float | None:
-    status = progress.statuses.get(standing.device)
-    return status.written if status and standing.online else None
+def _written(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
+    status = progress.statuses.get(snapshot.device)
+    return status.written if status and snapshot.online else None
 
 
-def _memory(read: Callable[[DeviceStatus], int | None]) -> Callable[[Progress, Standing], float | None]:
-    def value(progress: Progress, standing: Standing) -> float | None:
-        status = progress.statuses.get(standing.device)
-        return read(status) if status and standing.online else None
+def _memory(read: Callable[[DeviceStatus], int | None]) -> Callable[[Progress, DeviceSnapshot], float | None]:
+    def value(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
+        status = progress.statuses.get(snapshot.device)
+        return read(status) if status and snapshot.online else None
 
     return value
 
@@ -164,11 +164,11 @@ def _estimate(progress: Progress) -> list[Sample]:
 
 def _traffic(progress: Progress) -> Iterator[Sample]:
     """Purposes without traffic have no series."""
-    for standing in progress.run.devices[:DEVICES]:
+    for snapshot in progress.run.devices[:DEVICES]:
         for direction in DIRECTIONS:
-            for purpose, count in asdict(getattr(standing.traffic, direction)).items():
+            for purpose, count in asdict(getattr(snapshot.traffic, direction)).items():
                 if count:
-                    yield (standing.device, direction, purpose), count
+                    yield (snapshot.device, direction, purpose), count
 
 
 def _own_writes(_progress: Progress) -> list[Sample]:
@@ -185,7 +185,7 @@ FIGURES = (
     Figure("splitee_phase", "1 for the phase that is under way, 0 for the others", _phases, ("phase",)),
     Figure("splitee_devices", "Devices of the run by what they do", _states, ("state",)),
     _one("splitee_devices_waited_for", "Devices that the run waits for", lambda p: p.run.missing),
-    Figure("splitee_device_waited_for", "1 for a device that is waited for", _waited_for, ("device",)),
+    Figure("splitee_device_waited_for", "1 for a device that is waited for", _waiting_for, ("device",)),
     _one(
         "splitee_waiting_seconds", "Time without a batch while devices are waited for", lambda p: p.run.waited
     ),

@@ -15,7 +15,7 @@ OF_ONE = ("rollout", "kind")
 BY_STATE = (*OF_ONE, "state")
 
 
-def rollout_families(told: Rollouts) -> Iterator[GaugeMetricFamily]:
+def rollout_families(overview: Rollouts) -> Iterator[GaugeMetricFamily]:
     """Of each rollout: devices by what they do, its state, and its waves."""
     count = GaugeMetricFamily(
         "splitee_rollout_devices", "Devices of a rollout by what they do", labels=BY_STATE
@@ -25,7 +25,7 @@ def rollout_families(told: Rollouts) -> Iterator[GaugeMetricFamily]:
     )
     wave = GaugeMetricFamily("splitee_rollout_wave", "The current wave", labels=OF_ONE)
     waves = GaugeMetricFamily("splitee_rollout_waves", "Waves that a rollout has", labels=OF_ONE)
-    for of_one, rollout in {(one.rollout, one.kind): one for one in reversed(told.rollouts)}.items():
+    for of_one, rollout in {(one.rollout, one.kind): one for one in reversed(overview.rollouts)}.items():
         for of_devices, number in devices_by_state(rollout).items():
             count.add_metric((*of_one, of_devices), number)
         for name in get_args(RolloutState):

@@ -87,7 +87,7 @@ class Predictions:
         if correlation is None:
             raise MalformedMessage(NO_ADDRESS)
         if request.run != self._trunks.run:  # until it gets its new model, a device has an earlier run's
-            self._say_why(
+            self._send_reason(
                 device,
                 correlation,
                 f"features of run {request.run}; this server predicts for run {self._trunks.run}",
@@ -108,9 +108,9 @@ class Predictions:
         response_topic, correlation = rejection.envelope.response_topic, rejection.envelope.correlation
         correlation = self._correlation(response_topic, correlation, rejection.device)
         if correlation is not None:
-            self._say_why(rejection.device, correlation, str(rejection.error))
+            self._send_reason(rejection.device, correlation, str(rejection.error))
 
-    def _say_why(self, device: str, correlation: bytes, error: str) -> None:
+    def _send_reason(self, device: str, correlation: bytes, error: str) -> None:
         """Reply with an error instead of logits."""
         reply = InferReply(run=self._trunks.run, round=self._trunks.round, error=error[:1000])
         self._reply(device, correlation, reply)
@@ -120,7 +120,7 @@ class Predictions:
         waiting, self._waiting = self._waiting, []
         by_trunk: dict[str, list[Request]] = defaultdict(list)
         for request in waiting:
-            self._guard(request.device, partial(self._sort_in, request, by_trunk))
+            self._guard(request.device, partial(self._group_by_trunk, request, by_trunk))
         for trunk, requests in by_trunk.items():
             for together in _batches(requests):
                 self._reply_together(trunk, together)
@@ -157,7 +157,7 @@ class Predictions:
             self.requests += 1
             start = end
 
-    def _sort_in(self, request: Request, by_trunk: dict[str, list[Request]]) -> None:
+    def _group_by_trunk(self, request: Request, by_trunk: dict[str, list[Request]]) -> None:
         """Raises MalformedMessage: a commit has changed the device's cut since."""
         by_trunk[self._entry(request.device, request.cut).trunk].append(request)
 

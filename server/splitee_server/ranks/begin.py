@@ -20,8 +20,8 @@ from splitee.protocol.routes import latest_key
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.learning.initial.weights import InitialWeights
+from splitee_server.ranks.assignment import LaneAssignment, RankAssignment
 from splitee_server.ranks.brokers import SeveralBrokers
-from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader
 from splitee_server.ranks.messages import Begin, orders
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterator[Group | None]:
+def rank_group(place: Place | None, settings: Mapping[str, object]) -> Iterator[Group | None]:
     """The group of the ranks, all with the same `settings`; None: this process is the only one.
 
     If a rank fails, its line also ends the others.
@@ -51,7 +51,7 @@ def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterato
         return
     group = Group.join(place)
     try:
-        agree(group, settings)
+        compare_settings(group, settings)
         yield group
     except Unwinding:
         raise
@@ -63,16 +63,16 @@ def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterato
         group.close()
 
 
-def agree(group: Group, settings: Mapping[str, object]) -> None:
+def compare_settings(group: Group, settings: Mapping[str, object]) -> None:
     """Raises ConfigError: another rank has different settings; the error names the first."""
-    mine = {name: str(value) for name, value in settings.items()}
-    for rank, said in enumerate(group.exchange("settings", msgspec.json.encode(mine))):
-        theirs = msgspec.json.decode(said, type=dict[str, str])
-        for name in sorted(mine.keys() | theirs.keys()):
-            if mine.get(name) != theirs.get(name):
+    own = {name: str(value) for name, value in settings.items()}
+    for rank, data in enumerate(group.exchange("settings", msgspec.json.encode(own))):
+        other = msgspec.json.decode(data, type=dict[str, str])
+        for name in sorted(own.keys() | other.keys()):
+            if own.get(name) != other.get(name):
                 raise ConfigError(
-                    f"the ranks' settings differ: {name} is {str(mine.get(name))[:SHOWN]} for rank "
-                    f"{group.rank}, {str(theirs.get(name))[:SHOWN]} for rank {rank}: start all with the same"
+                    f"the ranks' settings differ: {name} is {str(own.get(name))[:SHOWN]} for rank "
+                    f"{group.rank}, {str(other.get(name))[:SHOWN]} for rank {rank}: start all with the same"
                 )
 
 
@@ -97,7 +97,7 @@ def leading_port(
             capacity_bytes=INBOX_BYTES + policy.memory,
             key=partial(latest_key, topics),
             admits=limits.admits,
-            gather=gathered(policy.devices),
+            read_delay=gathered(policy.devices),
         )
         for address in dict.fromkeys(addresses)
     ]
@@ -135,8 +135,8 @@ def lead(
         broker = port.broker_of(device) if isinstance(port, SeveralBrokers) else None
         return None if broker is None else [rank for rank, at in enumerate(addresses) if at == broker]
 
-    dealing = LaneDealing(group.size) if joint else Dealing(group.size, bound)
-    leader = Leader(group, port, topics, dealing)
+    assignment = LaneAssignment(group.size) if joint else RankAssignment(group.size, bound)
+    leader = Leader(group, port, topics, assignment)
     leader.begin(client, initial)
     return leader
 
@@ -148,7 +148,7 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
     def begun() -> Begin | None:
         if stop.is_set():
             raise Stopped
-        begin = next(map(orders.decode, group.heard(0)), None)
+        begin = next(map(orders.decode, group.new_messages(0)), None)
         assert begin is None or isinstance(begin, Begin)
         return begin
 
@@ -163,7 +163,7 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
             capacity=queue_events(policy.devices),
             capacity_bytes=INBOX_BYTES + policy.memory,
             admits=limits.admits,
-            gather=gathered(policy.devices),
+            read_delay=gathered(policy.devices),
         )
         connection.open(link.connect_timeout)
         with closing(connection):

@@ -28,7 +28,7 @@ class SeveralBrokers:
         self._links = list(links)
         self._topics = topics
         self._at: dict[str, int] = {}  # index of a device's broker
-        self._has_spoken: set[str] = set()
+        self._has_published: set[str] = set()
         self._turns = itertools.cycle(range(len(links)))
         self._meter: Meter | None = None
 
@@ -81,9 +81,9 @@ class SeveralBrokers:
         for link in self._links:
             link.open(timeout, stop)
 
-    def close(self, farewell: tuple[str, bytes] | None = None) -> None:
+    def close(self, offline_message: tuple[str, bytes] | None = None) -> None:
         for link in self._links:
-            link.close(farewell)
+            link.close(offline_message)
 
     def subscribe(self, *filters: str) -> None:
         for link in self._links:
@@ -138,8 +138,8 @@ class SeveralBrokers:
         if not isinstance(event, Message) or not event.payload:
             return
         of_device = self._topics.parse_device(event.topic)
-        if of_device is None or (event.retained and of_device[0] in self._has_spoken):
+        if of_device is None or (event.retained and of_device[0] in self._has_published):
             return
         if not event.retained:
-            self._has_spoken.add(of_device[0])
+            self._has_published.add(of_device[0])
         self._at[of_device[0]] = number

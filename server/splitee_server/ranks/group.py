@@ -24,12 +24,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from splitee.clock import Clock
 from splitee.errors import RankLost
+from splitee_server.ranks.heartbeats import LOST_AFTER, Heartbeats
 from splitee_server.ranks.place import Place
 from splitee_server.ranks.shared_memory import OthersMemory, OwnMemory, Written
-from splitee_server.ranks.signs import SILENCE, Signs
 
-PATIENCE = 600.0  # seconds to wait for a rank, or for its message or state, before it counts as lost
-LOOK = 5.0  # seconds between two checks for ranks that have failed
+RANK_TIMEOUT = 600.0  # seconds to wait for a rank, or for its message or state, before it counts as lost
+CHECK_EVERY = 5.0  # seconds between two checks for ranks that have failed
 FAILED = "failed"
 T = TypeVar("T")
 
@@ -43,9 +43,9 @@ class Group:
         self._store = store
         self._clock = clock
         self._posted: Counter[int] = Counter()  # messages to each rank
-        self._heard: Counter[int] = Counter()  # messages from each rank
-        self.signs = Signs(place.rank, place.size, store, clock)
-        self._look_due = 0.0
+        self._received: Counter[int] = Counter()  # messages from each rank
+        self.heartbeats = Heartbeats(place.rank, place.size, store, clock)
+        self._check_due = 0.0
         self._memory: OwnMemory | None = None  # that others can read
         self._memories = {other: OthersMemory() for other in range(place.size) if other != place.rank}
 
@@ -53,18 +53,18 @@ class Group:
     def join(cls, place: Place) -> Group:
         """Meet the other ranks. Raises RankLost: they do not all come."""
         with _bounded("the ranks do not meet"):
-            patience = timedelta(seconds=PATIENCE)
-            store, rank, size = next(rendezvous("env://", timeout=patience))
+            timeout = timedelta(seconds=RANK_TIMEOUT)
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
             store = PrefixStore(f"splitee/{meet(store, rank, size)}", store)
             distributed.init_process_group(
                 "gloo",
                 store=PrefixStore("gloo", store),
                 rank=rank,
                 world_size=size,
-                timeout=patience,
+                timeout=timeout,
             )
         group = cls(place, store)
-        group.signs.start()
+        group.heartbeats.start()
         if place.on_one_machine:
             group.share_memory()
         return group
@@ -73,8 +73,8 @@ class Group:
         """From now on read tensors in the sender's memory, if every rank can open every other's."""
         memory, probe = OwnMemory() if hasattr(os, "memfd_create") else None, torch.tensor([self.rank])
         written = msgspec.json.encode(memory and memory.write([probe])[0])
-        said = [msgspec.json.decode(one, type=Written | None) for one in self.exchange("memory", written)]
-        able = all(self._can_read(other, said[other]) for other in self._memories)
+        received = [msgspec.json.decode(one, type=Written | None) for one in self.exchange("memory", written)]
+        able = all(self._can_read(other, received[other]) for other in self._memories)
         if all(msgspec.json.decode(one) for one in self.exchange("able", msgspec.json.encode(able))):
             self._memory = memory
         elif memory is not None:
@@ -101,17 +101,17 @@ class Group:
             self._store.set(f"{self.rank}>{rank}/{self._posted[rank]}", message)  # type: ignore[arg-type]
         self._posted[rank] += 1
 
-    def heard(self, rank: int) -> Iterator[bytes]:
+    def new_messages(self, rank: int) -> Iterator[bytes]:
         """Another rank's messages since the last call, in their order. Raises RankLost."""
-        self.look()
+        self.check_ranks()
         while True:
-            key = f"{rank}>{self.rank}/{self._heard[rank]}"
+            key = f"{rank}>{self.rank}/{self._received[rank]}"
             with _bounded():
                 if not self._store.check([key]):
                     return
                 message = bytes(self._store.get(key))
                 self._store.delete_key(key)
-            self._heard[rank] += 1
+            self._received[rank] += 1
             yield message
 
     def exchange(self, what: str, message: bytes) -> list[bytes]:
@@ -130,25 +130,25 @@ class Group:
         """As `fail`, for a rank that received a signal to stop."""
         self.fail("it was asked to stop")
 
-    def look(self) -> None:
-        """Check for failed ranks, every LOOK seconds. Raises RankLost: one has failed, or gives no sign."""
-        if self._clock() < self._look_due:
+    def check_ranks(self) -> None:
+        """Check for failed ranks, every CHECK_EVERY seconds. Raises RankLost: one failed, or is silent."""
+        if self._clock() < self._check_due:
             return
-        self._look_due = self._clock() + LOOK
+        self._check_due = self._clock() + CHECK_EVERY
         with _bounded():
             if self._store.check([FAILED]):
                 raise RankLost(bytes(self._store.get(FAILED)).decode())
-            missing = self.signs.missing()
+            missing = self.heartbeats.missing()
         if missing is not None:
-            raise RankLost(f"rank {missing} has given no sign of life for {SILENCE:.0f} s")
+            raise RankLost(f"rank {missing} has given no sign of life for {LOST_AFTER:.0f} s")
 
     def wait_for(self, found: Callable[[], T | None], what: str) -> T:
-        """Poll `found` until it returns something. Raises RankLost: it does not within PATIENCE."""
-        until = self._clock() + PATIENCE
+        """Poll `found` until it returns something. Raises RankLost: it does not within RANK_TIMEOUT."""
+        until = self._clock() + RANK_TIMEOUT
         while (result := found()) is None:
-            self.look()
+            self.check_ranks()
             if self._clock() > until:
-                raise RankLost(f"{what}: nothing came for {PATIENCE:.0f} s")
+                raise RankLost(f"{what}: nothing came for {RANK_TIMEOUT:.0f} s")
             time.sleep(0.002)
         return result
 
@@ -204,7 +204,7 @@ class Group:
         return tensors
 
     def close(self) -> None:
-        self.signs.stop()
+        self.heartbeats.stop()
         if self._memory is not None:
             self._memory.close()
         distributed.destroy_process_group()
@@ -225,10 +225,10 @@ def meet(store: Store, rank: int, size: int) -> str:
         meeting = bytes(store.get(f"welcome/{own}")).decode()
         store.set(f"{meeting}/{rank}", "here")
         return meeting
-    meeting, until, missing = secrets.token_hex(8), time.monotonic() + PATIENCE, list(range(1, size))
+    meeting, until, missing = secrets.token_hex(8), time.monotonic() + RANK_TIMEOUT, list(range(1, size))
     while missing:
         if time.monotonic() > until:
-            raise RankLost(f"rank {missing[0]} has not come for {PATIENCE:.0f} s")
+            raise RankLost(f"rank {missing[0]} has not come for {RANK_TIMEOUT:.0f} s")
         for other in missing:
             if store.check([f"hello/{other}"]):
                 store.set(f"welcome/{bytes(store.get(f'hello/{other}')).decode()}", meeting)

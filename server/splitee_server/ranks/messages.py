@@ -8,11 +8,11 @@ import msgspec
 from splitee.errors import Reason
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.traffic import Traffic
-from splitee_server.rounds.phase import Standing
+from splitee_server.rounds.phase import DeviceProgress
 from splitee_server.rounds.progress import Trained
 
-LOOK = 0.02  # seconds between two polls for messages
-LOOK_IN_STEP = 0.005  # if ranks wait for each other in each step
+POLL_EVERY = 0.02  # seconds between two polls for messages
+POLL_EVERY_IN_STEP = 0.005  # if ranks wait for each other in each step
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -26,7 +26,7 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """A phase begins; the state of `FleetModel.lend` follows, then `lend_memory` for each of `memories`.
+    """A phase begins; `FleetModel.phase_state` follows, then `training_state` for each of `memories`.
 
     `number`: of this order. `spec`: a RunSpec. `participants`: those of this rank.
     """
@@ -82,7 +82,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     `duplicates`: batches that arrived twice. `trained`: by this process in total.
     """
 
-    standings: dict[str, Standing]
+    standings: dict[str, DeviceProgress]
     refused: list[tuple[str, Reason, int]]
     duplicates: int
     trained: Trained
@@ -99,7 +99,7 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
 
 
 Order = Begin | Open | GoOnWithout | JoinStep | Acknowledge | Collect | End
-Word = Opened | Progress | Collected | Gone
+Report = Opened | Progress | Collected | Gone
 orders = msgspec.msgpack.Decoder(Order)
-words = msgspec.msgpack.Decoder(Word)
+reports = msgspec.msgpack.Decoder(Report)
 encode = msgspec.msgpack.Encoder().encode

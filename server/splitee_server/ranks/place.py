@@ -55,8 +55,8 @@ def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
     place = Place.of()
     if place is None:
         return None
-    if not STRATEGIES[spec.strategy].side_by_side:
-        able = " or ".join(name for name, known in STRATEGIES.items() if known.side_by_side)
+    if not STRATEGIES[spec.strategy].multi_rank:
+        able = " or ".join(name for name, known in STRATEGIES.items() if known.multi_rank)
         raise ConfigError(
             f"--strategy {spec.strategy} trains one trunk by the batches of all devices in turn, which "
             f"{place.size} ranks cannot share: take --strategy {able}, or start one rank"

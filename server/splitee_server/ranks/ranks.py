@@ -24,22 +24,22 @@ class Ranks:
 
     Attributes:
         idle: seconds that this process may wait for an event before it checks the others.
-        listens_by_name: `open` subscribes to features by device, in place of one filter for all devices.
+        subscribes_by_device: `open` subscribes to features by device, in place of one filter for all devices.
     """
 
     idle = float("inf")
-    listens_by_name = False
+    subscribes_by_device = False
 
-    def serves(self, device: str) -> bool:
+    def is_remote(self, device: str) -> bool:
         """Whether another rank takes a device's batches in the phase under way."""
         return False
 
-    def deal(self, devices: Collection[str]) -> frozenset[str]:
+    def assign_ranks(self, devices: Collection[str]) -> frozenset[str]:
         """Divide the participants of a new phase among ranks; returns those of the other ranks."""
         return frozenset()
 
     def open(self, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
-        """Open a phase at the other ranks, after `deal` and before the phase is announced."""
+        """Open a phase at the other ranks, after `assign_ranks` and before the phase is announced."""
 
     def follow(self, phase: Phase, model: FleetModel) -> bool:
         """Read the others' progress, and end a joint step; True: a batch could not be worked on."""

@@ -25,11 +25,11 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.members.members import Members
 from splitee_server.members.traffic import FleetTraffic
+from splitee_server.ranks.feature_subscriptions import FeatureSubscriptions
 from splitee_server.ranks.group import Group
-from splitee_server.ranks.listening import Listening
 from splitee_server.ranks.messages import (
-    LOOK,
-    LOOK_IN_STEP,
+    POLL_EVERY,
+    POLL_EVERY_IN_STEP,
     Acknowledge,
     Collect,
     Collected,
@@ -40,23 +40,23 @@ from splitee_server.ranks.messages import (
     Open,
     Opened,
     Progress,
-    Word,
+    Report,
     encode,
     orders,
 )
-from splitee_server.ranks.parcels import pack, pack_score, receive_apart, send_apart, unpack
+from splitee_server.ranks.state_transfer import pack, pack_score, receive_state, send_state, unpack
 from splitee_server.rounds.batch_order import Order
 from splitee_server.rounds.batch_work import BatchWork
-from splitee_server.rounds.phase import Phase, Standing
+from splitee_server.rounds.phase import DeviceProgress, Phase
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Trained
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.windows import open_windows
 
-TELL = 0.02  # seconds between two messages about its progress
+REPORT_EVERY = 0.02  # seconds between two messages about its progress
 
 
-class PhaseUnderWay:
+class RankPhase:
     """One phase at this rank: the work on its batches, and the replies to its devices."""
 
     def __init__(self, phase: Phase, work: BatchWork, replies: Replies, announcer: Announcer) -> None:
@@ -64,16 +64,16 @@ class PhaseUnderWay:
         self.work = work
         self.replies = replies
         self.announce = announcer
-        self._noted = set(phase.participants)
+        self._changed = set(phase.participants)
 
     def note(self, *devices: str) -> None:
         """The standings of these devices have changed, and are to be sent."""
-        self._noted.update(devices)
+        self._changed.update(devices)
 
-    def standings(self) -> dict[str, Standing]:
+    def standings(self) -> dict[str, DeviceProgress]:
         """Those of the devices that were noted since the last call; the first call returns all."""
-        noted, self._noted = self._noted, set()
-        return {device: self.phase.standing(device) for device in sorted(noted) if device in self.phase}
+        changed, self._changed = self._changed, set()
+        return {device: self.phase.progress(device) for device in sorted(changed) if device in self.phase}
 
 
 class Trainer:
@@ -103,14 +103,14 @@ class Trainer:
         self._traffic = port.meter = FleetTraffic(topics, "")
         self._run: tuple[RunSpec, int] | None = None
         self._model: FleetModel
-        self._under_way: PhaseUnderWay | None = None
+        self._current: RankPhase | None = None
         self._trained = Trained()
         self._refused: Counter[tuple[str, Reason]] = Counter()
         self._duplicates = 0
-        self._listening = Listening(port, topics)
+        self._subscriptions = FeatureSubscriptions(port, topics)
         self._is_over = False
-        self._look = LOOK  # seconds between two polls for orders, and to wait for an event
-        self._look_due = self._tell_due = 0.0
+        self._poll_every = POLL_EVERY  # seconds between two polls for orders, and to wait for an event
+        self._poll_due = self._report_due = 0.0
         self._gate = Gate(
             topics,
             (routes.FEATURES,),
@@ -135,21 +135,21 @@ class Trainer:
             RankLost: another rank has failed.
         """
         while not self._is_over:
-            self._heed()
+            self._handle_orders()
             for _ in range(EVENTS_AT_ONCE):
                 if not self._handle_event(0):
                     break
             if not self._work_one():
-                self._handle_event(self._look)
-            self._tell_progress()
+                self._handle_event(self._poll_every)
+            self._report_progress()
 
     # Orders
 
-    def _heed(self) -> None:
-        if self._clock() < self._look_due:
+    def _handle_orders(self) -> None:
+        if self._clock() < self._poll_due:
             return
-        self._look_due = self._clock() + self._look
-        for message in self._group.heard(0):
+        self._poll_due = self._clock() + self._poll_every
+        for message in self._group.new_messages(0):
             order = orders.decode(message)
             self._handlers[type(order)](order)
 
@@ -161,9 +161,9 @@ class Trainer:
                 self._initial.load_into(network)
             self._model, self._run = FleetModel(spec, network, self._initial), (spec, opened.attempt)
         model = self._model
-        model.borrow(unpack(self._group.receive(0)))
+        model.load_phase_state(unpack(self._group.receive(0)))
         for device in order.memories:
-            model.borrow_memory(device, unpack(self._group.receive(0)))
+            model.load_training_state(device, unpack(self._group.receive(0)))
         self._traffic.phase = opened.batches
         announcer = Announcer(self._port, self._topics, opened.attempt, spec.run, clock=self._clock)
         turns: Order = model.order if opened.phase == "train" else "any"
@@ -184,64 +184,68 @@ class Trainer:
             num_classes=spec.num_classes,
             clock=self._clock,
         )
-        self._look = LOOK_IN_STEP if turns == "joint" else LOOK
+        self._poll_every = POLL_EVERY_IN_STEP if turns == "joint" else POLL_EVERY
         if turns == "joint":
             phase.open_step(0)
-        self._under_way = PhaseUnderWay(
+        self._current = RankPhase(
             phase,
             BatchWork(spec, model, self._guard, self._clock, self._trained),
             Replies(model, Members(), announcer),
             announcer,
         )
-        self._forget(self._listening.to(order.participants))
+        self._forget(self._subscriptions.set_devices(order.participants))
         for device in order.participants:  # their windows are here, not at rank 0
-            self._under_way.replies.acknowledge(phase, device)
-        self._tell(Opened(order.number))
+            self._current.replies.acknowledge(phase, device)
+        self._report(Opened(order.number))
 
     def _go_on_without(self, order: GoOnWithout) -> None:
-        if self._under_way is not None:
-            phase = self._under_way.phase
+        if self._current is not None:
+            phase = self._current.phase
             gone = tuple(device for device in order.devices if device in phase)
             unlocked = [device for device in map(phase.windows.drop, gone) if device is not None]
             phase.go_on_without(gone)
-            self._under_way.note(*unlocked)
+            self._current.note(*unlocked)
             self._acknowledge_all(unlocked)
-        self._forget(self._listening.without(order.devices))
+        self._forget(self._subscriptions.remove(order.devices))
 
     def _join_step(self, order: JoinStep) -> None:
-        assert self._under_way is not None
-        send_apart(self._group, [0], self._model.part_of_step(range(*order.lanes)))
-        self._model.follow_step(receive_apart(self._group, 0))
-        self._under_way.phase.open_step(order.step)
+        assert self._current is not None
+        send_state(self._group, [0], self._model.part_of_step(range(*order.lanes)))
+        self._model.follow_step(receive_state(self._group, 0))
+        self._current.phase.open_step(order.step)
 
     def _acknowledge(self, order: Acknowledge) -> None:
         self._acknowledge_all((order.device,))
 
     def _acknowledge_all(self, devices: Iterable[str]) -> None:
         """Acknowledge participants' batches, and request missing ones again."""
-        if self._under_way is None:
+        if self._current is None:
             return
-        phase = self._under_way.phase
+        phase = self._current.phase
         for device in devices:
             if device in phase:
-                self._under_way.replies.acknowledge(phase, device, resend=phase.lacks(device))
+                self._current.replies.acknowledge(phase, device, resend=phase.lacks(device))
 
     def _collect(self, order: Collect) -> None:
-        assert self._under_way is not None
-        phase = self._under_way.phase
-        self._tell_progress(now=True)
+        assert self._current is not None
+        phase = self._current.phase
+        self._report_progress(now=True)
         for device in order.devices:
-            self._group.send(0, self._made_of(phase, device))
-        self._tell(Collected({device: self._traffic.of(device) for device in phase.scores}))
+            self._group.send(0, self._result_of(phase, device))
+        self._report(Collected({device: self._traffic.of(device) for device in phase.scores}))
 
-    def _made_of(self, phase: Phase, device: str) -> bytes:
+    def _result_of(self, phase: Phase, device: str) -> bytes:
         if phase.kind == "evaluate":
             return pack_score(phase.scores[device])
-        return pack(self._model.hand_over(device) if phase.kind == "train" else self._model.seen_of(device))
+        return pack(
+            self._model.round_result(device)
+            if phase.kind == "train"
+            else self._model.observed_statistics(device)
+        )
 
     def _end(self, _order: End) -> None:
         self._is_over = True
-        self._tell(Gone())
+        self._report(Gone())
 
     # Events
 
@@ -251,54 +255,54 @@ class Trainer:
             raise Stopped
         for device, count in self._limits.take_refused().items():
             self._refused[device, "flood"] += count
-            self._listening.without([device])
+            self._subscriptions.remove([device])
         event = self._port.receive(timeout)
         if event is None:
             return False
-        self._take_in(event)
+        self._dispatch(event)
         return True
 
-    def _take_in(self, event: Event) -> None:
-        if isinstance(event, Connected) and self._under_way is not None:
-            self._acknowledge_all(self._under_way.phase.participants)
-        elif isinstance(event, Overflow) and self._under_way is not None:
-            for device in self._under_way.phase.late():
-                self._under_way.replies.request_again(self._under_way.phase, device)
+    def _dispatch(self, event: Event) -> None:
+        if isinstance(event, Connected) and self._current is not None:
+            self._acknowledge_all(self._current.phase.participants)
+        elif isinstance(event, Overflow) and self._current is not None:
+            for device in self._current.phase.late():
+                self._current.replies.request_again(self._current.phase, device)
         elif isinstance(event, Message) and event.payload:
             received = self._gate.read(event)
             if received is not None:
                 self._gate.apply(received, self._on_features)
 
     def _check_sender(self, _route: Route, device: str) -> None:
-        if device not in self._listening:
+        if device not in self._subscriptions:
             raise MalformedMessage("from a device that another rank serves, or none", "unknown")
 
     def _on_features(self, received: Received) -> None:
-        device, under_way = received.device, self._under_way
-        if under_way is None or device not in under_way.phase:
+        device, current = received.device, self._current
+        if current is None or device not in current.phase:
             return
-        phase = under_way.phase
-        taken = under_way.work.take_in(phase, device, phase.participants[device].cut, received.message)
-        under_way.note(device)
+        phase = current.phase
+        taken = current.work.accept(phase, device, phase.participants[device].cut, received.message)
+        current.note(device)
         if taken == "duplicate":
             self._duplicates += 1
-            under_way.replies.acknowledge(phase, device)
+            current.replies.acknowledge(phase, device)
         elif taken == "gap":
-            under_way.replies.request_again(phase, device)
+            current.replies.request_again(phase, device)
 
     def _work_one(self) -> bool:
-        if self._under_way is None:
+        if self._current is None:
             return False
-        phase = self._under_way.phase
-        worked = self._under_way.work.work_one(phase)
+        phase = self._current.phase
+        worked = self._current.work.work_one(phase)
         if worked is None:
             return False
         for device in (worked.device, worked.unlocked):
             if device is not None and device in phase:
-                self._under_way.note(device)
-                self._under_way.replies.acknowledge(phase, device)
+                self._current.note(device)
+                self._current.replies.acknowledge(phase, device)
         if phase.is_step_complete():  # others may wait for it
-            self._tell_progress(now=True)
+            self._report_progress(now=True)
         return True
 
     def _guard(self, device: str, action: Callable[[], None]) -> bool:
@@ -310,26 +314,26 @@ class Trainer:
         self._refused[device, reason] += 1
         if reason == "retained":
             clear(self._port, [routes.FEATURES.topic(self._topics, device)])
-        if rejection.is_logged and self._under_way is not None:
+        if rejection.is_logged and self._current is not None:
             message = f"{routes.FEATURES.leaf}: {rejection.error}"
-            self._under_way.announce.error(device, ExitCode.REJECTED, message)
+            self._current.announce.error(device, ExitCode.REJECTED, message)
 
     def _forget(self, devices: frozenset[str]) -> None:
         for device in devices:
             self._gate.forget_parts(device)
 
-    # Words
+    # Reports
 
-    def _tell_progress(self, *, now: bool = False) -> None:
-        if self._under_way is None or (not now and self._clock() < self._tell_due):
+    def _report_progress(self, *, now: bool = False) -> None:
+        if self._current is None or (not now and self._clock() < self._report_due):
             return
-        self._tell_due = self._clock() + TELL
-        standings = self._under_way.standings()
+        self._report_due = self._clock() + REPORT_EVERY
+        standings = self._current.standings()
         refused, self._refused = self._refused, Counter()
         duplicates, self._duplicates = self._duplicates, 0
         if standings or refused or duplicates:
             counted = [(device, reason, count) for (device, reason), count in refused.items()]
-            self._tell(Progress(standings, counted, duplicates, self._trained))
+            self._report(Progress(standings, counted, duplicates, self._trained))
 
-    def _tell(self, word: Word) -> None:
-        self._group.post(0, encode(word))
+    def _report(self, report: Report) -> None:
+        self._group.post(0, encode(report))

@@ -14,7 +14,7 @@ from splitee.inference.signatures import ReleaseSigner
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.release import plans
-from splitee_server.release.plans import AT_ONCE, Pace
+from splitee_server.release.plans import AT_ONCE, RolloutPolicy
 from splitee_server.release.releases import Releases
 from splitee_server.rounds.checkpoints import Committed
 from splitee_server.rounds.evaluation import Score
@@ -31,14 +31,14 @@ class EndOfRun:
         fleet: str,
         models: Path,
         signer: ReleaseSigner | None = None,
-        pace: Pace = AT_ONCE,
+        rollout_policy: RolloutPolicy = AT_ONCE,
     ) -> None:
         """`models`: the folder for exported models. `signer`: of the offers; None: they are not signed."""
         self._releases = releases
         self._fleet = fleet
         self._models = models
         self._signer = signer
-        self._pace = pace
+        self._rollout_policy = rollout_policy
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
         self._rollout = ""
@@ -65,7 +65,7 @@ class EndOfRun:
             paths = self._exported.result()
             if paths:
                 self._releases.begin(
-                    plans.models(paths, self._fleet, self._signer), self._rollout, self._pace
+                    plans.models(paths, self._fleet, self._signer), self._rollout, self._rollout_policy
                 )
             for path in paths:
                 manifest = read_manifest(path, ClientManifest)

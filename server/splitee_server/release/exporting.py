@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from splitee.cli.accuracy_words import combination_in_words, threshold_in_words
+from splitee.cli.accuracy_words import describe_combination, describe_threshold
 from splitee.cli.words import images
 from splitee.errors import ModelError
 from splitee.inference.combination import TRUNK_ALONE, Combination
@@ -17,7 +17,7 @@ from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import output_digest
 from splitee_export.calibration import LEAST_IMAGES, Calibration, HeldOut, calibrate
 from splitee_export.combination import HeldOutLogits, fit
-from splitee_export.models import export_client, export_same, export_trunks
+from splitee_export.models import export_client, export_copy, export_trunks
 from splitee_export.states import device_state, server_state
 from splitee_server.rounds.checkpoints import Committed
 from splitee_server.rounds.evaluation import Predictions, Score
@@ -47,7 +47,7 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
             cut, weights = trunks.cuts[device], committed.clients[device]
             key = (cut, clients[device])
             if key in exported:
-                export_same(exported[key], device, folder, calibrations[device])
+                export_copy(exported[key], device, folder, calibrations[device])
             else:
                 state = device_state(spec, committed.round, device, cut, weights)
                 export_client(state, None, folder, calibration=calibrations[device])
@@ -110,6 +110,6 @@ def _bytes(found: Predictions) -> bytes:
 def _log(cut: int, devices: list[str], calibration: Calibration, count: int) -> None:
     chosen = calibration.chosen
     few = "" if chosen.images else f" ({images(count)} held out; choosing one takes {LEAST_IMAGES})"
-    log.info("cut %d (%s): %s%s", cut, ", ".join(devices), threshold_in_words(chosen), few)
+    log.info("cut %d (%s): %s%s", cut, ", ".join(devices), describe_threshold(chosen), few)
     if calibration.combination != TRUNK_ALONE:
-        log.info("cut %d: offloaded images: %s", cut, combination_in_words(calibration.combination))
+        log.info("cut %d: offloaded images: %s", cut, describe_combination(calibration.combination))

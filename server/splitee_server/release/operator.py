@@ -41,7 +41,9 @@ class Operator:
         self._gate = Gate(topics, (routes.RELEASED, routes.SERVER_STATUS), log_first=0)
         self._server: ServerStatus | None = None
 
-    def give(self, order: ReleaseOrder, files: Mapping[str, Source], sent: Sent = lambda _bytes: None) -> str:
+    def submit(
+        self, order: ReleaseOrder, files: Mapping[str, Source], sent: Sent = lambda _bytes: None
+    ) -> str:
         """Send an order; returns the server's reply, once the order is carried out.
 
         Args:
@@ -54,8 +56,8 @@ class Operator:
             SpliteeError: the server has refused it, with the server's exit code; or it does not reply.
         """
         self._connection.subscribe(*self._gate.filters)
-        heard = started = said = time.monotonic()
-        self._say(order)
+        last_reply = started = last_sent = time.monotonic()
+        self._send_order(order)
         while not self._stop():
             event = self._connection.receive(TICK)
             now = time.monotonic()
@@ -69,23 +71,23 @@ class Operator:
             if isinstance(message, ServerStatus):
                 self._server = message
             elif isinstance(message, ReleaseReply) and message.request == order.request:
-                heard = said = now
+                last_reply = last_sent = now
                 if not message.want:
                     return _outcome(message)
                 sent(self._send(message, files))
-            elif isinstance(event, Connected) or now - said > REQUEST_AGAIN:
-                said = now
-                self._say(order)
+            elif isinstance(event, Connected) or now - last_sent > REQUEST_AGAIN:
+                last_sent = now
+                self._send_order(order)
             is_gone = self._server is None and now - started > NO_STATUS
-            if heard == started and (is_gone or (self._server and self._server.state == "offline")):
+            if last_reply == started and (is_gone or (self._server and self._server.state == "offline")):
                 raise NoServer
-            if now - heard > self._wait:
+            if now - last_reply > self._wait:
                 raise Stalled(
                     f"no reply from the server within {self._wait:.0f} s; the same command goes on from here"
                 )
         raise Stalled("stopped before the server had everything; the same command goes on from there")
 
-    def _say(self, order: ReleaseOrder) -> None:
+    def _send_order(self, order: ReleaseOrder) -> None:
         self._connection.publish(routes.RELEASE.topic(self._topics), order.encode())
 
     def _send(self, reply: ReleaseReply, files: Mapping[str, Source]) -> int:

@@ -65,12 +65,12 @@ class Orders:
             elif message.action == "release":
                 self._begin(message)
             else:
-                self._say(request, self._rollouts.carry_out(message.action, message.rollout))
+                self._reply(request, self._rollouts.carry_out(message.action, message.rollout))
         except MalformedMessage:
             raise
         except SpliteeError as error:
             self._open.pop(request, None)
-            self._say(request, str(error), error.exit_code)
+            self._reply(request, str(error), error.exit_code)
         self._store.reserved = {digest for one in self._open.values() for digest in one.files}
 
     def _begin(self, order: ReleaseOrder) -> None:
@@ -78,12 +78,12 @@ class Orders:
             raise ConfigError("the order names no plan")
         there = self._rollouts.find(order.rollout)
         if there is not None and there.record.plan == order.plan:
-            self._say(order.request, f"rollout {order.rollout}: {there.record.state}")
+            self._reply(order.request, f"rollout {order.rollout}: {there.record.state}")
             return
         open_order = self._open.setdefault(order.request, _Order(order))
         while len(self._open) > MOST_OPEN:
             self._open.popitem(last=False)
-        self._go_on(open_order)
+        self._proceed(open_order)
 
     def _take(self, upload: ReleaseUpload) -> None:
         open_order = self._open.get(upload.request)
@@ -95,11 +95,11 @@ class Orders:
             raise MalformedMessage(f"ReleaseUpload: more than the {want.size} bytes of the file")
         if upload.offset == have:
             self._store.append(want.sha256, upload.data)
-        self._go_on(open_order)
+        self._proceed(open_order)
 
-    def _go_on(self, open_order: _Order) -> None:
+    def _proceed(self, open_order: _Order) -> None:
         order = open_order.order
-        before, open_order.want = open_order.want, self._lacks(open_order)
+        before, open_order.want = open_order.want, self._next_missing(open_order)
         want = open_order.want
         if want is not None:
             have = self._store.received(want.sha256)
@@ -113,9 +113,9 @@ class Orders:
         del self._open[order.request]
         count, waves = len(rollout.releases), len(rollout.record.waves)
         how = f"in {waves} waves" if waves > 1 else "at once"
-        self._say(order.request, f"rollout {order.rollout}: {words.devices(count)}, {how}")
+        self._reply(order.request, f"rollout {order.rollout}: {words.devices(count)}, {how}")
 
-    def _lacks(self, open_order: _Order) -> PlannedFile | None:
+    def _next_missing(self, open_order: _Order) -> PlannedFile | None:
         """The next file that is missing: first the plan, then the files that it names."""
         order = open_order.order
         if open_order.plan is None:
@@ -132,7 +132,7 @@ class Orders:
             self._store.finish(file.sha256)
         return self._store.has(file.sha256)
 
-    def _say(self, request: int, message: str, code: ExitCode = ExitCode.OK) -> None:
+    def _reply(self, request: int, message: str, code: ExitCode = ExitCode.OK) -> None:
         log.info("an operator's order: %s", message)
         reply = ReleaseReply(request=request, code=int(code), message=message[:1000])
         self._port.publish(self._topic, reply.encode())

@@ -24,7 +24,7 @@ from splitee_server.release.wave_sizes import wave_sizes
 
 
 @dataclass(frozen=True)
-class Pace:
+class RolloutPolicy:
     """How a rollout goes through the fleet.
 
     Attributes:
@@ -42,7 +42,7 @@ class Pace:
     late_after: float = LATE_AFTER
 
 
-AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all devices; failures of some do not stop it
+AT_ONCE = RolloutPolicy(max_failures="100%", soak=0.0)  # to all devices; failures of some do not stop it
 
 
 @dataclass
@@ -55,23 +55,23 @@ class Content:
     sizes: dict[str, int] = field(default_factory=dict)
     paths: dict[str, Path] = field(default_factory=dict)
 
-    def plan(self, rollout: str, pace: Pace) -> RolloutPlan:
+    def plan(self, rollout: str, policy: RolloutPolicy) -> RolloutPlan:
         """Raises ConfigError: a wave does not fit the devices, or there are too many of them."""
         if len(self.releases) > MOST_DEVICES:
             raise ConfigError(
                 f"a release goes to at most {MOST_DEVICES} devices, and these are {len(self.releases)}: "
                 "release it to some of them at a time"
             )
-        wave_sizes(pace.waves, len(self.releases))
+        wave_sizes(policy.waves, len(self.releases))
         return RolloutPlan(
             rollout=rollout,
             kind=self.kind,
             version=self.version[:200],
-            expires=pace.expires,
-            waves=pace.waves,
-            max_failures=pace.max_failures,
-            soak=pace.soak,
-            late_after=pace.late_after,
+            expires=policy.expires,
+            waves=policy.waves,
+            max_failures=policy.max_failures,
+            soak=policy.soak,
+            late_after=policy.late_after,
             files=tuple(PlannedFile(digest, size) for digest, size in self.sizes.items()),
             releases=tuple(self.releases),
         )

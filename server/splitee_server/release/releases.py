@@ -14,7 +14,7 @@ from splitee.protocol.rollouts import Rollouts as Overview
 from splitee.protocol.topics import Topics
 from splitee_server.release import orders, rollouts
 from splitee_server.release.orders import Orders
-from splitee_server.release.plans import Content, Pace
+from splitee_server.release.plans import Content, RolloutPolicy
 from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.release.rollouts import Rollouts
 
@@ -35,12 +35,14 @@ class Releases:
         store: RolloutStore,
         *,
         is_gone: Callable[[str], bool] = lambda _device: False,
-        told: Callable[[Overview], None] = lambda _overview: None,
+        published: Callable[[Overview], None] = lambda _overview: None,
         now: Clock = time.time,
         clock: Clock = time.monotonic,
     ) -> None:
         """As those of `Rollouts`."""
-        self.rollouts = Rollouts(port, topics, store, is_gone=is_gone, told=told, now=now, clock=clock)
+        self.rollouts = Rollouts(
+            port, topics, store, is_gone=is_gone, published=published, now=now, clock=clock
+        )
         self._orders = Orders(port, topics, store, self.rollouts)
         self._store = store
 
@@ -48,7 +50,7 @@ class Releases:
         """Raises MalformedMessage."""
         (self._orders if received.route in orders.ROUTES else self.rollouts).handle(received)
 
-    def begin(self, content: Content, rollout: str, pace: Pace) -> None:
+    def begin(self, content: Content, rollout: str, policy: RolloutPolicy) -> None:
         """Begin a rollout of files on this machine; one that has this name goes on unchanged.
 
         Raises:
@@ -57,7 +59,7 @@ class Releases:
         """
         if self.rollouts.find(rollout) is not None:
             return
-        plan = content.plan(rollout, pace)
+        plan = content.plan(rollout, policy)
         for digest, path in content.paths.items():
             self._store.take_file(path, digest)
         data = plan.encode()

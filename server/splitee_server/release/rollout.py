@@ -23,7 +23,7 @@ OFFERED: frozenset[UpdateState] = UNDECIDED - {"queued"}
 OPEN: frozenset[RolloutState] = frozenset({"running", "paused"})
 SHOWN = 3  # failures that a reason names
 
-Is = Callable[[str], bool]  # of a device
+Predicate = Callable[[str], bool]  # of a device
 
 
 class Standing(msgspec.Struct, omit_defaults=True):
@@ -107,7 +107,7 @@ class Rollout:
         self._sizes = {one.sha256: one.size for one in plan.files}
         self._places = {device: place for place, device in enumerate(record.devices)}
         # Seconds for which a device has delayed the next wave, and for which it has been trying the release.
-        self._held: defaultdict[str, float] = defaultdict(float)
+        self._delay: defaultdict[str, float] = defaultdict(float)
         self._tried: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -144,7 +144,7 @@ class Rollout:
             return False
         before = (standing.state, standing.reason, standing.back)
         if report.release == release.release:
-            if not self._is_news(standing, report):
+            if not self._is_relevant(standing, report):
                 return False
             standing.state, standing.reason = report.state, report.reason
             standing.have, standing.size = report.have, report.size
@@ -158,7 +158,7 @@ class Rollout:
             self.record.quiet_since = 0.0
         return has_changed
 
-    def _is_news(self, standing: Standing, report: ReleaseReport) -> bool:
+    def _is_relevant(self, standing: Standing, report: ReleaseReport) -> bool:
         """Whether a report on this release is about this rollout."""
         if report.state in OFFERED:  # it may be about an offer that was withdrawn since
             return standing.back or (self.is_open and standing.state != "expired")
@@ -180,18 +180,18 @@ class Rollout:
         standing.early, standing.state = True, "offered"
         return True
 
-    def give_way(self, devices: Iterable[str], newer: str) -> bool:
+    def replace_by(self, devices: Iterable[str], newer: str) -> bool:
         """Undecided devices get a newer rollout instead; False: there are none."""
         replaced = [device for device in devices if self._expire(device, f"replaced by {newer}")]
         return bool(replaced)
 
     def pause(self) -> bool:
         """Offer it to no further device; downloads under way go on. False: it is not running."""
-        return self._turn("running", "paused", "paused")
+        return self._change_state("running", "paused", "paused")
 
     def resume(self) -> bool:
         """False: it is not paused."""
-        return self._turn("paused", "running", "")
+        return self._change_state("paused", "running", "")
 
     def stop(self, reason: str) -> bool:
         """Offer it to no further device, and withdraw it from undecided ones. False: it is over."""
@@ -203,18 +203,18 @@ class Rollout:
                 standing.state, standing.have, standing.size = "queued", 0, 0
         return True
 
-    def roll_back(self, is_elsewhere: Is) -> bool:
+    def roll_back(self, has_other_release: Predicate) -> bool:
         """Devices that have it in service roll back; undecided ones keep what they have.
 
         Args:
-            is_elsewhere: whether a device has another release in service by now.
+            has_other_release: whether a device has another release in service by now.
         """
         record = self.record
         if record.state == "rolled back":
             return False
         record.state, record.reason = "rolled back", "by the operator"
         for device, standing in record.devices.items():
-            if standing.state == "in service" and not is_elsewhere(device):
+            if standing.state == "in service" and not has_other_release(device):
                 standing.back = True
             elif standing.state in OFFERED:  # it may put it into service at any moment
                 standing.back = True
@@ -225,7 +225,7 @@ class Rollout:
 
     # What time does
 
-    def advance(self, now: float, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
+    def advance(self, now: float, elapsed: float, is_awake: Predicate, is_gone: Predicate) -> bool:
         """Do what is due now; True: something has changed.
 
         Args:
@@ -245,7 +245,7 @@ class Rollout:
             return has_changed
         return has_changed | self._offer_wave() | self._next_wave(now, is_awake, is_gone)
 
-    def _count_time(self, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
+    def _count_time(self, elapsed: float, is_awake: Predicate, is_gone: Predicate) -> bool:
         """Add to the time that devices take to decide; True: the time of one is over.
 
         A device that goes offline during its trial does not count as asleep: the release may have broken it.
@@ -260,16 +260,16 @@ class Rollout:
                     standing.state, standing.reason = "failed", f"no trial result for {late_after:.0f} s"
                     self.record.quiet_since, has_changed = 0.0, True
             elif is_awake(device):
-                has_changed |= self._held[device] < late_after <= self._held[device] + elapsed
-                self._held[device] += elapsed
+                has_changed |= self._delay[device] < late_after <= self._delay[device] + elapsed
+                self._delay[device] += elapsed
         return has_changed
 
-    def _holds(self, device: str, standing: Standing, is_awake: Is) -> bool:
+    def _delays_wave(self, device: str, standing: Standing, is_awake: Predicate) -> bool:
         """Whether the next wave waits for an undecided device."""
         return standing.state == "trying" or (is_awake(device) and not self._is_late(device, standing))
 
     def _is_late(self, device: str, standing: Standing) -> bool:
-        return standing.state in ("offered", "downloading") and self._held[device] >= self.record.late_after
+        return standing.state in ("offered", "downloading") and self._delay[device] >= self.record.late_after
 
     def _offer_wave(self) -> bool:
         queued = [standing for standing in self._reached().values() if standing.state == "queued"]
@@ -277,14 +277,14 @@ class Rollout:
             standing.state = "offered"
         return bool(queued)
 
-    def _next_wave(self, now: float, is_awake: Is, is_gone: Is) -> bool:
+    def _next_wave(self, now: float, is_awake: Predicate, is_gone: Predicate) -> bool:
         """Go on once no device delays it, one has it in service, and the soak time is over."""
         record, reached = self.record, self._reached()
         waits = [device for device, one in reached.items() if one.state in UNDECIDED and not is_gone(device)]
         if record.wave == len(record.waves):
             return not waits and self._end("finished", "in no wave", is_gone)
         serves = any(standing.state == "in service" for standing in reached.values())
-        is_held = any(self._holds(device, reached[device], is_awake) for device in waits)
+        is_held = any(self._delays_wave(device, reached[device], is_awake) for device in waits)
         if is_held or (waits and not serves):
             changed, record.quiet_since = bool(record.quiet_since), 0.0
             return changed
@@ -304,7 +304,7 @@ class Rollout:
         count = self.record.waves[self.record.wave - 1]
         return dict(list(self.record.devices.items())[:count])
 
-    def _end(self, state: RolloutState, reason: str, is_spared: Is = lambda _device: False) -> bool:
+    def _end(self, state: RolloutState, reason: str, is_spared: Predicate = lambda _device: False) -> bool:
         """`reason`: for undecided devices. `is_spared`: whether a device may take it when it comes back."""
         undecided = [
             device
@@ -327,7 +327,7 @@ class Rollout:
         standing.have = standing.size = 0
         return True
 
-    def _turn(self, before: RolloutState, after: RolloutState, reason: str) -> bool:
+    def _change_state(self, before: RolloutState, after: RolloutState, reason: str) -> bool:
         if self.record.state != before:
             return False
         self.record.state, self.record.reason = after, reason
@@ -399,7 +399,7 @@ class Rollout:
             wave=self.wave_of(device),
         )
 
-    def view(self, is_awake: Is) -> rollouts.Rollout:
+    def view(self, is_awake: Predicate) -> rollouts.Rollout:
         record, devices, start = self.record, list(self.record.devices.items()), 0
         waves = []
         for end in record.waves:
@@ -418,7 +418,7 @@ class Rollout:
             reason=record.reason,
         )
 
-    def _wave(self, devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
+    def _wave(self, devices: list[tuple[str, Standing]], is_awake: Predicate) -> Wave:
         undecided = [(device, standing) for device, standing in devices if standing.state in UNDECIDED]
         awake = [(device, one) for device, one in undecided if one.state == "trying" or is_awake(device)]
         return Wave(

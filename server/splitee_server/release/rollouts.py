@@ -40,11 +40,11 @@ from splitee_server.release.rollout_store import RolloutStore
 
 LINES = 20  # of the log about one device, at once; then one per minute
 PART = 256 << 10  # bytes; devices request lost parts again
-LOOK = 0.5  # seconds between two updates, from messages and time
+CHECK_EVERY = 0.5  # seconds between two updates, from messages and time
 SETTLE = 2.0  # seconds after a retained message within which a broker sends the next one
-LONGEST_LOOK = 10.0  # at most so many seconds count between two updates
-TELL_EVERY = 1.0  # seconds between two messages on a device's download
-TELL_FOR = 0.5  # seconds of publishing to devices per update; the rest follows later
+MAX_ELAPSED = 10.0  # at most so many seconds count between two updates
+PUBLISH_EVERY = 1.0  # seconds between two messages on a device's download
+PUBLISH_FOR = 0.5  # seconds of publishing to devices per update; the rest follows later
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
 WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}
@@ -67,8 +67,8 @@ class _Device:
 
     is_awake: bool = False  # it predicts, and so takes releases
     reports: dict[ReleaseKind, ReleaseReport] = field(default_factory=dict)
-    told: DeviceUpdate | None = None
-    tell_due: float = 0.0
+    published: DeviceUpdate | None = None
+    publish_due: float = 0.0
     sent: Counter[str] = field(default_factory=Counter)  # bytes by release, in the minute from `sent_since`
     sent_since: float = 0.0
 
@@ -101,11 +101,11 @@ class Rollouts:
         store: RolloutStore,
         *,
         is_gone: Callable[[str], bool] = lambda _device: False,
-        told: Callable[[Overview], None] = lambda _overview: None,
+        published: Callable[[Overview], None] = lambda _overview: None,
         now: Clock = time.time,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`is_gone`: whether a device gets no offers. `told`: called with each overview for viewers.
+        """`is_gone`: whether a device gets no offers. `published`: called with each overview for viewers.
 
         `now`: seconds since the epoch. `clock`: for intervals, which must not depend on the time of day.
         """
@@ -113,7 +113,7 @@ class Rollouts:
         self._topics = topics
         self._store = store
         self._is_gone = is_gone
-        self._told = told
+        self._published = published
         self._now = now
         self._clock = clock
         self._lines = TokenBuckets(1 / 60, LINES)
@@ -125,8 +125,8 @@ class Rollouts:
         self._offered: dict[str, bytes] = {}  # by topic
         self._overview: Overview | None = None
         self._overview_due = 0.0
-        self._look_due = 0.0
-        self._looked = clock()
+        self._check_due = 0.0
+        self._checked_at = clock()
         self._settling_since = clock()  # since then the broker sends retained messages
         self._log_disk = RateLimiter()
         for rollout in self._rollouts.values():
@@ -159,7 +159,7 @@ class Rollouts:
         self._rollouts[plan.rollout] = rollout
         self._replace_older(rollout)
         self._touch(rollout.record.devices)
-        self._look_due = 0.0
+        self._check_due = 0.0
         self._forget_old()
         log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
         return rollout
@@ -167,8 +167,8 @@ class Rollouts:
     def _replace_older(self, rollout: Rollout) -> None:
         for other in self._of_kind(rollout.record.kind):
             is_older = other.record.order < rollout.record.order
-            if is_older and other.give_way(rollout.releases, rollout.record.rollout):
-                self._keep(other)
+            if is_older and other.replace_by(rollout.releases, rollout.record.rollout):
+                self._mark_unsaved(other)
 
     def carry_out(self, action: OrderAction, name: str) -> str:
         """Pause, resume, stop or roll back a rollout; returns what was done, for people, when it is durable.
@@ -182,14 +182,14 @@ class Rollouts:
             there = ", ".join(reversed(self._rollouts)) or "none"
             raise ConfigError(f"there is no rollout {name}; there are: {there}")
         before = rollout.record.state
-        if not self._turn(rollout, action) and rollout.record.state != AFTER[action]:
+        if not self._apply(rollout, action) and rollout.record.state != AFTER[action]:
             raise ConfigError(f"rollout {name} is {before}: there is nothing to {action}")
-        self._changed(rollout)
-        self._look_due = 0.0
+        self._mark_changed(rollout)
+        self._check_due = 0.0
         self._store.save(rollout.record)
         return f"rollout {name}: {rollout.record.state}"
 
-    def _turn(self, rollout: Rollout, action: OrderAction) -> bool:
+    def _apply(self, rollout: Rollout, action: OrderAction) -> bool:
         if action == "pause":
             return rollout.pause()
         if action == "resume":
@@ -209,13 +209,13 @@ class Rollouts:
             return []
         return sorted(device for device in rollout.undecided if not self._is_gone(device))
 
-    def again(self) -> None:
+    def republish(self) -> None:
         """Publish everything again: the broker may have lost it, or devices are back that were gone."""
         self._settling_since = self._clock()
         self._offered.clear()
         self._overview = None
         for device in self._devices.values():
-            device.told = None
+            device.published = None
         self._touch_all()
 
     # Messages
@@ -248,7 +248,7 @@ class Rollouts:
         self._touch([device])
         for rollout in self._of_kind(kind):
             if rollout.take(device, report):
-                self._keep(rollout)
+                self._mark_unsaved(rollout)
                 why = f": {report.reason}" if report.reason else ""
                 if self._lines.take(device, self._clock()):
                     log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
@@ -257,12 +257,12 @@ class Rollouts:
         for rollout in reversed(self._of_kind(kind)):
             if rollout.install_now(device):
                 log.info("%s: %s %s was requested before its wave", device, kind, rollout.record.rollout)
-                self._keep(rollout)
+                self._mark_unsaved(rollout)
                 self._touch([device])
                 return
 
     def _send(self, device: str, kind: ReleaseKind, want: ReleaseWant) -> None:
-        rollout = self._decisive(device, kind)
+        rollout = self._rollout_for(device, kind)
         offer = rollout.offer(device) if rollout is not None and not self._is_gone(device) else None
         if rollout is None or offer is None or offer.action != "install":
             return  # the offer was withdrawn in the meantime
@@ -289,7 +289,7 @@ class Rollouts:
     # What is due
 
     def tick(self, *, at_once: bool = False) -> None:
-        """Every LOOK seconds: advance the rollouts, save what has changed, then publish it.
+        """Every CHECK_EVERY seconds: advance the rollouts, save what has changed, then publish it.
 
         After a connection the broker sends retained messages. Until they have arrived, changes are saved, but
         no rollout advances, and nothing is published.
@@ -298,27 +298,27 @@ class Rollouts:
             at_once: also do what could wait: this is the last tick.
         """
         now = self._clock()
-        if now < self._look_due and not at_once:
+        if now < self._check_due and not at_once:
             return
-        elapsed = min(now - self._looked, LONGEST_LOOK)
-        self._look_due, self._looked = now + LOOK, now
+        elapsed = min(now - self._checked_at, MAX_ELAPSED)
+        self._check_due, self._checked_at = now + CHECK_EVERY, now
         if not self._port.connected:
             self._settling_since = now
         is_settled = now >= self._settling_since + SETTLE
         if is_settled:
             self._advance(elapsed)
         if at_once:
-            now += TELL_EVERY
-        if self._save() and (is_settled or at_once) and self._tell_devices(now):
-            self._tell_viewers(now)
+            now += PUBLISH_EVERY
+        if self._save() and (is_settled or at_once) and self._publish_to_devices(now):
+            self._publish_overview(now)
 
     def _advance(self, elapsed: float) -> None:
         """`elapsed`: seconds since the last call."""
         for rollout in self._rollouts.values():
-            before = _standing(rollout)
+            before = _describe_state(rollout)
             if rollout.advance(self._now(), elapsed, self._is_awake, self._is_gone):
-                self._changed(rollout)
-                if (standing := _standing(rollout)) != before:
+                self._mark_changed(rollout)
+                if (standing := _describe_state(rollout)) != before:
                     log.info("rollout %s: %s", rollout.record.rollout, standing)
 
     def _save(self) -> bool:
@@ -341,11 +341,11 @@ class Rollouts:
         """Digests of the files that a device may still request."""
         return {digest for rollout in self._rollouts.values() for digest in rollout.files}
 
-    def _tell_devices(self, now: float) -> bool:
+    def _publish_to_devices(self, now: float) -> bool:
         """Publish offers and updates that have changed; False: some wait for the next tick."""
         for device in list(self._touched):
-            if self._clock() > now + TELL_FOR:
-                self._look_due = self._clock() + LOOK
+            if self._clock() > now + PUBLISH_FOR:
+                self._check_due = self._clock() + CHECK_EVERY
                 return False
             del self._touched[device]
             known = self._known(device)
@@ -355,18 +355,18 @@ class Rollouts:
                 self._touch([device])
         return True
 
-    def _tell_viewers(self, now: float) -> None:
+    def _publish_overview(self, now: float) -> None:
         """Publish the overview, after the updates of all devices that it covers."""
         if now < self._overview_due:
             return
         overview = self.overview()
         if overview != self._overview:
-            self._overview, self._overview_due = overview, now + TELL_EVERY
+            self._overview, self._overview_due = overview, now + PUBLISH_EVERY
             self._port.publish(routes.ROLLOUTS.topic(self._topics), overview.encode(), retain=True)
-            self._told(overview)
+            self._published(overview)
 
     def _publish_offer(self, device: str, kind: ReleaseKind) -> None:
-        rollout = self._decisive(device, kind)
+        rollout = self._rollout_for(device, kind)
         topic = routes.RELEASES[kind].offer.topic(self._topics, device)
         if self._is_gone(device) or (rollout is None and topic not in self._offered):
             return
@@ -382,11 +382,15 @@ class Rollouts:
         update = DeviceUpdate(
             model=self._update(device, known, "model"), software=self._update(device, known, "software")
         )
-        if update == known.told or (known.told is None and update == DeviceUpdate()):
+        if update == known.published or (known.published is None and update == DeviceUpdate()):
             return True
-        if now < known.tell_due and known.told is not None and _states(update) == _states(known.told):
+        if (
+            now < known.publish_due
+            and known.published is not None
+            and _states(update) == _states(known.published)
+        ):
             return False
-        known.told, known.tell_due = update, now + TELL_EVERY
+        known.published, known.publish_due = update, now + PUBLISH_EVERY
         self._port.publish(routes.DEVICE_UPDATE.topic(self._topics, device), update.encode(), retain=True)
         return True
 
@@ -416,7 +420,7 @@ class Rollouts:
             self._views[name] = rollout.view(self._is_awake)
         return self._views[name]
 
-    def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
+    def _rollout_for(self, device: str, kind: ReleaseKind) -> Rollout | None:
         """The newest rollout that has reached the device, or else the oldest for it; None: there is none."""
         found = None
         for rollout in reversed(self._of_kind(kind)):
@@ -438,21 +442,21 @@ class Rollouts:
         report = self._devices[device].reports.get(kind) if device in self._devices else None
         return report is not None and in_service(report) not in ("", release)
 
-    def _keep(self, rollout: Rollout) -> None:
+    def _mark_unsaved(self, rollout: Rollout) -> None:
         """Mark a rollout as changed, to be saved."""
         self._unsaved.add(rollout.record.rollout)
         self._views.pop(rollout.record.rollout, None)
 
-    def _changed(self, rollout: Rollout) -> None:
+    def _mark_changed(self, rollout: Rollout) -> None:
         """Likewise, if its devices may have changed, too."""
-        self._keep(rollout)
+        self._mark_unsaved(rollout)
         self._touch(rollout.record.devices)
 
     def _touch(self, devices: Iterable[str]) -> None:
         self._touched |= dict.fromkeys(devices)
 
     def _touch_all(self) -> None:
-        self._look_due = 0.0
+        self._check_due = 0.0
         for rollout in self._rollouts.values():
             self._touch(rollout.record.devices)
         self._touch(self._devices)
@@ -473,7 +477,7 @@ def _states(update: DeviceUpdate) -> tuple[object, ...]:
     return update.model.state, update.model.latest, update.software.state, update.software.latest
 
 
-def _standing(rollout: Rollout) -> str:
+def _describe_state(rollout: Rollout) -> str:
     record = rollout.record
     why = f": {record.reason}" if record.reason else ""
     return f"{record.state}, wave {record.wave} of {len(record.waves)}{why}"

@@ -29,7 +29,7 @@ class Watch:
 
     def __init__(self, port: Port, topics: Topics, name: str) -> None:
         self._name = name
-        self._gate = Gate(topics, (routes.ROLLOUTS, routes.DEVICE_UPDATE), takes_cleared=True, log_first=0)
+        self._gate = Gate(topics, (routes.ROLLOUTS, routes.DEVICE_UPDATE), accepts_cleared=True, log_first=0)
         self.rollout: Rollout | None = None
         self.all: tuple[Rollout, ...] | None = None
         self.updates: dict[str, Update] = {}
@@ -56,7 +56,7 @@ class Watch:
         return sum(one.in_service + one.failed for one in self.rollout.waves) if self.rollout else 0
 
     @property
-    def silent(self) -> list[str]:
+    def undecided(self) -> list[str]:
         return sorted(device for device, one in self.updates.items() if one.state not in DECIDED)
 
     def lines(self) -> list[str]:
@@ -79,7 +79,7 @@ class Watch:
 def wait_for(
     watch: Watch,
     receive: Callable[[float], object],
-    tell: Callable[[Watch], object],
+    show: Callable[[Watch], object],
     *,
     wait: float,
     stop: Callable[[], bool],
@@ -89,7 +89,7 @@ def wait_for(
 
     Args:
         receive: returns the next event within a number of seconds.
-        tell: shows the state of the rollout.
+        show: shows the state of the rollout.
         wait: seconds after which it gives up.
         hint: what happens to the rollout then.
 
@@ -101,12 +101,12 @@ def wait_for(
         if stop():
             raise Stalled(f"stopped before the release was over: {hint}")
         if time.monotonic() > deadline:
-            silent = listed(watch.silent) or "the server"
-            raise Stalled(f"no report from {silent} within {wait:.0f} s: {hint}")
+            undecided = listed(watch.undecided) or "the server"
+            raise Stalled(f"no report from {undecided} within {wait:.0f} s: {hint}")
         event = receive(TICK)
         if isinstance(event, Message):
             watch.take(event)
-        tell(watch)
+        show(watch)
 
 
 def listed(devices: Sequence[str]) -> str:

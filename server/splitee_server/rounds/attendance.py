@@ -13,7 +13,7 @@ from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.rounds import Participant
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import statistics_steps
-from splitee.training.epochs import evaluation_steps, steps_a_round
+from splitee.training.epochs import evaluation_steps, steps_per_round
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.checkpoints import Committed
@@ -91,7 +91,7 @@ class Attendance:
         dismissed, there = self._members.dismissed, self._members.remaining()
         return not there and len(dismissed) >= (1 if committed else self._policy.devices)
 
-    def outlook(self, committed: int) -> str:
+    def describe_remaining(self, committed: int) -> str:
         """The devices that the run continues with, as a phrase. `committed`: number of rounds."""
         if self.is_deserted(committed):
             return NOBODY
@@ -134,7 +134,7 @@ class Attendance:
             if member.held_out_samples and self._evaluates(member, committed)
         }
 
-    def waited_for(self, phase: Phase) -> tuple[str, ...]:
+    def waiting_for(self, phase: Phase) -> tuple[str, ...]:
         """The known devices whose next message the phase needs to continue."""
         if phase.kind == "release":
             online = {member.device for member in self._members.online()}
@@ -144,16 +144,16 @@ class Attendance:
             return () if suffice else tuple(self._gone(phase.opened.round))
         return phase.late()
 
-    def remind(self, phase: Phase, doing: str, committed: int) -> None:
+    def log_waiting(self, phase: Phase, doing: str, committed: int) -> None:
         """Log from time to time which devices are waited for, while nothing comes."""
-        if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
+        if not self._reminder.due(self._clock(), phase.progressed_at, (phase.kind, phase.opened.round)):
             return
         if not self.is_deserted(committed):  # otherwise `doing` says it already
             more = self.missing(committed)
             unknown = f"{more} more device{'s' if more > 1 else ''}" if more else ""
-            waited_for = self.waited_for(phase)
-            rest = f" and {len(waited_for) - SHOWN} more" if len(waited_for) > SHOWN else ""
-            whom = ", ".join(waited_for[:SHOWN]) + rest or unknown
+            waiting_for = self.waiting_for(phase)
+            rest = f" and {len(waiting_for) - SHOWN} more" if len(waiting_for) > SHOWN else ""
+            whom = ", ".join(waiting_for[:SHOWN]) + rest or unknown
             online = f"{len(self._members.online())} online"
             doing = f"{doing}: waiting for {whom} ({online})" if whom else f"{doing} ({online})"
         log.info("%s", doing)
@@ -193,7 +193,7 @@ class Attendance:
 
     def _steps(self, member: Member) -> int:
         """Batches that it trains in the next round."""
-        most, seconds = steps_a_round(self._spec, member.train_samples), self._spec.round_seconds
+        most, seconds = steps_per_round(self._spec, member.train_samples), self._spec.round_seconds
         return steps_within(seconds, member.pace, most) if seconds else most
 
     def _in_training(self, number: int, member: Member) -> Participant:

@@ -11,12 +11,12 @@ from typing import Generic, Literal, TypeVar
 from splitee_server.learning.lanes import lane_of
 
 Batch = TypeVar("Batch")
-Offer = Literal["taken", "duplicate", "ahead"]
+OfferResult = Literal["taken", "duplicate", "ahead"]
 Order = Literal["step", "joint", "share", "device", "any"]
-Turn = tuple[float, int, str]
+SortKey = tuple[float, int, str]
 
 
-def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
+def sort_key(order: Order, device: str, step: int, steps: int) -> SortKey:
     """The sort key of a batch of a device that sends `steps` batches; the smallest key is next.
 
     step: each device's batch of a step, then those of the next step. joint: likewise, with the devices of a
@@ -40,29 +40,29 @@ class BatchOrder(Generic[Batch]):
         window: int,
         *,
         waits: Container[str] = (),
-        elsewhere: Container[str] = (),
+        remote: Container[str] = (),
     ) -> None:
         """A round in which no batch has arrived yet.
 
         Args:
-            order: any: as they arrive; the others are those of `turn_of`.
+            order: any: as they arrive; the others are those of `sort_key`.
             steps: batches each device will send, from step 0.
             window: how many steps ahead a batch may be held.
             waits: devices none of whose batches is handed out before `admit`, in the order "any".
-            elsewhere: devices whose batches another rank hands out, which `advance` notes.
+            remote: devices whose batches another rank hands out, which `advance` notes.
         """
         self._steps = dict(steps)
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
         self._unfinished = {device for device, count in self._steps.items() if count}
-        self._seen = dict.fromkeys(self._steps, 0)  # the step after the last one that has arrived
+        self._next_expected = dict.fromkeys(self._steps, 0)  # the step after the last one that has arrived
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
         self._order = order
         self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
         self._in_a_row = 0  # batches in a row of the current device
-        self._turns = [self._turn(device) for device in self._unfinished if device not in elsewhere]  # a heap
-        heapq.heapify(self._turns)
+        self._heap = [self._sort_key(device) for device in self._unfinished if device not in remote]  # a heap
+        heapq.heapify(self._heap)
         self._last_open: int | None = None  # order "joint": batches of later steps wait
         self._due: set[str] = set()  # devices with batches up to there that have not been handed out
 
@@ -77,11 +77,11 @@ class BatchOrder(Generic[Batch]):
     def lacks(self, device: str) -> bool:
         """Whether the device's next batch, or one before the last that has arrived, is missing."""
         held, following = self._held[device], self._next[device]
-        return following not in held or self._seen[device] - following > len(held)
+        return following not in held or self._next_expected[device] - following > len(held)
 
-    def seen(self, device: str) -> int:
+    def next_expected(self, device: str) -> int:
         """The step after the device's last batch that has arrived."""
-        return self._seen[device]
+        return self._next_expected[device]
 
     def held_of(self, device: str) -> int:
         """Number of the device's batches that have arrived and not been handed out."""
@@ -94,7 +94,7 @@ class BatchOrder(Generic[Batch]):
     def __contains__(self, device: str) -> bool:
         return device in self._steps
 
-    def offer(self, device: str, step: int, batch: Batch) -> Offer:
+    def offer(self, device: str, step: int, batch: Batch) -> OfferResult:
         """Keep a batch that has arrived, if it is new and within the window."""
         held, following = self._held[device], self._next[device]
         if step < following or step in held:
@@ -102,7 +102,7 @@ class BatchOrder(Generic[Batch]):
         if step >= min(following + self._window, self._steps[device]):
             return "ahead"
         held[step] = batch
-        self._seen[device] = max(self._seen[device], step + 1)
+        self._next_expected[device] = max(self._next_expected[device], step + 1)
         if step == following and self._order == "any" and device not in self._waiting:
             self._ready.append(device)
         return "taken"
@@ -125,9 +125,9 @@ class BatchOrder(Generic[Batch]):
         if self._order == "any":
             self._go_on_with(device)
         else:
-            heapq.heappop(self._turns)
+            heapq.heappop(self._heap)
             if step + 1 < self._steps[device]:
-                heapq.heappush(self._turns, self._turn(device))
+                heapq.heappush(self._heap, self._sort_key(device))
         return device, step, batch
 
     def _go_on_with(self, device: str) -> None:
@@ -142,7 +142,7 @@ class BatchOrder(Generic[Batch]):
 
     def advance(self, device: str, step: int) -> None:
         """Note that another rank has handed out the device's batches below `step`."""
-        self._seen[device] = step
+        self._next_expected[device] = step
         self._note_next(device, step)
 
     def _note_next(self, device: str, step: int) -> None:
@@ -165,7 +165,7 @@ class BatchOrder(Generic[Batch]):
         """Continue this round without `device`."""
         self._steps.pop(device)
         self._next.pop(device)
-        self._seen.pop(device)
+        self._next_expected.pop(device)
         self._held.pop(device)
         self._unfinished.discard(device)
         self._waiting.discard(device)
@@ -183,8 +183,8 @@ class BatchOrder(Generic[Batch]):
         """The devices whose batches have not all been handed out."""
         return sorted(self._unfinished)
 
-    def _turn(self, device: str) -> Turn:
-        return turn_of(self._order, device, self._next[device], self._steps[device])
+    def _sort_key(self, device: str) -> SortKey:
+        return sort_key(self._order, device, self._next[device], self._steps[device])
 
     def _next_device(self) -> str | None:
         """The device whose turn it is, when its next batch is here."""
@@ -194,9 +194,9 @@ class BatchOrder(Generic[Batch]):
                 if device in self._steps:
                     return device
             return None
-        while self._turns and self._turns[0][-1] not in self._steps:
-            heapq.heappop(self._turns)
-        if not self._turns or (self._last_open is not None and self._turns[0][0] > self._last_open):
+        while self._heap and self._heap[0][-1] not in self._steps:
+            heapq.heappop(self._heap)
+        if not self._heap or (self._last_open is not None and self._heap[0][0] > self._last_open):
             return None
-        device = self._turns[0][-1]
+        device = self._heap[0][-1]
         return device if self.has_next(device) else None

@@ -15,11 +15,11 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.tensors import tensor_of
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.strategies.base import Untrainable
-from splitee_server.rounds.batch_order import Offer
+from splitee_server.rounds.batch_order import OfferResult
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.progress import Trained
 
-Taken = Offer | Literal["gap"]
+AcceptResult = OfferResult | Literal["gap"]
 
 
 class Worked(NamedTuple):
@@ -63,7 +63,7 @@ class BatchWork:
             "evaluate": self._evaluate,
         }
 
-    def take_in(self, phase: Phase, device: str, cut: int, message: Features) -> Taken | None:
+    def accept(self, phase: Phase, device: str, cut: int, message: Features) -> AcceptResult | None:
         """Accept a batch that has arrived; None: it belongs to another phase or attempt.
 
         A device's batches arrive in order: after a gap those in between are lost.
@@ -76,7 +76,7 @@ class BatchWork:
         batch = CutBatch.of(message, self._spec, self._model.feature_shape(cut))
         if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
             return None
-        expected = phase.seen(device)
+        expected = phase.next_expected(device)
         offer = phase.offer(device, message.step, batch)
         return "gap" if offer == "taken" and message.step > expected else offer
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from math import inf
 
-from splitee.cli.accuracy_words import accuracies_in_words
+from splitee.cli.accuracy_words import describe_accuracies
 from splitee.protocol.fleet import Metrics
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 from splitee_server.rounds.evaluation import Score
@@ -44,7 +44,7 @@ class BestRound:
         """The largest number of rounds after round `evaluated`, if none of them is better."""
         if not self._stop_after:
             return inf
-        return self._stop_after - self._checkpoints.course(evaluated).without_better
+        return self._stop_after - self._checkpoints.course(evaluated).without_improvement
 
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
         """The commit to release, and its scores by device if this process evaluated it.
@@ -59,7 +59,7 @@ class BestRound:
             chosen = self._checkpoints.load(committed)
         assert chosen is not None
         if best is not None and chosen.round != committed:
-            words = accuracies_in_words(best.fleet, best.fleet.images)
+            words = describe_accuracies(best.fleet, best.fleet.images)
             log.info("round %d of %d is the best, and is released: %s", best.round, committed, words)
         self._checkpoints.release(chosen.round)
         return chosen, self._scores if self._scored == chosen.round else {}

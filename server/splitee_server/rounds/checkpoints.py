@@ -18,9 +18,9 @@ from splitee.protocol import fields
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.seasons import Seasons
-from splitee.refusals import refusal
 from splitee.training.commit_files import CommitFiles
 from splitee.training.history import Course
+from splitee.validation_errors import format_error
 from splitee_server.members.traffic import StoredTraffic
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 from splitee_server.rounds.history import History
@@ -80,7 +80,8 @@ class Checkpoints:
             return None if facts is None else msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
             raise StateError(
-                f"{self.path}: run.json is not of this release ({refusal(error, facts)}): --fresh starts over"
+                f"{self.path}: run.json is not of this release "
+                f"({format_error(error, facts)}): --fresh starts over"
             ) from None
 
     def open(
@@ -115,7 +116,7 @@ class Checkpoints:
                 f"{self.path} holds run {stored.run} with other settings ({'; '.join(changed)}): "
                 "--fresh starts over, another --state keeps it"
             )
-        self._history.mend()
+        self._history.repair()
         return self._with_rounds(stored, spec.rounds)
 
     def _with_rounds(self, stored: RunSpec, rounds: int) -> RunSpec:

@@ -136,7 +136,7 @@ class Commits:
             names = ", ".join(self._model.left_out)
             log.info("round %d trains without %s: their loss is far above most", number + 1, names)
         with self.round_clock.of("commit"):
-            self._save_and_tell()
+            self._save_and_publish()
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
     def refresh(self, phase: Phase) -> None:
@@ -144,9 +144,9 @@ class Commits:
         with self.round_clock.of("aggregation"):
             self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
         with self.round_clock.of("commit"):
-            self._save_and_tell()
+            self._save_and_publish()
 
-    def _save_and_tell(self) -> None:
+    def _save_and_publish(self) -> None:
         """Make the result of the round durable, then publish it."""
         for member in self._members:
             self._start_from_held(member.device)

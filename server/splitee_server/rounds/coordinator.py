@@ -34,14 +34,14 @@ from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
 from splitee_server.rounds.opening import open_phase
 from splitee_server.rounds.overview import Overview
-from splitee_server.rounds.phase import IN_WORDS, Phase
+from splitee_server.rounds.phase import PHASE_DESCRIPTIONS, Phase
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.progress import RunProgress, standing
+from splitee_server.rounds.progress import RunProgress, device_snapshot
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
 
-LOOK = 1.0  # seconds between two checks for missing devices
+CHECK_EVERY = 1.0  # seconds between two checks for missing devices
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Coordinator:
         self._metrics: Metrics | None = None  # of the committed round
         self._work = BatchWork(spec, model, guard, clock)
         self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, best, clock)
-        self._look_due = clock()
+        self._check_due = clock()
         self._log_lost = RateLimiter()
         self._ranks = ranks
         self._phase = self._open("gather", announce=False)
@@ -114,9 +114,9 @@ class Coordinator:
         """The work on the batches of the phase."""
         return self._work
 
-    def is_elsewhere(self, device: str) -> bool:
+    def is_remote(self, device: str) -> bool:
         """Whether another rank of this server takes the device's batches."""
-        return self._ranks.serves(device)
+        return self._ranks.is_remote(device)
 
     @property
     def commits(self) -> Commits:
@@ -142,15 +142,15 @@ class Coordinator:
                 self._replies.assign(member.device)
             self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
-            yield from self._judge()
+            yield from self._refresh_and_evaluate()
         while not self._is_over():
             yield from self._train(self._commits.round + 1)
-            yield from self._judge()
+            yield from self._refresh_and_evaluate()
         if self._commits.round < self._spec.rounds:
             log.info("no better accuracy in %d rounds: the run ends (--stop-after)", self._policy.stop_after)
         self._write_report()
         if self._spec.release:
-            yield from self._hand_over()
+            yield from self._release_models()
         self._open("finished")
         self._write_report()  # once more, because models were sent
         log.info(
@@ -181,16 +181,16 @@ class Coordinator:
     def tick(self) -> None:
         """Publish the run's progress and the missing devices; at the deadline continue without these.
 
-        Goes through all devices, so it acts at most every LOOK seconds, although each batch calls it.
+        Goes through all devices, so it acts at most every CHECK_EVERY seconds, although each batch calls it.
         """
         if self._ranks.follow(self._phase, self._model):
             self._check_divergence()
-        if self._clock() < self._look_due:
+        if self._clock() < self._check_due:
             return
-        self._look_due = self._clock() + LOOK
-        self.beat()
+        self._check_due = self._clock() + CHECK_EVERY
+        self.heartbeat()
         self._commits.note_duplicates(self._ranks.take_duplicates())
-        self._attendance.remind(self._phase, self._doing, self._commits.round)
+        self._attendance.log_waiting(self._phase, self._doing, self._commits.round)
         late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
         if late is not None:
             self._go_on_without(late.devices)
@@ -206,7 +206,7 @@ class Coordinator:
         """Continue without a device that is in quarantine."""
         if device in self._phase:
             self._go_on_without((device,))
-        self.beat(now=True)
+        self.heartbeat(now=True)
 
     def _go_on_without(self, devices: tuple[str, ...]) -> None:
         phase = self._phase
@@ -230,9 +230,9 @@ class Coordinator:
             for device in devices
         )
 
-    def outlook(self) -> str:
+    def describe_remaining(self) -> str:
         """The devices that the run continues with, as a phrase."""
-        return self._attendance.outlook(self._commits.round)
+        return self._attendance.describe_remaining(self._commits.round)
 
     def join(self, member: Member, *, is_new: bool) -> None:
         """Note a device that has joined, restarted, or repeated or changed what it reports of itself."""
@@ -241,12 +241,12 @@ class Coordinator:
         if is_new:
             self._replies.reply_to_sync(self._phase, member.device)
         else:
-            self._replies.assign(member.device, known_for=inf)
+            self._replies.assign(member.device, repeat_after=inf)
 
-    def say_all_again(self) -> None:
+    def republish_all(self) -> None:
         """Publish everything again after a reconnection: messages and retained state may have been lost."""
-        self._announce.again()
-        self.beat()
+        self._announce.republish()
+        self.heartbeat()
         for device in self._phase.participants:
             self._replies.acknowledge(self._phase, device, resend=self._phase.lacks(device))
 
@@ -259,14 +259,14 @@ class Coordinator:
                 words.devices(count),
             )
 
-    def beat(self, *, now: bool = False) -> None:
+    def heartbeat(self, *, now: bool = False) -> None:
         """Publish the server's status if it is due, or if `now` is set."""
-        waited_for = self._attendance.waited_for(self._phase)
+        waiting_for = self._attendance.waiting_for(self._phase)
         members = self._members
         out = members.quarantined(), members.dismissed
-        self._overview.look(self._phase, waited_for)
-        if self._announce.beat(self._doing, waited_for, self._rejected(), *out, now=now):
-            self._overview.beat(self._phase)
+        self._overview.note_waiting(self._phase, waiting_for)
+        if self._announce.heartbeat(self._doing, waiting_for, self._rejected(), *out, now=now):
+            self._overview.heartbeat(self._phase)
 
     # Rounds
 
@@ -304,14 +304,14 @@ class Coordinator:
 
     def _check_divergence(self) -> None:
         """Raises Diverged: most devices' batches cannot be trained, so the cause is not a device."""
-        spoiled, of = self._phase.spoiled(), len(self._phase.participants)
-        if self._phase.kind == "train" and 2 * len(spoiled) > of:
+        failing, of = self._phase.failing(), len(self._phase.participants)
+        if self._phase.kind == "train" and 2 * len(failing) > of:
             raise Diverged(
-                f"round {self._phase.opened.round}: the batches of {len(spoiled)} of {of} devices give no "
+                f"round {self._phase.opened.round}: the batches of {len(failing)} of {of} devices give no "
                 f"finite loss; round {self._commits.round} is kept: {START_ANEW}"
             )
 
-    def _judge(self) -> Iterator[Phase]:
+    def _refresh_and_evaluate(self) -> Iterator[Phase]:
         """Take statistics of the committed round, if the run does so, then evaluate it."""
         if self._spec.takes_statistics and not self._model.is_fresh:
             phase = self._open("statistics", self._attendance.in_statistics(self._commits.round))
@@ -348,7 +348,7 @@ class Coordinator:
         self._evaluated(metrics)
         log_metrics(metrics)
 
-    def _hand_over(self) -> Iterator[Phase]:
+    def _release_models(self) -> Iterator[Phase]:
         """Export what was trained, and wait for the devices that are online to take their models."""
         committed, scores = self._best.release(self._commits.round)
         phase = self._open("release", is_over=lambda: self._release.is_exported)
@@ -357,7 +357,7 @@ class Coordinator:
         self._release.offer()
         self._note_thresholds()
         until = self._clock() + self._policy.release
-        phase.prolong(lambda: not self._attendance.waited_for(phase) or self._clock() > until)
+        phase.prolong(lambda: not self._attendance.waiting_for(phase) or self._clock() > until)
         yield phase
         if self._release.missing:
             log.warning(
@@ -372,7 +372,7 @@ class Coordinator:
         if metrics != self._metrics:
             self._metrics = metrics
             self._checkpoints.add_metrics(metrics)
-            self._overview.tell(metrics, self._members.dismissed)
+            self._overview.publish_results(metrics, self._members.dismissed)
             self._write_report()
 
     # Phases
@@ -412,25 +412,28 @@ class Coordinator:
                 self._replies.assign_part(self._phase, device)
             self._announce.round(opened)
             self._overview.opened(self._phase)
-            self.beat(now=True)
+            self.heartbeat(now=True)
         return self._phase
 
     # Where it stands
 
     def progress(self) -> RunProgress:
         """The run's progress."""
-        phase, waited_for = self._phase, self._attendance.waited_for(self._phase)
-        missing = self._attendance.missing(self._commits.round) if phase.kind == "gather" else len(waited_for)
+        phase, waiting_for = self._phase, self._attendance.waiting_for(self._phase)
+        missing = (
+            self._attendance.missing(self._commits.round) if phase.kind == "gather" else len(waiting_for)
+        )
         return RunProgress(
             spec=self._spec,
             phase=phase.kind,
             committed=self._commits.round,
             devices=tuple(
-                standing(member, self._traffic.of(member.device)) for member in self._members.remaining()
+                device_snapshot(member, self._traffic.of(member.device))
+                for member in self._members.remaining()
             ),
-            waiting_for=waited_for,
+            waiting_for=waiting_for,
             missing=missing,
-            waited=self._clock() - phase.progressed if missing else 0.0,
+            waited=self._clock() - phase.progressed_at if missing else 0.0,
             queued=phase.waiting_batches(),
             duplicates=self._commits.duplicates,
             trained=self._ranks.with_trained(self._work.trained),
@@ -464,13 +467,15 @@ class Coordinator:
         return replace(self._spec, class_names=self._members.class_names)
 
     @property
-    def under_way(self) -> str:
+    def phase_text(self) -> str:
         """The current phase, as a phrase."""
         opened = self._phase.opened
-        return f"round {opened.round}: {IN_WORDS[opened.phase]}"
+        return f"round {opened.round}: {PHASE_DESCRIPTIONS[opened.phase]}"
 
     @property
     def _doing(self) -> str:
-        doing = f"round {self._phase.opened.round} of {self._spec.rounds}: {IN_WORDS[self._phase.kind]}"
+        doing = (
+            f"round {self._phase.opened.round} of {self._spec.rounds}: {PHASE_DESCRIPTIONS[self._phase.kind]}"
+        )
         nobody = self._phase.kind == "gather" and self._attendance.is_deserted(self._commits.round)
         return f"{doing}; {NOBODY}" if nobody else doing

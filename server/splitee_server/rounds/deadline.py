@@ -88,23 +88,23 @@ class Deadline:
         now = self._clock()
         if self._limit.is_learnt:
             seconds = self._limit.seconds()
-            return Late(_late_at(now, phase, phase.since, seconds), seconds)
-        floor, stood = self._policy.floor, now - phase.progressed
-        if late := _late_at(now, phase, phase.progressed, FIRST_DEADLINE * floor):
+            return Late(_late_at(now, phase, phase.waiting_since, seconds), seconds)
+        floor, stood = self._policy.floor, now - phase.progressed_at
+        if late := _late_at(now, phase, phase.progressed_at, FIRST_DEADLINE * floor):
             return Late(late, FIRST_DEADLINE * floor)
         gone = (device for device in phase.late() if not is_online(device)) if stood > floor else ()
         return Late(tuple(gone), floor)
 
 
-def _late_at(now: float, phase: Phase, since: float, limit: float) -> tuple[str, ...]:
+def _late_at(now: float, phase: Phase, waiting_since: float, limit: float) -> tuple[str, ...]:
     """The late devices; none while one that is waited for is sending, or until `limit` seconds after that.
 
     Over a slow link a batch or a client network takes minutes, and other devices may have to wait for it.
     """
-    if now - max(since, phase.excused) <= limit:
+    if now - max(waiting_since, phase.extended_at) <= limit:
         return ()
     late = phase.late()
-    if now - since <= SENDING * limit and any(phase.is_sending(device) for device in late):
-        phase.excused = now
+    if now - waiting_since <= SENDING * limit and any(phase.is_sending(device) for device in late):
+        phase.extended_at = now
         return ()
     return late

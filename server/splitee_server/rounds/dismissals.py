@@ -25,7 +25,7 @@ from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.coordinator import Coordinator
 
 SHOWN = 20  # devices that a line names
-HEARD: dict[routes.Route, type[DeviceStatus] | type[Profile] | type[Sync]] = {  # they name the process
+HAS_INSTANCE: dict[routes.Route, type[DeviceStatus] | type[Profile] | type[Sync]] = {  # they name the process
     routes.STATUS: DeviceStatus,
     routes.PROFILE: Profile,
     routes.SYNC: Sync,
@@ -53,14 +53,14 @@ class Dismissals:
         *,
         clear: Callable[[Iterable[str]], None],
         forget: Callable[[str], None],
-        take: Callable[[list[Admitted | Refusal]], None],
+        apply_admissions: Callable[[list[Admitted | Refusal]], None],
     ) -> None:
         """Sets what dismissals call.
 
         Args:
             clear: clears what the broker retains on these topics.
             forget: called for a dismissed device, of which nothing needs to be kept.
-            take: admits devices, or tells them why not.
+            apply_admissions: admits devices, or sends them the reason.
         """
         self._topics = topics
         self._members = members
@@ -71,9 +71,9 @@ class Dismissals:
         self._rollouts = rollouts
         self._clear = clear
         self._forget = forget
-        self._take = take
+        self._apply_admissions = apply_admissions
 
-    def say_again(self) -> None:
+    def clear_again(self) -> None:
         """After a reconnection, clear again what the broker retains of dismissed devices."""
         for device in self._members.dismissed:
             self._forget(device)
@@ -96,7 +96,7 @@ class Dismissals:
             self._announce.reply(request.request, error.exit_code, str(error))
             return
         if request.undo:
-            self._take_back(request, devices)
+            self._undo_dismissal(request, devices)
         else:
             self._dismiss(request, devices)
 
@@ -106,7 +106,7 @@ class Dismissals:
         if envelope is None or not envelope.payload:
             return
         if not envelope.retained and (instance := _instance_of(rejection)):
-            self._say_why(rejection.device, instance)
+            self._send_reason(rejection.device, instance)
         if rejection.route.retained:
             self._clear([envelope.topic])
         if rejection.route is routes.SERVING:  # it follows each state, which the server does not read
@@ -133,49 +133,49 @@ class Dismissals:
             self._announce.forget(device)
             self._forget(device)
             if device in instances:
-                self._say_why(device, instances[device])
+                self._send_reason(device, instances[device])
             self._clear(retained_topics(self._topics, device))
-        said = f"dismissed: {_listed(devices) or 'nobody else'}; {self._coordinator.outlook()}"
+        message = f"dismissed: {_listed(devices) or 'nobody else'}; {self._coordinator.describe_remaining()}"
         begins_anew = bool(devices) and (is_begun or is_renamed)
         if begins_anew:
-            said += f"; {self._coordinator.under_way} begins anew without {_listed(devices)}"
-        self._announce.reply(request.request, ExitCode.OK, said)
+            message += f"; {self._coordinator.phase_text} begins anew without {_listed(devices)}"
+        self._announce.reply(request.request, ExitCode.OK, message)
         if begins_anew:
             self._members.leave()
-            raise DevicesDismissed(said)
-        log.warning("%s", said)
-        self._take(self._admission.admit_waiting())
-        self._coordinator.beat(now=True)
+            raise DevicesDismissed(message)
+        log.warning("%s", message)
+        self._apply_admissions(self._admission.admit_waiting())
+        self._coordinator.heartbeat(now=True)
 
-    def _take_back(self, request: Dismissal, devices: list[str]) -> None:
-        self._members.take_back(devices)
+    def _undo_dismissal(self, request: Dismissal, devices: list[str]) -> None:
+        self._members.undo_dismissal(devices)
         self._admission.wait_for_remaining()
-        self._rollouts.again()
-        said = f"let in again: {_listed(devices) or 'nobody'}; {self._coordinator.outlook()}"
-        log.warning("%s", said)
-        self._announce.reply(request.request, ExitCode.OK, said)
-        self._coordinator.beat(now=True)
+        self._rollouts.republish()
+        message = f"let in again: {_listed(devices) or 'nobody'}; {self._coordinator.describe_remaining()}"
+        log.warning("%s", message)
+        self._announce.reply(request.request, ExitCode.OK, message)
+        self._coordinator.heartbeat(now=True)
 
-    def _say_why(self, device: str, instance: int) -> None:
+    def _send_reason(self, device: str, instance: int) -> None:
         """Tell one process of a device why: a later one may be let in again."""
-        said = (
+        message = (
             f"{device} was dismissed from fleet {self._topics.fleet}, which goes on without it: "
             f"`splitee dismiss --undo {device}` lets it in again"
         )
-        self._announce.error(device, ExitCode.DISMISSED, said, instance=instance, fatal=True)
+        self._announce.error(device, ExitCode.DISMISSED, message, instance=instance, fatal=True)
 
 
 def _instance_of(rejection: Rejection) -> int:
     """The process that sent a message, if it expects a reply; 0: it does not, or the message is malformed."""
-    kind = HEARD.get(rejection.route)
+    kind = HAS_INSTANCE.get(rejection.route)
     if kind is None or rejection.envelope is None:
         return 0
     try:
         message = kind.decode(rejection.envelope.payload)
     except MalformedMessage:
         return 0
-    is_farewell = isinstance(message, DeviceStatus) and message.state == "offline"
-    return 0 if is_farewell else message.instance
+    is_offline = isinstance(message, DeviceStatus) and message.state == "offline"
+    return 0 if is_offline else message.instance
 
 
 def _listed(devices: Iterable[str]) -> str:

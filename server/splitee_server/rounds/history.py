@@ -38,7 +38,7 @@ class History:
         self._path = directory / HISTORY
         self._entries: dict[int, Entry] | None = None  # by round; None: not read yet
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Remove the incomplete line that a power cut may have left: lines after it could not be read."""
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]

@@ -41,8 +41,8 @@ def open_phase(
     in_waves = trains and policy.resident > 0
     served = in_order(participants) if in_waves else []
     order: Order = model.order if trains else "any"
-    elsewhere = ranks.deal(participants)
-    own = {device: part for device, part in participants.items() if device not in elsewhere}
+    remote = ranks.assign_ranks(participants)
+    own = {device: part for device, part in participants.items() if device not in remote}
     assembler = model.assembler if trains else model.statistics_assembler
     phase = Phase(
         opened,
@@ -64,7 +64,7 @@ def open_phase(
         assemblers={device: assembler(part.cut) for device, part in participants.items() if part.weights},
         is_over=is_over,
         waves=Waves(served, policy.resident) if in_waves else None,
-        elsewhere=elsewhere,
+        remote=remote,
     )
     if participants:
         ranks.open(phase, spec, model)

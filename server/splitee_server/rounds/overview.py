@@ -64,7 +64,7 @@ class Overview:
 
     def resume(self, metrics: Metrics | None, dismissed: Collection[str]) -> None:
         """Publish the results of the run's earlier processes. `metrics`: of the committed round."""
-        self._tell_network()
+        self._publish_network()
         if metrics is None:
             return
         if len(metrics.devices) <= MOST_CURVES:
@@ -72,15 +72,15 @@ class Overview:
         report = self._checkpoints.evaluation()
         if report is not None and (report.run, report.round) == (metrics.run, metrics.round):
             self._note_confusions(report)
-        self.tell(metrics, dismissed)
+        self.publish_results(metrics, dismissed)
 
     def evaluated(self, metrics: Metrics, report: ClassReport, dismissed: Collection[str]) -> None:
         """Publish the results of a round; it is in the history already."""
         self._curves.add(metrics)
         self._note_confusions(report)
-        self.tell(metrics, dismissed)
+        self.publish_results(metrics, dismissed)
 
-    def tell(self, metrics: Metrics, dismissed: Collection[str]) -> None:
+    def publish_results(self, metrics: Metrics, dismissed: Collection[str]) -> None:
         """Publish the metrics of the last evaluated round and the curves up to it."""
         rounds = self._checkpoints.fleet_history(metrics.round)
         pairs = zip([None, *rounds], rounds, strict=False)
@@ -103,11 +103,11 @@ class Overview:
         if phase.kind in ("gather", "train"):
             self._begun = self._opened
 
-    def look(self, phase: Phase, waited_for: Iterable[str]) -> None:
+    def note_waiting(self, phase: Phase, waiting_for: Iterable[str]) -> None:
         """Note the devices that are waited for now."""
-        self._waiting.note(phase, waited_for)
+        self._waiting.note(phase, waiting_for)
 
-    def beat(self, phase: Phase) -> None:
+    def heartbeat(self, phase: Phase) -> None:
         """Publish the times of the phase if they have changed."""
         opened = phase.opened
         timing = Timing(
@@ -137,7 +137,7 @@ class Overview:
         """Seconds since the epoch."""
         return self._epoch + self._clock()
 
-    def _tell_network(self) -> None:
+    def _publish_network(self) -> None:
         stages = tuple(
             NetworkStage(stage.name[:1000], stage.feature_shape, stage.parameters)
             for stage in self._model.network.stages

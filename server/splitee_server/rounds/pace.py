@@ -37,8 +37,8 @@ class Arrivals:
         self._pass(now, 0)
         elapsed = now - self._started
         held_back = self._seconds[most] if (most := max(self._seconds)) else 0.0
-        said = min(max(0.0, done.seconds - done.waited), elapsed)
-        return max(said, elapsed - held_back) / max(steps, 1)
+        reported = min(max(0.0, done.seconds - done.waited), elapsed)
+        return max(reported, elapsed - held_back) / max(steps, 1)
 
     def _pass(self, now: float, change: int) -> None:
         self._seconds[self._here] = self._seconds.get(self._here, 0.0) + now - self._since

@@ -16,13 +16,13 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.rounds import Participant, RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
-from splitee_server.rounds.batch_order import BatchOrder, Offer, Order
+from splitee_server.rounds.batch_order import BatchOrder, OfferResult, Order
 from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.pace import Arrivals
 from splitee_server.rounds.waves import Waves
 from splitee_server.rounds.windows import Windows
 
-IN_WORDS: Mapping[RunPhase, str] = {
+PHASE_DESCRIPTIONS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
     "train": "training",
     "statistics": "taking statistics",
@@ -33,12 +33,12 @@ IN_WORDS: Mapping[RunPhase, str] = {
 
 
 STALLED = 30.0  # seconds without a byte after which a device is not sending; a dead link is noticed by then
-SPOILED = 5  # batches
+FAILING_AFTER = 5  # batches
 REQUEST_EVERY = 5.0  # seconds
-KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
+MAX_LOGITS = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
-class Standing(msgspec.Struct, frozen=True, array_like=True):
+class DeviceProgress(msgspec.Struct, frozen=True, array_like=True):
     """A rank's progress with the batches of one device.
 
     Attributes:
@@ -70,7 +70,7 @@ class Phase:
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
         waves: Waves | None = None,
-        elsewhere: Collection[str] = (),
+        remote: Collection[str] = (),
     ) -> None:
         """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
@@ -81,7 +81,7 @@ class Phase:
             assemblers: for the client networks, or their statistics, of the devices that send theirs.
             is_over: for the other phases.
             waves: which devices are served at a time; None: all at once.
-            elsewhere: participants whose batches go to another rank of the server.
+            remote: participants whose batches go to another rank of the server.
         """
         self.opened = opened
         self.participants = dict(participants)
@@ -93,22 +93,20 @@ class Phase:
         steps = {device: participant.steps for device, participant in participants.items()}
         self._waves = waves
         waits = set(steps).difference(waves.served()) if waves is not None else ()
-        self._batches: BatchOrder[CutBatch] = BatchOrder(
-            order, steps, window, waits=waits, elsewhere=elsewhere
-        )
-        self._behind = {device for device in steps if opened.phase != "evaluate" or steps[device]}
+        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window, waits=waits, remote=remote)
+        self._unfinished = {device for device in steps if opened.phase != "evaluate" or steps[device]}
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
-        self._elsewhere = frozenset(elsewhere)
+        self._remote = frozenset(remote)
         self._ready: set[str] = set()  # of these, those that wait for their turn or a window
         self.done: dict[str, RoundDone] = {}
         self._paces: dict[str, float] = {}
-        room = KEPT // (num_classes * max(1, opened.participants))
+        room = MAX_LOGITS // (num_classes * max(1, opened.participants))
         self.scores = {device: Score(room=room) for device in participants}
         self._arrived: dict[str, float] = {}  # when a part of an incomplete message arrived
-        self.started = self.progressed = clock()
-        self.since = self.started  # start of the time that late devices have
-        self.excused = self.started  # when the deadline was last extended, as a device was sending
+        self.started = self.progressed_at = clock()
+        self.waiting_since = self.started  # start of the time that late devices have
+        self.extended_at = self.started  # when the deadline was last extended, as a device was sending
         self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
     @property
@@ -116,7 +114,7 @@ class Phase:
         return self.opened.phase
 
     def is_over(self) -> bool:
-        return self._is_over() if self._is_over is not None else not self._behind
+        return self._is_over() if self._is_over is not None else not self._unfinished
 
     def prolong(self, is_over: Callable[[], bool]) -> None:
         """The phase goes on until another condition is met."""
@@ -140,26 +138,26 @@ class Phase:
 
     # What comes
 
-    def offer(self, device: str, step: int, batch: CutBatch) -> Offer:
+    def offer(self, device: str, step: int, batch: CutBatch) -> OfferResult:
         """Keep a batch that has arrived until its turn, if it is new and within the window."""
         offer = self._batches.offer(device, step, batch)
         if offer == "taken" and device in self._arrivals:
             self._arrivals[device].came(self._clock())
         return offer
 
-    def seen(self, device: str) -> int:
+    def next_expected(self, device: str) -> int:
         """The step after the device's last batch that has arrived."""
-        return self._batches.seen(device)
+        return self._batches.next_expected(device)
 
     def lacks_before(self, device: str, steps: int) -> bool:
         """Whether batches below a step are expected by this rank and have not arrived."""
-        return device not in self._elsewhere and self.seen(device) < steps
+        return device not in self._remote and self.next_expected(device) < steps
 
     def add_weights(self, device: str, message: Weights) -> None:
         """Add tensors of a client network, or its statistics. Raises MalformedMessage."""
         if device in self._assemblers and self.is_current(message.round, message.attempt, message.phase):
             self._assemblers[device].add(message)
-            self.progressed = self._arrived[device] = self._clock()
+            self.progressed_at = self._arrived[device] = self._clock()
 
     def note_arriving(self, device: str) -> None:
         """Note that part of a message has arrived from a device, whose link may be slow."""
@@ -170,7 +168,7 @@ class Phase:
         """Whether parts of an incomplete message have arrived recently."""
         return device in self._arrived and self._clock() - self._arrived[device] <= STALLED
 
-    def end_for(self, device: str, message: RoundDone) -> bool:
+    def note_done(self, device: str, message: RoundDone) -> bool:
         """Note that a device has done its part; False: tensors of its client network are missing.
 
         Raises:
@@ -214,7 +212,7 @@ class Phase:
         """Devices that have done their part and leave; others take their place, with a new deadline."""
         if self._waves is not None:
             for device in self._waves.leaving(self._has_finished):
-                self.since = self._clock()
+                self.waiting_since = self._clock()
                 yield device
             for device in self._waves.served():
                 self._batches.admit(device)
@@ -226,11 +224,11 @@ class Phase:
     def note_trained(self, device: str, loss: float) -> None:
         """Note that the trunk has been trained on a batch."""
         self._losses[device] += loss
-        self.progressed = self._clock()
+        self.progressed_at = self._clock()
 
     def note_observed(self) -> None:
         """Note that statistics have been taken of a batch."""
-        self.progressed = self._clock()
+        self.progressed_at = self._clock()
 
     def open_step(self, step: int) -> None:
         """With joint steps of ranks: permit batches up to this step, and none of later ones."""
@@ -251,28 +249,30 @@ class Phase:
     def note_rejected(self, device: str) -> None:
         """Note a batch that could not be processed."""
         self._rejected[device] += 1
-        self.progressed = self._clock()
+        self.progressed_at = self._clock()
 
-    def standing(self, device: str) -> Standing:
+    def progress(self, device: str) -> DeviceProgress:
         """This rank's progress with a device, for the leading rank."""
-        return Standing(
+        return DeviceProgress(
             self.next_step(device),
             self._losses[device],
             self._rejected[device],
             self._waits(device),
         )
 
-    def note_elsewhere(self, device: str, standing: Standing) -> None:
+    def note_remote_progress(self, device: str, progress: DeviceProgress) -> None:
         """Note the progress of the rank that has this device's batches."""
-        self._batches.advance(device, standing.step)
-        self._losses[device], self._rejected[device] = standing.loss, standing.rejected
-        (self._ready.add if standing.waits else self._ready.discard)(device)
+        self._batches.advance(device, progress.step)
+        self._losses[device], self._rejected[device] = progress.loss, progress.rejected
+        (self._ready.add if progress.waits else self._ready.discard)(device)
         self._note_part(device)
-        self.progressed = self._clock()
+        self.progressed_at = self._clock()
 
-    def spoiled(self) -> list[str]:
-        """The participants with at least SPOILED batches that could not be processed."""
-        return [device for device, count in self._rejected.items() if count >= SPOILED and device in self]
+    def failing(self) -> list[str]:
+        """The participants with at least FAILING_AFTER batches that could not be processed."""
+        return [
+            device for device, count in self._rejected.items() if count >= FAILING_AFTER and device in self
+        ]
 
     def note_evaluated(
         self, device: str, batch: CutBatch, trunk: Array, threshold: float, exit_logits: Array | None = None
@@ -288,7 +288,7 @@ class Phase:
             score.add(labels, batch.exit_labels, batch.exit_entropy, trunk.argmax(axis=1), threshold)
             if exit_logits is not None:
                 score.keep_logits(exit_logits, trunk, labels)
-        self.progressed = self._clock()
+        self.progressed_at = self._clock()
 
     # Where it stands
 
@@ -321,25 +321,25 @@ class Phase:
         """Seconds per batch of a device that has ended its round of training."""
         return self._paces[device]
 
-    def behind(self) -> tuple[str, ...]:
+    def unfinished(self) -> tuple[str, ...]:
         """The participants that have not done their part."""
-        return tuple(sorted(self._behind))
+        return tuple(sorted(self._unfinished))
 
     def lacks(self, device: str) -> bool:
         """Whether a message is missing that a participant must have sent, or must send next."""
-        return device in self._behind and self._batches.lacks(device)
+        return device in self._unfinished and self._batches.lacks(device)
 
     def late(self) -> tuple[str, ...]:
         """The participants behind whose next message has not arrived.
 
         The others wait for their turn or for a window.
         """
-        return tuple(device for device in self.behind() if self._is_late(device))
+        return tuple(device for device in self.unfinished() if self._is_late(device))
 
     def _is_late(self, device: str) -> bool:
         if self._batches.is_finished(device):
             return True  # its round-done is not here
-        return device not in self._ready if device in self._elsewhere else not self._waits(device)
+        return device not in self._ready if device in self._remote else not self._waits(device)
 
     def _waits(self, device: str) -> bool:
         """Whether a device that has batches left waits for its turn, or for a window."""
@@ -348,14 +348,14 @@ class Phase:
     def _note_part(self, device: str) -> None:
         """Count a participant as done, once its batches are taken and its round-done has arrived."""
         if self._batches.is_finished(device) and (self.kind == "evaluate" or device in self.done):
-            self._behind.discard(device)
+            self._unfinished.discard(device)
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop missing participants; the others, which may have waited for them, get a new deadline."""
-        self.started = self.since = self.progressed = self._clock()
+        self.started = self.waiting_since = self.progressed_at = self._clock()
         for device in devices:
             self._batches.drop(device)
-            self._behind.discard(device)
+            self._unfinished.discard(device)
             if self._waves is not None:
                 self._waves.drop(device)
             self.done.pop(device, None)

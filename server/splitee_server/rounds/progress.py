@@ -26,7 +26,7 @@ class Trained(msgspec.Struct):
         self.seconds += seconds
 
 
-class Standing(msgspec.Struct, frozen=True):
+class DeviceSnapshot(msgspec.Struct, frozen=True):
     """One device of the run.
 
     `batches`: of committed rounds. `traffic`: what it has sent, and was sent, so far.
@@ -39,8 +39,8 @@ class Standing(msgspec.Struct, frozen=True):
     traffic: Traffic = Traffic()
 
 
-def standing(member: Member, traffic: Traffic) -> Standing:
-    return Standing(member.device, member.cut, member.online, member.totals.batches, traffic)
+def device_snapshot(member: Member, traffic: Traffic) -> DeviceSnapshot:
+    return DeviceSnapshot(member.device, member.cut, member.online, member.totals.batches, traffic)
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class RunProgress(msgspec.Struct, frozen=True):
     spec: RunSpec
     phase: str
     committed: int  # rounds
-    devices: tuple[Standing, ...]
+    devices: tuple[DeviceSnapshot, ...]
     waiting_for: tuple[str, ...]
     missing: int  # devices that are waited for, including those that are not known yet
     waited: float  # seconds without a batch while devices are missing

@@ -58,7 +58,7 @@ class Reception:
         self._announce = announcer
         self._attempt = attempt
         self._admitted = admitted
-        self._said = ""  # of a conflict
+        self._reported_conflict = ""  # of a conflict
         self._log_refused = defaultdict[str, RateLimiter](partial(RateLimiter, REFUSALS_EVERY))  # by device
         self.handlers: Mapping[Route, Callable[[Received], None]] = {
             routes.STATUS: self._on_status,
@@ -78,21 +78,21 @@ class Reception:
             raise MalformedMessage("from a device that has not joined", "unknown")
 
     def _on_status(self, received: Received) -> None:
-        self._hear_of(received.device, self._admission.on_status(received.device, received.message))
+        self._on_admissions(received.device, self._admission.on_status(received.device, received.message))
 
     def _on_profile(self, received: Received) -> None:
-        self._hear_of(received.device, self._admission.on_profile(received.device, received.message))
+        self._on_admissions(received.device, self._admission.on_profile(received.device, received.message))
 
-    def _hear_of(self, device: str, found: list[Admitted | Refusal]) -> None:
+    def _on_admissions(self, device: str, found: list[Admitted | Refusal]) -> None:
         """`device`: the one whose message admits or refuses them."""
         conflict = self._admission.conflict
-        if conflict and conflict != self._said:
+        if conflict and conflict != self._reported_conflict:
             log.warning("%s", conflict)
             self._announce.error(device, ExitCode.REJECTED, conflict)
-        self._said = conflict
-        self.take(found)
+        self._reported_conflict = conflict
+        self.apply_admissions(found)
 
-    def take(self, found: list[Admitted | Refusal]) -> None:
+    def apply_admissions(self, found: list[Admitted | Refusal]) -> None:
         """Admit devices, and send the reason to those that may not take part."""
         for one in found:
             if isinstance(one, Refusal):
@@ -109,10 +109,10 @@ class Reception:
     def _on_features(self, received: Received) -> None:
         """A batch; one of an older attempt is dropped: the device will read of the new attempt."""
         device, phase = received.device, self._coordinator.phase
-        if self._coordinator.is_elsewhere(device):  # since this was sent
+        if self._coordinator.is_remote(device):  # since this was sent
             return
         cut = self._members[device].cut
-        taken = self._coordinator.work.take_in(phase, device, cut, received.message)
+        taken = self._coordinator.work.accept(phase, device, cut, received.message)
         if taken == "duplicate":
             self._coordinator.commits.note_duplicates(1)
             self._replies.acknowledge(phase, device)
@@ -131,7 +131,7 @@ class Reception:
             steps = phase.participants[device].steps
             if message.batches > steps:
                 raise MalformedMessage(f"RoundDone: {message.batches} batches; the round has {steps}")
-            if not phase.end_for(device, message) or phase.lacks_before(device, steps):
+            if not phase.note_done(device, message) or phase.lacks_before(device, steps):
                 self._replies.request_again(phase, device)
         elif message.round <= self._coordinator.commits.round:
             self._replies.assign(device)  # it has missed the commit

@@ -25,16 +25,16 @@ class Replies:
 
     def acknowledge(self, phase: Phase, device: str, *, resend: bool = False) -> None:
         """Acknowledge all batches below a step, and grant room for further ones."""
-        if self._ranks.serves(device):
+        if self._ranks.is_remote(device):
             self._ranks.acknowledge(device)
             return
         step, room = phase.next_step(device), phase.windows.room(device)
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 
-    def assign_part(self, phase: Phase, device: str, *, known_for: float = 0.0) -> None:
+    def assign_part(self, phase: Phase, device: str, *, repeat_after: float = 0.0) -> None:
         """Send a device its task in a phase, and the number of batches that it may send at first."""
         part, room = phase.participants[device], phase.windows.room(device)
-        self._announce.participation(device, phase.opened, part, room, known_for=known_for)
+        self._announce.participation(device, phase.opened, part, room, repeat_after=repeat_after)
 
     def request_again(self, phase: Phase, device: str) -> bool:
         """Request messages of a device that may be lost; False: they were requested just now."""
@@ -43,18 +43,18 @@ class Replies:
         self.acknowledge(phase, device, resend=True)
         return True
 
-    def assign(self, device: str, *, known_for: float = 0.0) -> None:
+    def assign(self, device: str, *, repeat_after: float = 0.0) -> None:
         """The device's cut, its last commit, and whether the server holds its client network.
 
-        Sends nothing to a dismissed device, nor if the same was sent less than `known_for`
+        Sends nothing to a dismissed device, nor if the same was sent less than `repeat_after`
         seconds ago.
         """
         if self._members.is_dismissed(device):
             return
-        held, first = self._model.holds(device), self._model.first_digest(device)
+        held, first = self._model.holds(device), self._model.initial_digest(device)
         fresh = self._model.is_fresh
         self._announce.assignment(
-            self._members[device], held=held, first=first, fresh=fresh, known_for=known_for
+            self._members[device], held=held, first=first, fresh=fresh, repeat_after=repeat_after
         )
 
     def reply_to_sync(self, phase: Phase, device: str) -> None:
@@ -64,8 +64,8 @@ class Replies:
         request have been handled, or are lost.
         """
         if device in phase:  # first: a device that joins has its room before its assignment
-            self.assign_part(phase, device, known_for=JUST_NOW)
+            self.assign_part(phase, device, repeat_after=JUST_NOW)
         if device in self._members:
-            self.assign(device, known_for=JUST_NOW)
+            self.assign(device, repeat_after=JUST_NOW)
         if device in phase:
             self.acknowledge(phase, device, resend=phase.lacks(device))

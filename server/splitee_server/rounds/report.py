@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
-from splitee.cli.accuracy_words import accuracies_in_words, weakest_in_words
+from splitee.cli.accuracy_words import describe_accuracies, describe_weakest
 from splitee.cli.words import images, percent
 from splitee.protocol.accuracies import MOST_CLASSES, Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics, RoundSeconds
@@ -122,7 +122,7 @@ def log_metrics(metrics: Metrics) -> None:
     at = f"round {metrics.round} of {metrics.rounds}"
     fleet = metrics.fleet
     if fleet.images:
-        words = accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class)
+        words = describe_accuracies(fleet, fleet.images), describe_weakest(fleet.weakest_class)
         log.info("%s: fleet: %s", at, "; ".join(filter(None, words)))
     for device, values in metrics.devices.items():
         if values.trunk_accuracy is not None and values.exit_accuracy is not None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Joined:
+class DeviceReport:
     """What a device has reported: its cut, and the number of its training images.
 
     `mean` and `std` have one value per channel; they are empty if the run does not need them.
@@ -39,7 +39,7 @@ class Joined:
 def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: Checkpoints) -> RunSpec:
     """The run with the settings that depend on the devices present; saved before any device gets them."""
     devices = [
-        Joined(member.cut, member.train_samples, member.pixel_mean, member.pixel_std)
+        DeviceReport(member.cut, member.train_samples, member.pixel_mean, member.pixel_std)
         for member in members.active()
     ]
     settled = settle(spec, model.network, devices)
@@ -55,7 +55,7 @@ def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: 
     return settled
 
 
-def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> RunSpec:
+def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[DeviceReport]) -> RunSpec:
     """The specification with the settings that depend on the devices.
 
     Mean and deviation are medians over the devices, channel by channel, so that fewer than half of the
@@ -68,10 +68,10 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> R
         changed["frozen"] = frozen_stages(spec, network, sum(device.count for device in devices))
     if spec.normalize == FLEET:
         channels = spec.input_shape[0]
-        told = [one for one in devices if len(one.mean) == len(one.std) == channels]
-        if told:
-            mean = np.median([one.mean for one in told], axis=0)
-            std = np.maximum(np.median([one.std for one in told], axis=0), LEAST_STD)
+        reported = [one for one in devices if len(one.mean) == len(one.std) == channels]
+        if reported:
+            mean = np.median([one.mean for one in reported], axis=0)
+            std = np.maximum(np.median([one.std for one in reported], axis=0), LEAST_STD)
             changed |= {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
         else:
             log.warning("no device reports its images' mean and deviation: 0.5 is taken for both")

@@ -11,7 +11,7 @@ from splitee_server.rounds.phase import Phase
 
 LEAST = 2.0  # seconds; a fleet in training waits for some device at any moment
 
-Word = tuple[str, int, int]  # what is waited for: phase, round, batch
+Awaited = tuple[str, int, int]  # what is waited for: phase, round, batch
 
 
 class WaitingSince:
@@ -20,7 +20,7 @@ class WaitingSince:
     def __init__(self, wall: Clock) -> None:
         """`wall`: seconds since the epoch."""
         self._wall = wall
-        self._since: dict[str, tuple[Word, float]] = {}
+        self._since: dict[str, tuple[Awaited, float]] = {}
 
     def note(self, phase: Phase, devices: Iterable[str]) -> None:
         """Note the devices that are waited for now."""
@@ -28,9 +28,9 @@ class WaitingSince:
         self._since = {}
         for device in devices:
             step = phase.next_step(device) if device in phase else 0
-            word = (phase.kind, phase.opened.round, step)
+            awaited = (phase.kind, phase.opened.round, step)
             known = before.get(device)
-            self._since[device] = known if known is not None and known[0] == word else (word, now)
+            self._since[device] = known if known is not None and known[0] == awaited else (awaited, now)
 
     def longest(self) -> tuple[WaitedFor, ...]:
         """The devices waited for, longest first, except those that have been waited for only a moment."""

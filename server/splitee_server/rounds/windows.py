@@ -23,11 +23,11 @@ from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.parts import PART_OVERHEAD
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.rounds.batch_order import Order, Turn, turn_of
+from splitee_server.rounds.batch_order import Order, SortKey, sort_key
 
 EVENTS = 256  # per device for its batches, and as many for its other messages
 LEAST_EVENTS = 1 << 17
-BESIDE = 6  # bytes per sample: label, the exit's label and its entropy, two each
+LABEL_BYTES = 6  # bytes per sample: label, the exit's label and its entropy, two each
 HEADER = 1024
 LONGEST_GATHERING = 0.01  # seconds
 
@@ -50,7 +50,7 @@ def batch_cost(samples: int, feature_shape: tuple[int, ...], max_packet: int) ->
 
     Its parts may be as small as those of a device behind a slow link.
     """
-    size = samples * (4 * prod(feature_shape) + BESIDE) + HEADER
+    size = samples * (4 * prod(feature_shape) + LABEL_BYTES) + HEADER
     return Budget(size, -(-size // (min(max_packet, LEAST_PART) - PART_OVERHEAD)))
 
 
@@ -61,7 +61,7 @@ class Budget:
     size: int  # bytes
     events: int
 
-    def holds(self, cost: Budget) -> int:
+    def fits(self, cost: Budget) -> int:
         """Number of batches of this cost that fit."""
         return min(self.size // cost.size, self.events // cost.events)
 
@@ -95,17 +95,17 @@ class Windows:
         self._order = order
         self._places = {device: place for place, device in enumerate(served)}
         share = budget.share(max(len(self._steps), 1))
-        self._rooms = {device: min(window, share.holds(costs[device])) for device in self._steps}
-        self._in_turns = not all(self._rooms.values())
-        self._closed: list[Turn] = []  # a heap of those that wait for a window, by their turns
-        if self._in_turns:
+        self._rooms = {device: min(window, share.fits(costs[device])) for device in self._steps}
+        self._rotates = not all(self._rooms.values())
+        self._closed: list[SortKey] = []  # a heap of those that wait for a window, by their turns
+        if self._rotates:
             dearest = Budget(
                 max(costs[device].size for device in self._steps),
                 max(costs[device].events for device in self._steps),
             )
             self._rooms = dict.fromkeys(self._steps, 0)
-            self._closed = sorted(self._turn(device, 0) for device in self._steps)
-            for _ in range(max(1, budget.holds(dearest))):
+            self._closed = sorted(self._sort_key(device, 0) for device in self._steps)
+            for _ in range(max(1, budget.fits(dearest))):
                 self._open_next()
 
     def room(self, device: str) -> int:
@@ -114,24 +114,24 @@ class Windows:
 
     def note_taken(self, device: str, step: int) -> str | None:
         """Note that a batch was taken; returns the device that gets its window, if windows rotate."""
-        if not self._in_turns:
+        if not self._rotates:
             return None
         self._rooms[device] = 0
         if step + 1 < self._steps[device]:
-            heapq.heappush(self._closed, self._turn(device, step + 1))
+            heapq.heappush(self._closed, self._sort_key(device, step + 1))
         return self._open_next()
 
     def drop(self, device: str) -> str | None:
         """Remove a device; returns the device that gets its window, if windows rotate."""
         self._steps.pop(device, None)
         had = self._rooms.pop(device, 0)
-        return self._open_next() if self._in_turns and had else None
+        return self._open_next() if self._rotates and had else None
 
-    def _turn(self, device: str, step: int) -> Turn:
+    def _sort_key(self, device: str, step: int) -> SortKey:
         """The sort key of a device; the smallest has the next window."""
         if self._places:
             return self._places[device], 0, device
-        return turn_of(self._order, device, step, self._steps[device])
+        return sort_key(self._order, device, step, self._steps[device])
 
     def _open_next(self) -> str | None:
         while self._closed:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from splitee.cli.bounds import Number, number, whole
 from splitee.cli.flags import option_group
 from splitee.cli.main import main
-from splitee.cli.run_flags import build_run_spec, declared, run_setting, run_settings
+from splitee.cli.run_flags import all_settings, build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
@@ -48,8 +48,8 @@ def run(*arguments: str, **variables: str) -> Result:
 
 
 def test_each_user_settable_field_of_a_run_is_declared_with_help() -> None:
-    assert set(RunSpec.__struct_fields__) - set(declared()) == NOT_SET_BY_USERS
-    assert all(setting.help for setting in declared().values())
+    assert set(RunSpec.__struct_fields__) - set(all_settings()) == NOT_SET_BY_USERS
+    assert all(setting.help for setting in all_settings().values())
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from msgspec.structs import replace
-from rich.console import Console
-from told_fleets import (
+from retained_fleet import (
     FIGURES,
     METRICS,
     NOW,
@@ -25,6 +24,7 @@ from told_fleets import (
     rollout,
     view_of,
 )
+from rich.console import Console
 
 from splitee.cli.main import main
 from splitee.commands.status import render

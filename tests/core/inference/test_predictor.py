@@ -11,7 +11,7 @@ import pytest
 from splitee.inference.combination import Combination
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import ClientManifest
-from splitee.inference.predictor import WINDOW, OffloadFloors, Predictor
+from splitee.inference.predictor import WINDOW, OffloadLimits, Predictor
 from splitee.inference.uncertainty import Array
 from splitee.samples.fitting import Pixels
 
@@ -33,10 +33,10 @@ def always_uncertain_model() -> ClientModel:
     return ClientModel.of(graphs.manifest(data, threshold=0.0), data, threads=1)
 
 
-def predict(floors: OffloadFloors, count: int) -> tuple[list[int], list[str]]:
+def predict(offload_limits: OffloadLimits, count: int) -> tuple[list[int], list[str]]:
     """The numbers of the images that were requested, and the source of each prediction."""
     trunk = CountingTrunk()
-    predictor = Predictor(always_uncertain_model(), trunk=trunk, floors=floors)
+    predictor = Predictor(always_uncertain_model(), trunk=trunk, offload_limits=offload_limits)
     pixels = np.random.default_rng(0).integers(0, 256, graphs.SHAPE, np.uint8)
     sources = []
     for trunk.images in range(count):
@@ -46,7 +46,7 @@ def predict(floors: OffloadFloors, count: int) -> tuple[list[int], list[str]]:
 
 @pytest.mark.parametrize(("share", "requested"), [(0.0, 0), (0.25, 25), (0.29, 29), (1.0, WINDOW)])
 def test_offload_share_is_limited_in_each_window_of_images(share: float, requested: int) -> None:
-    found, sources = predict(OffloadFloors(most_offload=share), 3 * WINDOW)
+    found, sources = predict(OffloadLimits(most_offload=share), 3 * WINDOW)
     windows = [sum(start <= image < start + WINDOW for image in found) for start in range(2 * WINDOW)]
     assert max(windows) == requested
     assert len(found) == 3 * requested
@@ -54,7 +54,7 @@ def test_offload_share_is_limited_in_each_window_of_images(share: float, request
 
 
 def test_lowest_threshold_of_the_owner_overrides_a_lower_one() -> None:
-    found, sources = predict(OffloadFloors(lowest_threshold=1.0), 5)
+    found, sources = predict(OffloadLimits(lowest_threshold=1.0), 5)
     assert (found, set(sources)) == ([], {"exit"})
 
 
@@ -129,7 +129,9 @@ def test_batch_is_predicted_like_single_images_with_one_request() -> None:
 
 def test_offload_share_is_limited_for_batches() -> None:
     trunk = CountingTrunk()
-    predictor = Predictor(always_uncertain_model(), trunk=trunk, floors=OffloadFloors(most_offload=0.25))
+    predictor = Predictor(
+        always_uncertain_model(), trunk=trunk, offload_limits=OffloadLimits(most_offload=0.25)
+    )
     pixels = np.random.default_rng(0).integers(0, 256, (8, *graphs.SHAPE), np.uint8)
     for _ in range(2 * WINDOW // 8):
         predictor.batch(pixels)

@@ -41,7 +41,7 @@ def test_own_certificate_is_read_from_its_file(tmp_path: Path) -> None:
     ids=["this clock is behind", "the broker's clock is wrong", "it has ended"],
 )
 def test_refusal_is_explained_by_clock_or_certificate(now: datetime, words: str) -> None:
-    said = CERTIFICATE.why_refused(now)
+    said = CERTIFICATE.explain_refusal(now)
     assert words in said
     assert f"this machine's clock says {now:%Y-%m-%d}" in said
 

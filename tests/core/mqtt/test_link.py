@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from fakes import Counted
+from fakes import RecordingMeter
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -20,18 +20,18 @@ from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message, Overflow
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker
 
 DEADLINE = 10.0
 MakeLink = Callable[..., Link]
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 Messages = Callable[[Link, int], list[Message]]
 
 
 def test_gathered_messages_arrive_in_order_and_are_acknowledged(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
-    reader = make_link(broker.address, "reader", f"{base}/#", gather=0.02)
+    reader = make_link(broker.address, "reader", f"{base}/#", read_delay=0.02)
     writer = make_link(broker.address, "writer")
     count = 300
     for number in range(count):
@@ -49,7 +49,7 @@ def test_published_message_arrives_whole_and_is_metered(
     payload = os.urandom(size)
     reader = make_link(broker.address, "reader", f"{base}/#")
     writer = make_link(broker.address, "writer")
-    reader.meter, writer.meter = got, put = Counted(), Counted()
+    reader.meter, writer.meter = got, put = RecordingMeter(), RecordingMeter()
     assert writer.publish(
         f"{base}/x", memoryview(payload), expiry=60, response_topic=f"{base}/answer", correlation=b"\x00\xff7"
     )
@@ -59,7 +59,7 @@ def test_published_message_arrives_whole_and_is_metered(
     headers = 2 + len(f"{base}/x") + 2 + properties  # topic and packet identifier before them
     length = 1 + (headers + size >= 1 << 7) + (headers + size >= 1 << 14)  # bytes of the packet's own length
     assert put.sent == [(f"{base}/x", size, 1 + length + headers)]
-    assert got.came == put.sent
+    assert got.incoming == put.sent
     assert reader.publish(f"{base}/y", b"to oneself")
     assert messages(reader, 1) == [Message(f"{base}/y", b"to oneself")]
 
@@ -141,7 +141,7 @@ def test_clean_close_publishes_the_farewell_and_no_last_will(
 ) -> None:
     reader = make_link(broker.address, "reader", f"{base}/#")
     link = make_link(broker.address, "leaver", will=(f"{base}/status", b"vanished"))
-    link.close(farewell=(f"{base}/status", b"left"))
+    link.close(offline_message=(f"{base}/status", b"left"))
     assert not link.connected
     assert not link.publish(f"{base}/status", b"too late")
     link.close()
@@ -160,7 +160,7 @@ def test_last_will_is_published_if_the_farewell_is_not_delivered(
     link = make_link(own.address, "leaver", will=("status", b"vanished"))
     process.send_signal(signal.SIGSTOP)
     link.publish("other", b"")
-    link.close(farewell=("status", b"left"))
+    link.close(offline_message=("status", b"left"))
     process.send_signal(signal.SIGCONT)
     assert messages(reader, 1) == [Message("status", b"vanished")]
 

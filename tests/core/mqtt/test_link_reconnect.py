@@ -19,11 +19,11 @@ from splitee.mqtt import link as link_module
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import RestartableBroker, RunningBroker
 
 DEADLINE = 10.0
 MakeLink = Callable[..., Link]
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 Messages = Callable[[Link, int], list[Message]]
 
 

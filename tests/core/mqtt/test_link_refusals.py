@@ -13,16 +13,16 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from fakes import Counted
+from fakes import RecordingMeter
 
 from splitee.errors import BrokerRefused, BrokerUnreachable
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker
 
 DEADLINE = 10.0
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 CONNACK = bytes.fromhex("2003000000")
 
 
@@ -232,7 +232,7 @@ def test_receive_maximum_of_the_broker_blocks_publishers(
     monkeypatch.setattr("splitee.mqtt.link.CONNECT_LIMIT", 0.3)
     link = Link(fake_server(bytes.fromhex("20060000 03210002"), b"").address, "link")
     link.open(DEADLINE)
-    link.meter = counted = Counted()
+    link.meter = counted = RecordingMeter()
     third = threading.Thread(target=lambda: [link.publish("t", bytes([number])) for number in range(3)])
     third.start()
     third.join(0.3)

@@ -17,7 +17,7 @@ from slow_proxy import SlowProxy
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.read_ahead import AHEAD, ReadAhead
-from splitee.mqtt.sending_speed import LEAST_PART, PART, UNDER_WAY, SendingSpeed
+from splitee.mqtt.sending_speed import IN_FLIGHT_SECONDS, LEAST_PART, PART_SECONDS, SendingSpeed
 from splitee.protocol.parts import Assembler, publish_in_parts
 from splitee_lab.local.brokers import RunningBroker
 
@@ -95,7 +95,7 @@ def test_large_message_on_a_slow_link_arrives_whole_and_delays_no_status(
     assert joined[-1] == payload
     late = [at - sent[int(message.payload)] for at, message in came if message.topic != base]
     assert len(late) > 5
-    assert max(late) < 1.5 * UNDER_WAY, late  # behind the whole message it would be eight seconds
+    assert max(late) < 1.5 * IN_FLIGHT_SECONDS, late  # behind the whole message it would be eight seconds
     assert writer.receive(0) is None, "the connection was lost"
     assert writer.speed is not None
     assert RATE / 3 < writer.speed < 3 * RATE
@@ -112,7 +112,10 @@ def test_sending_speed_is_measured_from_acknowledged_bytes() -> None:
             clock.advance(0.5)
             speed.note(50_000, stamp)
     assert speed.rate == pytest.approx(100_000)
-    assert (speed.under_way, speed.part) == (pytest.approx(UNDER_WAY * 1e5), pytest.approx(PART * 1e5))
+    assert (speed.max_in_flight, speed.part) == (
+        pytest.approx(IN_FLIGHT_SECONDS * 1e5),
+        pytest.approx(PART_SECONDS * 1e5),
+    )
     for _ in range(50):
         stamp = speed.stamp()
         clock.advance(10)

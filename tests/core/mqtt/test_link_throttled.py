@@ -15,7 +15,7 @@ from fakes import FakeClock
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.pace import CALM, FIRST, LONGEST, RECOVERY, Pace
+from splitee.mqtt.pace import FIRST, LONGEST, RECOVERY, SETTLE_TIME, Pace
 from splitee_lab.local.brokers import RunningBroker
 
 DEADLINE = 60.0
@@ -78,16 +78,16 @@ def test_throttled_link_slows_down_by_itself(
 def test_pause_grows_with_complaints_and_shrinks_after_calm_minutes() -> None:
     clock = FakeClock()
     pace = Pace(clock)
-    assert (pace.pause, pace.turn()) == (0, 0)
+    assert (pace.pause, pace.reserve()) == (0, 0)
     assert pace.slow_down()
     assert pace.pause == FIRST
-    assert [round(pace.turn(), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
+    assert [round(pace.reserve(), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     assert not pace.slow_down()  # a complaint about messages sent at the same time
     for _ in range(10):
-        clock.advance(max(CALM, 2 * LONGEST))
+        clock.advance(max(SETTLE_TIME, 2 * LONGEST))
         assert pace.slow_down()
     assert pace.pause == LONGEST
     for _ in range(100):
         clock.advance(RECOVERY + 1)
-        pace.turn()
+        pace.reserve()
     assert pace.pause == 0

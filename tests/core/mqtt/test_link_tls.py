@@ -15,10 +15,10 @@ from splitee.errors import BrokerRefused, BrokerUnreachable, CertificateExpired,
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker
 
 DEADLINE = 10.0
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 
 
 @pytest.fixture

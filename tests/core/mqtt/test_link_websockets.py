@@ -22,11 +22,11 @@ from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, free_port
 
 DEADLINE = 10.0
 PATH = "/mqtt"
-MakeBroker = Callable[..., OwnBroker]
+MakeBroker = Callable[..., RestartableBroker]
 MakeLink = Callable[..., Link]
 Messages = Callable[[Link, int], list[Message]]
 

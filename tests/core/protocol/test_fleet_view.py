@@ -8,7 +8,7 @@ import json
 
 import pytest
 from msgspec.structs import replace
-from told_fleets import (
+from retained_fleet import (
     FIGURES,
     METRICS,
     NOW,

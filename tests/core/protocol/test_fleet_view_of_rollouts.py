@@ -7,14 +7,14 @@ import tracemalloc
 
 import pytest
 from msgspec.structs import replace
-from told_fleets import NOW, PROFILE, RETAINED, TOPICS, device_of, rollout, view_of
+from retained_fleet import NOW, PROFILE, RETAINED, TOPICS, device_of, rollout, view_of
 
 from splitee.mqtt.events import Message
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import Capability, CutCost, Profile
 from splitee.protocol.fleet_view import FleetView
-from splitee.protocol.heard import MOST_CUTS
 from splitee.protocol.inference import PredictedState, Serving
+from splitee.protocol.last_received import MOST_CUTS
 from splitee.protocol.rollout_progress import devices_by_state
 from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update, Wave
 from splitee.protocol.topics import Topics

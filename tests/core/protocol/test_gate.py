@@ -184,10 +184,10 @@ def test_message_size_limit_depends_on_the_route() -> None:
 
 def test_gate_reads_cleared_topics_of_retained_routes_if_configured() -> None:
     assert Gate(TOPICS, ROUTES).read(sent(routes.STATUS, b"")) is None
-    received = Gate(TOPICS, ROUTES, takes_cleared=True).read(sent(routes.STATUS, b""))
+    received = Gate(TOPICS, ROUTES, accepts_cleared=True).read(sent(routes.STATUS, b""))
     assert received is not None
     assert received.message is None
-    gate = Gate(TOPICS, ROUTES, takes_cleared=True)
+    gate = Gate(TOPICS, ROUTES, accepts_cleared=True)
     assert gate.read(sent(routes.SYNC, b"")) is None  # not retained: nothing to clear
     assert gate.rejected.total() == 1
 
@@ -196,7 +196,7 @@ def test_every_route_has_its_own_topic_and_is_found_by_it() -> None:
     topics = {route.topic(TOPICS, "pi-1"): route for route in ROUTES}
     assert len(topics) == len(ROUTES)
     for topic, route in topics.items():
-        assert routes.find(TOPICS, topic) == (route, "pi-1" if route.of_device else "")
+        assert routes.find_route(TOPICS, topic) == (route, "pi-1" if route.of_device else "")
     assert RoundDone in {route.message for route in ROUTES}
 
 

@@ -16,7 +16,7 @@ from splitee.training.batchnorm_statistics import (
     unpooled,
 )
 from splitee.training.state import weights_digest
-from splitee.training.weights import first_beyond
+from splitee.training.weights import first_out_of_bounds
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_averaged_statistics_of_devices_are_those_of_their_pooled_values() -> No
 )
 def test_statistics_out_of_bounds_are_detected(mean: float, variance: float, is_fine: bool) -> None:
     found = {"n.running_mean": torch.tensor([mean]), "n.running_var": torch.tensor([variance])}
-    assert (first_beyond(found) is None) is is_fine
+    assert (first_out_of_bounds(found) is None) is is_fine
 
 
 def test_short_round_limits_the_batches_of_statistics() -> None:

@@ -11,8 +11,8 @@ from splitee.errors import MalformedMessage
 from splitee.protocol.codecs import encode_tensor
 from splitee.protocol.rounds import SoftLabelRows
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, pack_rows, rows_a_round, soften
-from splitee.training.weights import MESSAGE
+from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, pack_rows, rows_per_round, soften
+from splitee.training.weights import MESSAGE_BYTES
 
 CLASSES = 1000
 ROWS = 3000  # 6 MB, which is two messages
@@ -30,7 +30,7 @@ def new_assembler(rows: int = ROWS) -> SoftLabelsAssembler:
 
 def message(labels: SoftLabels, first: int) -> SoftLabelRows:
     payload = next(pack_rows("r", 7, labels, first))
-    assert len(payload) < MESSAGE + 200
+    assert len(payload) < MESSAGE_BYTES + 200
     return SoftLabelRows.decode(payload)
 
 
@@ -80,4 +80,4 @@ def test_rows_with_invalid_values_or_shapes_are_refused(rows: np.ndarray, said: 
 )
 def test_rows_of_a_round_follow_samples_and_steps(samples: int, steps: int, rows: int) -> None:
     run = RunSpec(protocol=1, run="r", network="n", num_classes=10, rounds=1, batch_size=32, steps=steps)
-    assert rows_a_round(run, samples) == rows
+    assert rows_per_round(run, samples) == rows

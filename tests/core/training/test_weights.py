@@ -15,10 +15,10 @@ from splitee.protocol.rounds import Weights
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import weights_digest
 from splitee.training.weights import (
-    MESSAGE,
+    MESSAGE_BYTES,
     WeightsAssembler,
     client_model,
-    in_messages,
+    group_by_message,
     pack_weights,
     select,
 )
@@ -53,16 +53,16 @@ def test_weights_arrive_as_sent() -> None:
 
 
 def test_many_tensors_are_split_into_messages_of_bounded_size() -> None:
-    sizes = {f"w{index:02d}": MESSAGE // 3 for index in range(10)} | {"large": 2 * MESSAGE}
-    found = list(in_messages(sizes))
+    sizes = {f"w{index:02d}": MESSAGE_BYTES // 3 for index in range(10)} | {"large": 2 * MESSAGE_BYTES}
+    found = list(group_by_message(sizes))
     assert [name for names in found for name in names] == sorted(sizes)
-    assert all(len(names) == 1 or sum(sizes[name] for name in names) <= MESSAGE for names in found)
+    assert all(len(names) == 1 or sum(sizes[name] for name in names) <= MESSAGE_BYTES for names in found)
     assert len(found) == 5
 
 
 def test_tensor_too_large_for_a_message_is_refused() -> None:
     with pytest.raises(ConfigError, match="classifier takes 392 MiB, more than a message may"):
-        list(in_messages({"classifier": 4 * 25_088 * 4096}))
+        list(group_by_message({"classifier": 4 * 25_088 * 4096}))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_weights_with_another_digest_are_refused_and_missing_again() -> None:
 
 
 def test_select_bounds_the_size_and_leaves_unknown_names_out() -> None:
-    stored = {"a": torch.zeros(MESSAGE // 8), "b": torch.zeros(MESSAGE // 8), "c": torch.zeros(1)}
+    stored = {"a": torch.zeros(MESSAGE_BYTES // 8), "b": torch.zeros(MESSAGE_BYTES // 8), "c": torch.zeros(1)}
     assert list(select(stored, ["a", "b", "c", "nowhere"])) == ["a", "b"]
     assert select(stored, ["nowhere"]) == {}
 

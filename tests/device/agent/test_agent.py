@@ -22,11 +22,11 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Ack, RoundDone
 from splitee.protocol.routes import Route
-from splitee.training.soft_labels import SoftLabels, rows_a_round
+from splitee.training.soft_labels import SoftLabels, rows_per_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
-from splitee_device.agent.monitor import CutWish
-from splitee_device.agent.phase import PhaseUnderWay
+from splitee_device.agent.monitor import CutRequest
+from splitee_device.agent.phase import ActivePhase
 
 
 def digest_of_round_1(make: Callable[..., Device]) -> str:
@@ -75,7 +75,7 @@ def test_phase_objects_are_freed_without_garbage_collection(make: Callable[..., 
     gc.disable()
     try:
         device.run()
-        left = [found for found in gc.get_objects() if type(found) is PhaseUnderWay]
+        left = [found for found in gc.get_objects() if type(found) is ActivePhase]
     finally:
         gc.enable()
     assert left == []
@@ -255,7 +255,7 @@ def test_device_moves_to_another_cut_with_the_weights_held_by_the_server(
 ) -> None:
     spec = replace(SPEC, rounds=3)
     script = (("train", 1), ("train", 2), ("train", 3), ("finished", 3))
-    device = make(spec, script=script, wish=CutWish(2, "cut 2: faster"))
+    device = make(spec, script=script, cut_request=CutRequest(2, "cut 2: faster"))
     server = device.server
     moved = other_weights(client_model(build_for(spec), 2, spec).state_dict())
 
@@ -287,7 +287,7 @@ def test_device_moves_to_another_cut_with_the_weights_held_by_the_server(
 def test_soft_labels_are_fetched_and_used_in_training(make: Callable[..., Device]) -> None:
     spec = replace(SPEC, soft_labels=1.0)
     device = make(spec, script=(("train", 2), ("finished", 2)))
-    rows = rows_a_round(spec, 4)
+    rows = rows_per_round(spec, 4)
     probabilities = np.full((rows, 2), 0.5, np.float16)
     device.server.soft_labels = SoftLabels(1, torch.from_numpy(probabilities))
     device.server.participant = {"soft_labels": 1}

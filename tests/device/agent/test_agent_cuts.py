@@ -13,7 +13,7 @@ from splitee.protocol import routes
 from splitee.protocol.codecs import decode_tensor
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Assignment, RoundDone
-from splitee_device.agent.monitor import CutWish
+from splitee_device.agent.monitor import CutRequest
 
 
 def shapes_sent(device: Device) -> set[tuple[int, ...]]:
@@ -61,7 +61,7 @@ def test_assignment_received_before_joining_is_not_followed(
 
 
 def test_device_requests_and_accepts_no_cut_below_its_lowest_cut(make: Callable[..., Device]) -> None:
-    device = make(script=WHOLE_RUN, cut=2, lowest_cut=2, wish=CutWish(1, "cut 1: faster"))
+    device = make(script=WHOLE_RUN, cut=2, lowest_cut=2, cut_request=CutRequest(1, "cut 1: faster"))
     server = device.server
 
     def force(done: RoundDone) -> None:

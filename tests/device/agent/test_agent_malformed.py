@@ -14,7 +14,7 @@ from scripted_server import DEVICE, TOPICS
 
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.rounds import RoundDone
-from splitee_device.agent.session import READ
+from splitee_device.agent.session import SUBSCRIPTIONS
 
 MALFORMED = (b"", b"{", b"null", b"\xc1", b"\x80", b"{}", b'{"run":7}', b"\x94\x01\x00\x02\x08", b"\xff" * 64)
 
@@ -33,7 +33,7 @@ def test_malformed_messages_are_counted_and_ignored_in_every_phase(
         """Sends all malformed payloads on every route that the device reads."""
         nonlocal disturbances
         disturbances += 1
-        for route in READ:
+        for route in SUBSCRIPTIONS:
             for payload in MALFORMED:
                 device.port.deliver(route.topic(TOPICS, DEVICE), payload)
 
@@ -53,9 +53,9 @@ def test_malformed_messages_are_counted_and_ignored_in_every_phase(
     device.server.open_run()
     device.run()
     device.session.drain()
-    device.session.presence.say("finished", 3)
+    device.session.presence.report("finished", 3)
     assert disturbances == 8  # before the run, at joining, in four activities, at two commits
-    assert device.server.statuses[-1].rejected == disturbances * len(READ) * len(MALFORMED)
+    assert device.server.statuses[-1].rejected == disturbances * len(SUBSCRIPTIONS) * len(MALFORMED)
     assert [comparable(sent) for sent in device.port.sent[:-1]] == [
         comparable(sent) for sent in undisturbed.port.sent
     ]

@@ -13,8 +13,8 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Ack, Participant, Participation, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_device.agent.heard import Heard
-from splitee_device.agent.phase import PhaseUnderWay
+from splitee_device.agent.last_received import LastReceived
+from splitee_device.agent.phase import ActivePhase
 
 TOPICS = Topics("fleet")
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3, window=3, window_bytes=1 << 16)
@@ -37,8 +37,8 @@ def port() -> FakePort:
 
 def phase_on(
     port: FakePort, opened: RoundOpen = OPENED, last_ack: Ack | None = None, room: int = 3
-) -> PhaseUnderWay:
-    return PhaseUnderWay(port, TOPICS, "pi-1", SPEC, opened, MINE, room, last_ack)
+) -> ActivePhase:
+    return ActivePhase(port, TOPICS, "pi-1", SPEC, opened, MINE, room, last_ack)
 
 
 def payload(step: int, size: int = 10) -> bytes:
@@ -138,23 +138,23 @@ def test_round_done_follows_its_weights_and_both_are_sent_again_on_request(port:
 def test_round_done_leaves_only_new_attempts_to_supersede_a_phase(
     port: FakePort, changes: dict[str, Any], before_done: bool, after_done: bool
 ) -> None:
-    phase, heard = phase_on(port), Heard(5, 0.0)
-    assert not phase.is_superseded(heard)  # no phase was received
-    heard.add(replace(OPENED, **changes), 0.0)
-    assert phase.is_superseded(heard) is before_done
+    phase, last_received = phase_on(port), LastReceived(5, 0.0)
+    assert not phase.is_superseded(last_received)  # no phase was received
+    last_received.add(replace(OPENED, **changes), 0.0)
+    assert phase.is_superseded(last_received) is before_done
     phase.finish(DONE, list)
-    assert phase.is_superseded(heard) is after_done
+    assert phase.is_superseded(last_received) is after_done
 
 
 def test_dropped_device_leaves_the_phase_unless_it_sent_round_done(port: FakePort) -> None:
-    phase, heard = phase_on(port), Heard(5, 0.0)
-    heard.add(OPENED, 0.0)
-    heard.add(replace(DROPPED, round=1), 0.0)
-    assert not phase.is_superseded(heard)
-    heard.add(DROPPED, 0.0)
-    assert phase.is_superseded(heard)
+    phase, last_received = phase_on(port), LastReceived(5, 0.0)
+    last_received.add(OPENED, 0.0)
+    last_received.add(replace(DROPPED, round=1), 0.0)
+    assert not phase.is_superseded(last_received)
+    last_received.add(DROPPED, 0.0)
+    assert phase.is_superseded(last_received)
     phase.finish(DONE, list)
-    assert not phase.is_superseded(heard)
+    assert not phase.is_superseded(last_received)
 
 
 def test_evaluation_batches_need_acknowledgements_of_the_evaluation(port: FakePort) -> None:

@@ -83,7 +83,7 @@ def statuses(port: FakePort) -> list[DeviceStatus]:
 def test_status_reports_progress_traffic_memory_and_temperature(
     port: FakePort, clock: FakeClock, degrees: float | None
 ) -> None:
-    presence_on(port, clock, degrees, rejected=3).say("training", 2, 4, 9, 0.5, batches=7)
+    presence_on(port, clock, degrees, rejected=3).report("training", 2, 4, 9, 0.5, batches=7)
     [status] = statuses(port)
     assert replace(status, time=0.0) == DeviceStatus(
         state="online",
@@ -105,7 +105,7 @@ def test_status_reports_progress_traffic_memory_and_temperature(
 
 def test_status_reports_memory_use_of_this_process(port: FakePort, clock: FakeClock) -> None:
     presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0)
-    presence.say("training", 1)
+    presence.report("training", 1)
     [status] = statuses(port)
     assert status.memory is not None
     assert status.memory_limit is not None
@@ -116,7 +116,7 @@ def test_status_reports_memory_use_of_this_process(port: FakePort, clock: FakeCl
 def test_status_reports_bytes_written_to_disk(
     port: FakePort, clock: FakeClock, systemd: socket.socket, written: int | None, words: str
 ) -> None:
-    presence_on(port, clock, written=written).say("training", 2, 4, 9, 0.5)
+    presence_on(port, clock, written=written).report("training", 2, 4, 9, 0.5)
     assert [status.written for status in statuses(port)] == [written]
     assert systemd.recv(1000).decode() == f"STATUS=round 2: training, step 4 of 9, loss 0.5000{words}"
 
@@ -125,13 +125,13 @@ def test_status_counts_disk_writes_of_this_process(port: FakePort, clock: FakeCl
     """As many as the system counts: on a file system in memory, none."""
     presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0, lambda: Fact(None, "a sensor"))
     counted = [counted_writes()]
-    presence.say("training", 1)
+    presence.report("training", 1)
     with (tmp_path / "file").open("wb") as file:
         file.write(bytes(1 << 20))
         file.flush()
         os.fsync(file.fileno())
     counted.append(counted_writes())
-    presence.say("training", 2)
+    presence.report("training", 2)
     counted.append(counted_writes())
     before, after = (status.written for status in statuses(port))
     assert before is not None and after is not None
@@ -148,20 +148,20 @@ def test_status_is_sent_once_a_second_and_at_once_on_a_change(
     port: FakePort, clock: FakeClock, presence: Presence
 ) -> None:
     for step in range(8):
-        presence.say("training", 1, step)
+        presence.report("training", 1, step)
         clock.advance(0.3)
     assert [status.step for status in statuses(port)] == [0, 4]
-    presence.say("waiting", 1)
-    presence.say("waiting", 2)
+    presence.report("waiting", 1)
+    presence.report("waiting", 2)
     assert [(status.doing, status.round) for status in statuses(port)][2:] == [("waiting", 1), ("waiting", 2)]
 
 
 def test_device_in_a_large_fleet_sends_its_status_less_often(
     port: FakePort, presence: Presence, clock: FakeClock
 ) -> None:
-    presence.share(500)
+    presence.set_fleet_size(500)
     for step in range(11):
-        presence.say("training", 1, step, 11)
+        presence.report("training", 1, step, 11)
         clock.advance(1.0)
     assert [DeviceStatus.decode(payload).step for payload in port.payloads(STATUS)] == [0, 5, 10]
 
@@ -169,14 +169,14 @@ def test_device_in_a_large_fleet_sends_its_status_less_often(
 def test_device_in_a_large_fleet_delays_a_changed_status(
     port: FakePort, presence: Presence, clock: FakeClock
 ) -> None:
-    presence.share(500)
-    presence.say("training", 1)
-    presence.say("waiting", 1)
+    presence.set_fleet_size(500)
+    presence.report("training", 1)
+    presence.report("waiting", 1)
     clock.advance(4.9)
-    presence.say_again()
+    presence.publish_status_if_due()
     assert [status.doing for status in statuses(port)] == ["training"]
     clock.advance(0.2)
-    presence.say_again()
+    presence.publish_status_if_due()
     assert [status.doing for status in statuses(port)] == ["training", "waiting"]
 
 
@@ -200,8 +200,8 @@ def test_profile_is_published_again_with_its_changes(port: FakePort, presence: P
 
 
 def test_systemd_receives_the_status_as_text(systemd: socket.socket, presence: Presence) -> None:
-    presence.say("training", 2, 4, 9, 0.51234)
-    presence.say("waiting", 3)
+    presence.report("training", 2, 4, 9, 0.51234)
+    presence.report("waiting", 3)
     assert [systemd.recv(1000) for _ in range(2)] == [
         b"STATUS=round 2: training, step 4 of 9, loss 0.5123",
         b"STATUS=round 3: waiting",

@@ -73,7 +73,7 @@ def is_fetched(found: dict[str, Tensor]) -> bool:
 def rejected(port: FakePort, session: Session) -> int:
     """The number that the device's status reports."""
     port.on_sent = lambda _sent: None
-    session.presence.say("waiting", 2)
+    session.presence.report("waiting", 2)
     return DeviceStatus.decode(port.sent[-1].payload).rejected
 
 

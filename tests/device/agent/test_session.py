@@ -20,7 +20,7 @@ from splitee.protocol.rounds import Ack, Assignment, RoundOpen, Sync
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.agent.requests import SYNC_AFTER
-from splitee_device.agent.session import READ, SPREAD, Session
+from splitee_device.agent.session import SUBSCRIPTIONS, SYNC_JITTER, Session
 
 TOPICS = Topics("fleet")
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
@@ -76,11 +76,11 @@ def test_watchdog_is_fed_while_the_link_thread_is_alive(
 
 
 def test_session_reads_topics_of_its_own_device_and_the_fleet(port: FakePort, session: Session) -> None:
-    assert sorted(port.subscribed) == sorted(route.topic(TOPICS, "pi-1") for route in READ)
+    assert sorted(port.subscribed) == sorted(route.topic(TOPICS, "pi-1") for route in SUBSCRIPTIONS)
     port.subscribe(routes.ASSIGNMENT.topic(TOPICS))
     port.deliver(routes.ASSIGNMENT.topic(TOPICS, "pi-2"), ASSIGNMENT.encode())
     session.drain()
-    assert session.heard.assignment is None
+    assert session.last_received.assignment is None
 
 
 def test_session_waits_for_a_run_without_sending_requests(
@@ -141,7 +141,7 @@ def test_requests_are_sent_ever_less_often_while_only_server_status_arrives(
     port.on_sent = lambda _sent: requested.append(clock() - started)
     session.wait(lambda: clock() - started >= 200, "the next round")
     first = requested[0]
-    assert SYNC_AFTER <= first <= SYNC_AFTER + SPREAD + 1
+    assert SYNC_AFTER <= first <= SYNC_AFTER + SYNC_JITTER + 1
     pauses = [after - before for before, after in pairwise(requested)]
     assert pauses == pytest.approx([2 * first, 60, 60], abs=1)
     assert leaves(port) == 4 * ["sync"]
@@ -158,20 +158,20 @@ def test_acknowledgement_postpones_the_next_request(
     port.later(10.0, topic(routes.ACK), ACK.encode())
     started = clock()
     session.wait(lambda: port.sent != [], "something")
-    assert 25 <= clock() - started <= 25 + SPREAD + 1
+    assert 25 <= clock() - started <= 25 + SYNC_JITTER + 1
 
 
 def test_requests_of_many_devices_are_spread_over_time(port: FakePort, clock: FakeClock) -> None:
     requested = []
     for number in range(20):
         session, started = Session(port, TOPICS, f"pi-{number}", 5, clock=clock), clock()
-        session.heard.add(SPEC, clock())
+        session.last_received.add(SPEC, clock())
         session.presence.introduce(OWN_PROFILE)
         port.sent.clear()
         session.wait(lambda: port.sent != [], "something")
         requested.append(clock() - started)
     assert SYNC_AFTER <= min(requested) <= SYNC_AFTER + 1
-    assert SYNC_AFTER + SPREAD - 1 <= max(requested) <= SYNC_AFTER + SPREAD + 1
+    assert SYNC_AFTER + SYNC_JITTER - 1 <= max(requested) <= SYNC_AFTER + SYNC_JITTER + 1
 
 
 def test_overflows_cause_one_request_at_once_per_interval(
@@ -252,7 +252,7 @@ def test_drain_handles_a_limited_number_of_messages_at_once(
     for step in range(EVENTS_AT_ONCE + 1):
         port.deliver(topic(routes.ACK), replace(ACK, step=step).encode())
     session.drain()
-    assert session.heard.ack == replace(ACK, step=EVENTS_AT_ONCE - 1)
+    assert session.last_received.ack == replace(ACK, step=EVENTS_AT_ONCE - 1)
 
 
 def test_error_reports_to_this_process_or_to_all_are_logged(

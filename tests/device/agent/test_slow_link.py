@@ -63,7 +63,7 @@ def take_part(session: Session, port: FakePort) -> None:
 
 def test_status_is_sent_between_the_parts_of_a_slow_batch(clock: FakeClock, port: FakePort) -> None:
     session = Session(port, TOPICS, "pi-1", 5, clock=clock)
-    session.presence.say("training", 1, 1, 3)
+    session.presence.report("training", 1, 1, 3)
     take_part(session, port)
     with session.phase(SPEC, OPENED) as phase:
         phase.outbox.add(0, bytes(5000))

@@ -14,7 +14,7 @@ from waiting import until
 
 from splitee_device.capture import folder as folder_module
 from splitee_device.capture.backlog import Backlog
-from splitee_device.capture.folder import LOOK_AT_ALL, SETTLED, Folder
+from splitee_device.capture.folder import SCAN_EVERY, SETTLED, Folder
 
 
 def scan_three_times(folder: Folder, clock: FakeClock) -> list[list[str]]:
@@ -243,7 +243,7 @@ def test_idle_folder_is_listed_only_at_long_intervals(
     listings: list[object] = []
     scan = os.scandir
     monkeypatch.setattr(folder_module.os, "scandir", lambda path: listings.append(path) or scan(path))
-    until_due = round(LOOK_AT_ALL / SETTLED) - 1
+    until_due = round(SCAN_EVERY / SETTLED) - 1
     for _ in range(until_due):
         clock.advance(SETTLED)
         assert folder.new() == []

@@ -25,7 +25,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
 from splitee.inference.uncertainty import normalized_entropy, softmax, uncertainty
 from splitee.samples.fitting import Region
-from splitee.samples.kept import REGION, keep_region
+from splitee.samples.storage import REGION, save_region
 from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
 from splitee_export.states import DeviceState, read_state
@@ -292,8 +292,8 @@ def test_training_region_is_cropped_unless_another_is_given(
     (tmp_path / "store" / "releases").mkdir(parents=True)
     released = Path(shutil.copytree(model, tmp_path / "store" / "releases" / "one"))
     (tmp_path / "store" / "current").symlink_to(Path("releases") / "one")
-    keep_region(tmp_path / "store", Region(30, 10, 40, 40))
-    keep_region(model, Region(30, 10, 40, 40))
+    save_region(tmp_path / "store", Region(30, 10, 40, 40))
+    save_region(model, Region(30, 10, 40, 40))
     for of_region in (model, released, tmp_path / "store" / "current"):
         assert probabilities(capsys, "--model", of_region, whole) == expected[:1]
     assert probabilities(capsys, "--model", model, whole, "--region", "0,0,20,20") == expected[1:]

@@ -119,7 +119,7 @@ def test_roll_back_makes_the_base_the_next_trial(device: Device) -> None:
 
 
 def test_list_flag_shows_the_version_in_service_and_failed_trials(device: Device) -> None:
-    device.software.give_up("9.0-aaaaaaaaaaaa", "it ended")
+    device.software.reject_trial("9.0-aaaaaaaaaaaa", "it ended")
     with pytest.raises(SystemExit):
         from splitee.cli.main import main
 

@@ -55,10 +55,10 @@ def test_images_keep_their_use_when_images_are_added_or_removed(
     images = images_of(tmp_path)
     before = division_of(images)
     assert (len(before.held_out), len(before.training)) == (6, 24)
-    assert not images.look_again()
+    assert not images.refresh()
 
     new = add(tmp_path, "a", 10) | add(tmp_path, "b", 20, first=200)
-    assert images.look_again()
+    assert images.refresh()
     after = division_of(images)
     assert before.held_out < after.held_out and before.training < after.training
     assert after.held_out - before.held_out < new
@@ -69,10 +69,10 @@ def test_images_keep_their_use_when_images_are_added_or_removed(
 
     for path in files(tmp_path, after.training)[:5]:
         path.unlink()
-    assert images.look_again()
+    assert images.refresh()
     assert division_of(images).held_out == after.held_out
     assert len(images.data.train) == 43
-    assert not images.look_again()
+    assert not images.refresh()
 
 
 def test_division_survives_a_restart_unless_the_share_changes(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_removed_held_out_images_are_replaced_by_others(tmp_path: Path) -> None:
     images = images_of(tmp_path)
     for path in files(tmp_path, division_of(images).held_out):
         path.unlink()
-    assert images.look_again()
+    assert images.refresh()
     assert sorted(images.data.held_out.labels.tolist()) == [0, 0, 1, 1]
     assert not division_of(images).held_out & division_of(images).training
 
@@ -121,9 +121,9 @@ def test_moved_copied_or_returning_images_keep_their_use(tmp_path: Path) -> None
         relabelled.rename(root / "b" / f"relabelled-{number}.png")
         copied.with_name(f"copy-{number}.png").write_bytes(copied.read_bytes())
         moved.rename(away)
-        assert images.look_again()
+        assert images.refresh()
         away.rename(root / "a" / f"back-{number}.png")
-        assert images.look_again()
+        assert images.refresh()
     after = division_of(images)
     assert (after.held_out, after.training) == (before.held_out, before.training)
     assert (len(images.data.held_out), len(images.data.train)) == (8 + 1, 32 + 1)
@@ -168,7 +168,7 @@ def test_class_with_only_held_out_images_left_has_no_training_images(tmp_path: P
     for path in files(tmp_path, before.training):
         if path.parent.name == "a":
             path.unlink()
-    assert images.look_again()
+    assert images.refresh()
     assert division_of(images).held_out == before.held_out
     assert set(images.data.train.labels.tolist()) == {1}
 
@@ -184,7 +184,7 @@ def test_tick_is_called_while_images_are_read_and_decoded(tmp_path: Path) -> Non
 def test_irregular_file_is_identified_by_its_path_without_blocking(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     os.mkfifo(tmp_path / "a" / "pipe.png")
-    assert "a/pipe.png" in division_of(images_of(tmp_path)).here
+    assert "a/pipe.png" in division_of(images_of(tmp_path)).present
 
 
 def test_changed_classes_or_a_missing_folder_leave_the_images_in_use(
@@ -194,13 +194,13 @@ def test_changed_classes_or_a_missing_folder_leave_the_images_in_use(
     images = images_of(tmp_path)
     data = images.data
     write_folder(tmp_path, {"c": 3})
-    assert not images.look_again()
+    assert not images.refresh()
     assert "classes have changed, which this run cannot follow" in caplog.text
     caplog.clear()
-    assert not images.look_again() and not caplog.text, "it is said once"
+    assert not images.refresh() and not caplog.text, "it is said once"
 
     tmp_path.rename(tmp_path.with_name("unmounted"))
-    assert not images.look_again()
+    assert not images.refresh()
     assert "the images have changed, but what was read before stays in use" in caplog.text
     assert images.data is data
 
@@ -216,5 +216,5 @@ def test_images_added_to_a_test_folder_are_held_out(tmp_path: Path) -> None:
 
     images = DeviceImages(opened, None, (tmp_path / "train", tmp_path / "test"))
     add(tmp_path / "test", "b", 4)
-    assert images.look_again()
+    assert images.refresh()
     assert (len(images.data.train), len(images.data.held_out)) == (20, 8)

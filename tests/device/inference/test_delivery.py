@@ -85,11 +85,11 @@ def test_delivered_file_that_is_no_model_fails_and_is_not_fetched_again(
 
 
 def test_last_report_is_sent_again_unchanged(port: FakePort, delivery: Delivery) -> None:
-    delivery.say_again()
+    delivery.republish()
     assert port.sent == []
     offer(delivery)
     part(delivery, 0, BUNDLE)
-    delivery.say_again()
+    delivery.republish()
     first, second = port.payloads(REPORTS)[-2:]
     assert first == second
     report = ModelReport.decode(second)
@@ -155,7 +155,7 @@ def test_damaged_model_is_fetched_again_and_put_into_service(
     (store.current / CLIENT).write_bytes(b"spoilt")
     with pytest.raises(ModelError, match="is damaged"):
         store.load()
-    delivery.fetch_again("it is damaged")
+    delivery.refetch("it is damaged")
     delivery.handle(whole)
     assert store.release == release and store.load()
     assert requested_offsets(port) == [0, 0]

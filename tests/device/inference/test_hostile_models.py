@@ -25,9 +25,9 @@ from splitee.inference.predictor import Predictor
 from splitee.inference.structure import Structure
 from splitee.inference.uncertainty import Array
 from splitee.protocol.encoding import unpack
-from splitee.samples.kept import SAMPLES, Samples
+from splitee.samples.storage import SAMPLES, Samples
 from splitee_device.inference.model_store import TRIAL, ModelStore
-from splitee_device.inference.trial import Tried, try_model
+from splitee_device.inference.trial import TrialResult, try_model
 from splitee_device.inference.trust import Expected
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"
@@ -277,7 +277,7 @@ def test_release_with_other_classes_needs_a_device_whose_folders_have_them(tmp_p
 def test_graph_named_like_a_file_of_the_store_is_refused(store: ModelStore, name: str) -> None:
     """The store keeps a trial's outcome beside the graph; a release must not bring its own."""
     structure = Structure(layers="0" * 64, exact="0" * 64, is_int8=False)
-    claim = msgspec.json.encode({"images": "", "tried": Tried(structure=structure)})
+    claim = msgspec.json.encode({"images": "", "tried": TrialResult(structure=structure)})
     honest = unpack(graphs.bundle(), Bundle)
     manifest = msgspec.json.decode(honest.manifest)
     manifest |= {"file": name, "sha256": {name: hashlib.sha256(claim).hexdigest()}}

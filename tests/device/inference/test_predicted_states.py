@@ -21,7 +21,13 @@ from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee_device.inference.agreement import WEIGHTED
 from splitee_device.inference.latest_image import EVERY, LatestImage
-from splitee_device.inference.predicted_states import FILE, REFRESH, SAVE_EVERY, Agreeing, PredictedStates
+from splitee_device.inference.predicted_states import (
+    FILE,
+    REFRESH,
+    SAVE_EVERY,
+    AgreementCriteria,
+    PredictedStates,
+)
 
 RECORDED = Path(__file__).parents[2] / "data" / "predictions.json"  # by `benchmarks.agreement --record`
 TOPICS = Topics("fleet")
@@ -50,7 +56,9 @@ class Device:
         unsure_above: float | None = None,
     ) -> None:
         self.clock = clock
-        self.states = PredictedStates(port, TOPICS, "pi-1", folder, Agreeing(rule, unsure_above), clock=clock)
+        self.states = PredictedStates(
+            port, TOPICS, "pi-1", folder, AgreementCriteria(rule, unsure_above), clock=clock
+        )
         self.states.serve(5)
 
     def sees(
@@ -131,10 +139,10 @@ def test_state_is_published_again_on_request_if_there_is_one(
     port: FakePort, clock: FakeClock, tmp_path: Path
 ) -> None:
     device = Device(port, tmp_path, clock)
-    device.states.say_again()
+    device.states.republish()
     assert published(port) == [], "there is none yet"
     device.sees("aaa")
-    device.states.say_again()
+    device.states.republish()
     first, again = published(port)
     assert (first.label, first.since) == (again.label, again.since)
 
@@ -142,7 +150,7 @@ def test_state_is_published_again_on_request_if_there_is_one(
 def test_state_survives_a_restart(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
     Device(port, tmp_path, clock).sees("aaa")
     after = Device(port, tmp_path, clock)  # the first one was killed
-    after.states.say_again()
+    after.states.republish()
     after.sees("ba")
     first, again = published(port)
     assert (first.label, first.since, first.confidence) == (again.label, again.since, again.confidence)
@@ -206,7 +214,7 @@ def test_uncertain_images_count_for_unsure_unless_the_trunk_predicts_them(
     assert (state.label, state.unsure, state.confidence) == ("unsure", True, 0.0)
     device.states.close()
     after = Device(port, tmp_path, clock, "3/5", unsure_above=0.5)
-    after.states.say_again()
+    after.states.republish()
     assert published(port)[-1].unsure
     after.sees("aaa")
     assert published(port)[-1].label == "a"

@@ -10,7 +10,7 @@ from splitee.inference.predictor import Prediction, Source
 from splitee.protocol import routes
 from splitee.protocol.inference import MOST_LAST, Serving
 from splitee.protocol.topics import Topics
-from splitee_device.inference.recent import AT_LEAST_EVERY, KEPT, TELL_EVERY, WINDOW, RecentPredictions
+from splitee_device.inference.recent import AT_LEAST_EVERY, KEPT, REPORT_EVERY, WINDOW, RecentPredictions
 
 TOPICS = Topics("fleet")
 
@@ -45,22 +45,22 @@ def test_figures_cover_the_predictions_of_the_last_window(
     sources: tuple[Source, ...] = ("exit", "exit", "trunk", "local-fallback")
     for source, milliseconds in zip(sources, (10.0, 12.0, 80.0, 2000.0), strict=True):
         recent.add(prediction(source=source, milliseconds=milliseconds))
-    recent.tell()
+    recent.publish_if_due()
     [serving] = published(port)
     assert (serving.state, serving.instance, serving.per_minute, serving.latency) == ("online", 5, 4.0, 46.0)
     assert (serving.offloaded_share, serving.fallback_share) == (0.5, 0.25)
     clock.advance(WINDOW + 1)
-    recent.tell()
+    recent.publish_if_due()
     last = published(port)[-1]
     assert (last.per_minute, last.latency, last.offloaded_share) == (0.0, None, None)
     assert len(last.last) == 4  # labels stay
 
 
 def test_dropped_images_are_reported(port: FakePort, clock: FakeClock, recent: RecentPredictions) -> None:
-    recent.tell()
-    clock.advance(TELL_EVERY)
+    recent.publish_if_due()
+    clock.advance(REPORT_EVERY)
     recent.dropped = 12
-    recent.tell()
+    recent.publish_if_due()
     assert [serving.dropped for serving in published(port)] == [0, 12]
 
 
@@ -70,7 +70,7 @@ def test_newest_labels_come_first_and_long_labels_are_shortened(
     for index in range(7):
         recent.add(prediction(f"class {index}"))
     recent.add(prediction("x" * 300))
-    recent.tell()
+    recent.publish_if_due()
     [serving] = published(port)
     labels = [last.label for last in serving.last]
     assert labels == ["x" * 200, *(f"class {index}" for index in (6, 5, 4, 3))]
@@ -82,27 +82,27 @@ def test_figures_are_published_at_intervals_and_seldom_when_unchanged(
 ) -> None:
     clock.advance(10 * WINDOW)  # the device has been up for long
     for _ in range(10):
-        recent.tell()
+        recent.publish_if_due()
     assert len(published(port)) == 1
     recent.add(prediction())
-    recent.tell()
+    recent.publish_if_due()
     assert len(published(port)) == 1
-    clock.advance(TELL_EVERY)
-    recent.tell()
-    recent.tell()
+    clock.advance(REPORT_EVERY)
+    recent.publish_if_due()
+    recent.publish_if_due()
     assert len(published(port)) == 2
-    clock.advance(TELL_EVERY)
-    recent.tell()  # nothing has changed
+    clock.advance(REPORT_EVERY)
+    recent.publish_if_due()  # nothing has changed
     assert len(published(port)) == 2
     clock.advance(AT_LEAST_EVERY)
-    recent.tell()
+    recent.publish_if_due()
     assert len(published(port)) == 3
 
 
 def test_figures_are_published_again_after_a_reconnection(port: FakePort, recent: RecentPredictions) -> None:
-    recent.tell()
-    recent.tell_again()
-    recent.tell()
+    recent.publish_if_due()
+    recent.republish()
+    recent.publish_if_due()
     assert len(published(port)) == 2
 
 
@@ -112,5 +112,5 @@ def test_rate_of_a_fast_device_follows_from_its_latest_predictions(
     for _ in range(2 * KEPT):
         clock.advance(0.02)
         recent.add(prediction())
-    recent.tell()
+    recent.publish_if_due()
     assert published(port)[0].per_minute == pytest.approx(60 / 0.02, rel=0.01)

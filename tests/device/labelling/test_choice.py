@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from splitee.inference.uncertainty import Array
-from splitee_device.labelling.choice import in_turn, k_centre
+from splitee_device.labelling.choice import interleave, k_centre
 
 NONE = np.zeros((0, 2), np.float32)
 
@@ -38,4 +38,4 @@ def test_k_centre_lists_each_of_several_identical_images_once() -> None:
 
 
 def test_orders_in_turn_name_each_image_once() -> None:
-    assert in_turn(["a", "b", "c"], ["c", "a"], []) == ["a", "c", "b"]
+    assert interleave(["a", "b", "c"], ["c", "a"], []) == ["a", "c", "b"]

@@ -25,9 +25,9 @@ from splitee_device.labelling.class_names import NONE_OF_THESE
 from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.page import MOST_AT_ONCE, LabelPage
 from splitee_device.labelling.scores import Scores
-from splitee_web.listening import Listening
+from splitee_web.listening import ListenOptions
 
-HERE = Listening("127.0.0.1", 0)
+HERE = ListenOptions("127.0.0.1", 0)
 
 
 class Client:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from browser import violations
-from label_browser import looking
+from label_browser import open_page
 from labels import contents, not_writable, write_images, write_model
 from open_files import open_to_all
 from playwright.sync_api import Browser, Page, expect
@@ -24,11 +24,11 @@ from waiting import until
 from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.page import LabelPage
 from splitee_device.labelling.scores import Scores
-from splitee_web.listening import Listening
+from splitee_web.listening import ListenOptions
 
 pytestmark = pytest.mark.slow(5)
 
-HERE = Listening("127.0.0.1", 0)
+HERE = ListenOptions("127.0.0.1", 0)
 HOSTILE = "<img src=x onerror=document.title=1>"
 
 
@@ -104,7 +104,7 @@ def test_two_hundred_images_are_labelled_by_keys_through_kills_without_loss(
     before = contents(place).keys()
     process = Process(place)
     try:
-        with looking(browser, process.url) as page:
+        with open_page(browser, process.url) as page:
             for pressed in range(200):
                 page.wait_for_selector(".tile:focus")
                 page.keyboard.press("12"[pressed % 2])
@@ -131,7 +131,7 @@ def test_two_hundred_images_are_labelled_by_keys_through_kills_without_loss(
 
 def test_keys_label_selected_images_add_a_class_and_undo(browser: Browser, place: Path) -> None:
     write_images(place / "new", 12)
-    with page_of(place) as url, looking(browser, url) as page:
+    with page_of(place) as url, open_page(browser, url) as page:
         expect_tiles(page, 12)
         page.keyboard.press("Space")
         page.keyboard.press("Shift+ArrowRight")
@@ -157,7 +157,7 @@ def test_keys_label_selected_images_add_a_class_and_undo(browser: Browser, place
 
 def test_images_are_labelled_by_touch_on_a_phone(browser: Browser, place: Path) -> None:
     write_images(place / "new", 9)
-    with page_of(place) as url, looking(browser, url, width=400, phone=True) as page:
+    with page_of(place) as url, open_page(browser, url, width=400, phone=True) as page:
         expect_tiles(page, 9)
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         for place_of_tile in (0, 2):
@@ -171,7 +171,7 @@ def test_images_are_labelled_by_touch_on_a_phone(browser: Browser, place: Path) 
 
 def test_dot_key_labels_each_selected_image_with_its_prediction(browser: Browser, place: Path) -> None:
     write_images(place / "new", 8)
-    with page_of(place) as url, looking(browser, url) as page:
+    with page_of(place) as url, open_page(browser, url) as page:
         expect(page.locator(".tile .guess").first).to_contain_text("%")
         guessed = page.eval_on_selector_all(".tile", "all => all.map(one => one.image.guesses[0].label)")
         page.keyboard.press("Control+a")
@@ -183,7 +183,7 @@ def test_dot_key_labels_each_selected_image_with_its_prediction(browser: Browser
 
 def test_image_is_labelled_by_key_in_the_large_view(browser: Browser, place: Path) -> None:
     write_images(place / "new", 3)
-    with page_of(place) as url, looking(browser, url) as page:
+    with page_of(place) as url, open_page(browser, url) as page:
         expect_tiles(page, 3)
         page.keyboard.press("Enter")
         page.keyboard.press("1")
@@ -195,7 +195,7 @@ def test_image_is_labelled_by_key_in_the_large_view(browser: Browser, place: Pat
 
 def test_second_browser_shows_label_and_undo_of_the_first(browser: Browser, place: Path) -> None:
     write_images(place / "new", 6)
-    with page_of(place) as url, looking(browser, url) as one, looking(browser, url) as other:
+    with page_of(place) as url, open_page(browser, url) as one, open_page(browser, url) as other:
         expect_tiles(one, 6)
         expect_tiles(other, 6)
         one.keyboard.press("1")
@@ -209,7 +209,7 @@ def test_second_browser_shows_label_and_undo_of_the_first(browser: Browser, plac
 
 def test_image_deleted_while_shown_is_reported_and_removed(browser: Browser, place: Path) -> None:
     paths = write_images(place / "new", 4)
-    with page_of(place) as url, looking(browser, url) as page:
+    with page_of(place) as url, open_page(browser, url) as page:
         expect_tiles(page, 4)
         page.wait_for_selector(".tile:focus")
         next(path for path in paths if path.name == tiles(page)[0]).unlink()
@@ -227,7 +227,7 @@ def test_unwritable_folder_is_reported_and_its_images_are_kept(browser: Browser,
     write_model(public_path / "model")
     open_to_all(public_path)
     before = contents(public_path)
-    with page_of(public_path) as url, looking(browser, url) as page:
+    with page_of(public_path) as url, open_page(browser, url) as page:
         expect_tiles(page, 3)
         with not_writable(public_path / "data"):
             page.keyboard.press("1")
@@ -247,7 +247,7 @@ def test_hostile_names_are_shown_as_plain_text(browser: Browser, place: Path, ho
     write_images(place / "new", 1, start=50, name=f"{hostile[:100]}.png")
     with page_of(place) as url:
         for width in (1300, 400):
-            with looking(browser, url, width=width) as page:
+            with open_page(browser, url, width=width) as page:
                 expect_tiles(page, 1)
                 page.click("#measure")
                 page.click("summary")
@@ -256,7 +256,7 @@ def test_hostile_names_are_shown_as_plain_text(browser: Browser, place: Path, ho
                 assert "\u202e" not in page.inner_text("body")
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
                 page.keyboard.press("Escape")
-        with looking(browser, url) as page:
+        with open_page(browser, url) as page:
             expect_tiles(page, 1)
             at = page.eval_on_selector_all(
                 "#classes button", "all => all.findIndex(one => one.title.length > 5)"
@@ -270,7 +270,7 @@ def test_learning_curve_is_drawn_and_labels_are_exported(browser: Browser, place
     for name in "ab":
         write_images(place / "data" / name, 12, start=ord(name) * 100)
     write_images(place / "new", 1)
-    with page_of(place, model=False) as url, looking(browser, url, theme="dark") as page:
+    with page_of(place, model=False) as url, open_page(browser, url, theme="dark") as page:
         page.click("#measure")
         page.click("summary")
         expect(page.locator("#enough svg")).to_be_visible()
@@ -290,7 +290,7 @@ def test_page_has_no_accessibility_violations(browser: Browser, place: Path, wid
         write_images(place / "data" / name, 6, start=ord(name) * 100)
     write_images(place / "new", 4)
     (place / "new" / "broken.png").write_bytes(b"none")
-    with page_of(place) as url, looking(browser, url, width=width, theme=theme) as page:
+    with page_of(place) as url, open_page(browser, url, width=width, theme=theme) as page:
         expect(page.locator(".unreadable")).to_have_count(1)
         page.keyboard.press("Space")
         page.click("#measure")

@@ -15,7 +15,7 @@ from splitee_device.machine import hardware
 from splitee_device.machine.hardware import throttled_now
 from splitee_device.profiler.choice import Preference
 from splitee_device.profiler.cost_model import LinkSpeed, Work
-from splitee_device.profiler.drift import Departure, DriftMonitor, Expected, Judge
+from splitee_device.profiler.drift import Deviation, DriftDetector, DriftMonitor, Expected
 from splitee_device.profiler.forecast import Forecast
 from splitee_device.profiler.meter import Conditions, Meter, Round
 
@@ -34,52 +34,52 @@ def took(cut: int, slowdown: float = 1.0, *, memory: float = 1.0, available: int
     return Round(slowdown * row.step, int(memory * (row.needed - row.code)), available, CALM)
 
 
-def notes(judge: Judge, cut: int, rounds: list[Round]) -> list[str]:
+def notes(detector: DriftDetector, cut: int, rounds: list[Round]) -> list[str]:
     """The kind of departure found in each of the rounds; "" for none."""
-    return [found.kind if found else "" for found in (judge.note(cut, one) for one in rounds)]
+    return [found.kind if found else "" for found in (detector.note(cut, one) for one in rounds)]
 
 
 def test_slower_rounds_in_a_row_are_reported_once() -> None:
-    judge = Judge(3, forecast())
+    detector = DriftDetector(3, forecast())
     rounds = [took(2, slowdown) for slowdown in (1.0, 1.2, 2.0, 2.0, 1.0, 2.0, 2.1, 1.9)]
-    assert notes(judge, 2, rounds) == [*[""] * 7, "slower"]
-    assert judge.slowdown == pytest.approx(2.0)
-    assert notes(judge, 2, [took(2, 2.0)] * 20) == [""] * 20  # a known slowdown is not reported again
+    assert notes(detector, 2, rounds) == [*[""] * 7, "slower"]
+    assert detector.slowdown == pytest.approx(2.0)
+    assert notes(detector, 2, [took(2, 2.0)] * 20) == [""] * 20  # a known slowdown is not reported again
 
 
 def test_recovery_is_reported_after_the_rounds_that_are_skipped() -> None:
-    judge = Judge(2, forecast())
-    assert notes(judge, 2, [took(2, 3.0)] * 2) == ["", "slower"]
-    assert notes(judge, 2, [took(2)] * 4) == ["", "", "", "faster"]
-    assert judge.slowdown == pytest.approx(1.0)
+    detector = DriftDetector(2, forecast())
+    assert notes(detector, 2, [took(2, 3.0)] * 2) == ["", "slower"]
+    assert notes(detector, 2, [took(2)] * 4) == ["", "", "", "faster"]
+    assert detector.slowdown == pytest.approx(1.0)
 
 
 def test_slowdown_known_at_one_cut_is_expected_at_the_next() -> None:
-    judge = Judge(2, forecast())
-    assert notes(judge, 4, [took(4, 3.0)] * 2) == ["", "slower"]
-    assert notes(judge, 3, [took(3, 3.0)] * 10) == [""] * 10
-    assert notes(judge, 3, [took(3, 9.0)] * 2) == ["", "slower"]
+    detector = DriftDetector(2, forecast())
+    assert notes(detector, 4, [took(4, 3.0)] * 2) == ["", "slower"]
+    assert notes(detector, 3, [took(3, 3.0)] * 10) == [""] * 10
+    assert notes(detector, 3, [took(3, 9.0)] * 2) == ["", "slower"]
 
 
 def test_memory_beyond_the_prediction_is_reported_once() -> None:
-    judge = Judge(3, forecast())
-    assert notes(judge, 1, [took(1, memory=1.2)] * 5 + [took(1, memory=1.5)] * 3) == [*[""] * 7, "memory"]
-    assert judge.more_memory == pytest.approx(0.5 * took(1).memory, rel=1e-6)
-    assert notes(judge, 1, [took(1, memory=1.5)] * 10) == [""] * 10
+    detector = DriftDetector(3, forecast())
+    assert notes(detector, 1, [took(1, memory=1.2)] * 5 + [took(1, memory=1.5)] * 3) == [*[""] * 7, "memory"]
+    assert detector.more_memory == pytest.approx(0.5 * took(1).memory, rel=1e-6)
+    assert notes(detector, 1, [took(1, memory=1.5)] * 10) == [""] * 10
 
 
 def test_memory_shortage_is_reported_once_until_it_ends() -> None:
-    judge = Judge(2, forecast())
+    detector = DriftDetector(2, forecast())
     enough = forecast().rows()[0].needed + 64 * MIB
     short, back = took(1, available=enough - 1), took(1, available=enough)
-    assert notes(judge, 1, [short] * 8) == ["", "short", *[""] * 6]
-    assert notes(judge, 1, [back, short, short]) == ["", "", "short"]
+    assert notes(detector, 1, [short] * 8) == ["", "short", *[""] * 6]
+    assert notes(detector, 1, [back, short, short]) == ["", "", "short"]
 
 
 def test_first_rounds_are_the_reference_without_a_forecast() -> None:
-    judge = Judge(3)
+    detector = DriftDetector(3)
     rounds = [took(2, slowdown) for slowdown in (5.0, 4.0, 4.2, 5.2, 9.0, 9.0, 9.0)]
-    assert notes(judge, 2, rounds) == [*[""] * 6, "slower"]
+    assert notes(detector, 2, rounds) == [*[""] * 6, "slower"]
 
 
 class Scripted(Meter):
@@ -93,13 +93,13 @@ class Scripted(Meter):
         return next(self._rounds)
 
 
-def wishes(watch: DriftMonitor, cut: int, count: int) -> list[int]:
+def requested_cuts(watch: DriftMonitor, cut: int, count: int) -> list[int]:
     """The cuts that the monitor requests after each of the rounds; 0 for none."""
     requested = []
     for number in range(1, count + 1):
-        wish = watch.end_round(number, cut)
-        requested.append(wish.cut if wish else 0)
-        cut = wish.cut if wish else cut
+        cut_request = watch.end_round(number, cut)
+        requested.append(cut_request.cut if cut_request else 0)
+        cut = cut_request.cut if cut_request else cut
     return requested
 
 
@@ -117,7 +117,7 @@ def test_slow_device_requests_a_shallower_cut_until_it_recovers(
     watch = DriftMonitor(Scripted(rounds), forecast=forecast(), adapts=True)
     expected = [0] * len(rounds)
     expected[4], expected[12] = BEFORE_IT, DEEPEST
-    assert wishes(watch, DEEPEST, len(rounds)) == expected
+    assert requested_cuts(watch, DEEPEST, len(rounds)) == expected
     slow, fast = (record.getMessage() for record in caplog.records)
     step = 1000 * forecast().rows()[DEEPEST - 1].step
     assert slow.startswith(
@@ -130,18 +130,18 @@ def test_slow_device_requests_a_shallower_cut_until_it_recovers(
 
 def test_device_that_may_not_adapt_logs_the_cut_it_would_request(caplog: pytest.LogCaptureFixture) -> None:
     rounds = [took(DEEPEST, 8.0)] * 3
-    assert wishes(DriftMonitor(Scripted(rounds), forecast=forecast()), DEEPEST, 3) == [0, 0, 0]
+    assert requested_cuts(DriftMonitor(Scripted(rounds), forecast=forecast()), DEEPEST, 3) == [0, 0, 0]
     assert "; --adapt-cut would request cut 3 (stage3): " in caplog.text
     caplog.clear()
     known = [took(DEEPEST)] * 3
-    assert wishes(DriftMonitor(Scripted(known + rounds)), DEEPEST, 6) == [0] * 6
+    assert requested_cuts(DriftMonitor(Scripted(known + rounds)), DEEPEST, 6) == [0] * 6
     assert caplog.records[0].getMessage().endswith("no cause found: not hot, not throttled, no other load")
     assert caplog.records[0].levelno == logging.WARNING
 
 
 def test_cut_that_still_suits_best_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     watch = DriftMonitor(Scripted([took(DEEPEST, 2.0)] * 3), forecast=forecast(), adapts=True)
-    assert wishes(watch, DEEPEST, 3) == [0, 0, 0]
+    assert requested_cuts(watch, DEEPEST, 3) == [0, 0, 0]
     assert caplog.records[0].getMessage().endswith("; cut 4 still suits it best")
 
 
@@ -149,15 +149,15 @@ def test_device_short_of_memory_requests_a_cut_that_fits(caplog: pytest.LogCaptu
     left = forecast().rows()[1].needed + 64 * MIB
     deep = forecast("deepest")
     watch = DriftMonitor(Scripted([took(DEEPEST, available=left)] * 3), forecast=deep, adapts=True)
-    assert wishes(watch, DEEPEST, 3) == [0, 0, 2]
+    assert requested_cuts(watch, DEEPEST, 3) == [0, 0, 2]
     assert f"{left / MIB:,.0f} MiB available" in caplog.text
     starved = DriftMonitor(Scripted([took(DEEPEST, available=MIB)] * 3), forecast=deep, adapts=True)
-    assert wishes(starved, DEEPEST, 3) == [0, 0, 0]
+    assert requested_cuts(starved, DEEPEST, 3) == [0, 0, 0]
     assert "no cut fits this device" in caplog.records[-1].getMessage()
 
 
 @pytest.mark.parametrize(
-    ("changed", "cores_then", "said"),
+    ("changed", "cores_measured", "said"),
     [
         ({"temperature": 79.9}, 1.0, "no cause found: not hot, not throttled, no other load"),
         ({"temperature": 80.0}, 1.0, "hot, 80 °C"),
@@ -169,10 +169,10 @@ def test_device_short_of_memory_requests_a_cut_that_fits(caplog: pytest.LogCaptu
     ],
 )
 def test_conditions_name_the_causes_of_a_slowdown(
-    changed: dict[str, object], cores_then: float | None, said: str
+    changed: dict[str, object], cores_measured: float | None, said: str
 ) -> None:
     conditions = replace(CALM, **changed)  # type: ignore[arg-type]
-    assert conditions.causes(cores_then) == said
+    assert conditions.causes(cores_measured) == said
 
 
 def test_memory_departures_are_described_in_words() -> None:
@@ -182,8 +182,8 @@ def test_memory_departures_are_described_in_words() -> None:
         ("memory", "for 3 rounds 400 MiB at the peak, 200 MiB were expected"),
         ("short", "for 3 rounds 300 MiB available, 350 MiB needed"),
     ):
-        departure = Departure(kind, 3, expected, 0.1, 400 * MIB, last)  # type: ignore[arg-type]
-        assert departure.in_words(None) == said
+        departure = Deviation(kind, 3, expected, 0.1, 400 * MIB, last)  # type: ignore[arg-type]
+        assert departure.describe(None) == said
 
 
 def test_throttling_since_boot_does_not_count_as_present() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from splitee.mqtt.options import LinkOptions
 from splitee_device.profiler.link_speed import open_echo
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker
 
 
 def options(address: object) -> LinkOptions:
@@ -30,7 +30,7 @@ def test_echo_measures_the_speed_of_a_real_link(broker: RunningBroker, size: int
 
 @pytest.mark.mosquitto
 def test_dropped_echo_is_logged_in_one_line_with_its_topic(
-    make_broker: Callable[..., OwnBroker],
+    make_broker: Callable[..., RestartableBroker],
     public_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -48,7 +48,7 @@ def test_dropped_echo_is_logged_in_one_line_with_its_topic(
 
 @pytest.mark.mosquitto
 def test_refused_echo_topic_is_logged_with_the_likely_cause(
-    make_broker: Callable[..., OwnBroker], public_path: Path, caplog: pytest.LogCaptureFixture
+    make_broker: Callable[..., RestartableBroker], public_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rules = public_path / "acl"
     rules.write_text("topic read #\n")

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import epoch_batches
-from splitee.training.soft_labels import SoftLabels, rows_a_round
+from splitee.training.soft_labels import SoftLabels, rows_per_round
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.trainer import ClientTrainer
 
@@ -59,7 +59,7 @@ def test_soft_labels_equal_to_the_labels_double_the_gradient(data: DeviceData) -
 
 def test_image_without_a_soft_label_is_trained_on_its_label_only(data: DeviceData) -> None:
     (seen,), (trained,) = (epoch_batches(SPEC, "pi-1", number, len(data.train)) for number in (1, 2))
-    predictions = certain(np.zeros(rows_a_round(SPEC, len(data.train)), np.int64))
+    predictions = certain(np.zeros(rows_per_round(SPEC, len(data.train)), np.int64))
     common = np.intersect1d(seen, trained)
     assert 0 < len(common) < len(trained)
     without, _ = taught(data, SPEC, None)

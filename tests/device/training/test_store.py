@@ -19,7 +19,7 @@ from splitee.errors import StateError
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
-from splitee.samples.kept import Samples, kept_region
+from splitee.samples.storage import Samples, load_region
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
@@ -185,15 +185,15 @@ def test_changed_region_is_kept_and_logged(
     first, second = Region(0, 0, 20, 20), Region(4, 4, 20, 20)
     store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), first)
     store.open(SPEC, CUT, fresh=False)
-    assert kept_region(directory.path) == first
+    assert load_region(directory.path) == first
     train(new_trainer(data), store, 1)
     DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), first).open(SPEC, CUT, fresh=False)
     assert lines(caplog) == []
     DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), second).open(SPEC, CUT, fresh=False)
     assert lines(caplog) == ["state: trained with --region 0,0,20,20 so far, goes on with --region 4,4,20,20"]
-    assert kept_region(directory.path) == second
+    assert load_region(directory.path) == second
     DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)).open(SPEC, CUT, fresh=True)
-    assert kept_region(directory.path) is None
+    assert load_region(directory.path) is None
 
 
 def test_kept_images_have_the_labels_of_the_runs_classes(directory: StateDirectory, data: DeviceData) -> None:

@@ -285,8 +285,8 @@ eval(sys.argv[2])
 STEPS: dict[str, tuple[str | None, str]] = {  # the link to the new one before, and what runs afterwards
     f"kept.point(folder.TRIAL, {NEW!r})": (None, NEW),
     "kept.move(folder.TRIAL, folder.TRIED)": (TRIAL, OLD),
-    "kept.take()": (TRIED, NEW),
-    f"kept.give_up({NEW!r}, 'it ended')": (TRIED, OLD),
+    "kept.accept_trial()": (TRIED, NEW),
+    f"kept.reject_trial({NEW!r}, 'it ended')": (TRIED, OLD),
 }
 
 

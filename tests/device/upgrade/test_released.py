@@ -156,7 +156,7 @@ def test_software_on_trial_is_reported_trying_and_then_in_service(device: Device
     offer = device.offer()
     device.hear(offer)  # the broker keeps it
     assert [report.state for report in device.reports] == ["trying"]
-    device.software.take()
+    device.software.accept_trial()
     device.software.note_release(NAME, RELEASE)
     device.delivery.tick()
     assert {report.state for report in device.reports[1:]} == {"in service"}
@@ -168,7 +168,7 @@ def test_software_that_did_not_come_up_is_rolled_back_with_the_reason(
     device: Device, hears_it_again: bool
 ) -> None:
     device.on_trial()
-    device.software.give_up(NAME, "it did not come up within 60 s")
+    device.software.reject_trial(NAME, "it did not come up within 60 s")
     device.restart()
     device.delivery.tick()
     if hears_it_again:
@@ -183,7 +183,7 @@ def test_software_that_did_not_come_up_is_rolled_back_with_the_reason(
 
 def test_trial_outcome_is_reported_on_a_full_disk_and_again_after_a_restart(device: Device) -> None:
     device.on_trial()
-    device.software.give_up(NAME, "it ended")
+    device.software.reject_trial(NAME, "it ended")
     device.restart()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -200,7 +200,7 @@ def test_trial_outcome_is_reported_on_a_full_disk_and_again_after_a_restart(devi
 def test_roll_back_that_could_not_be_tried_may_be_offered_again(device: Device) -> None:
     """Such as while the owner installs software."""
     device.on_trial()
-    device.software.take()
+    device.software.accept_trial()
     device.software.note_release(NAME, RELEASE)
     (device.software.path / STATE).unlink()
     device.restart()
@@ -221,7 +221,7 @@ def test_second_offer_waits_for_the_end_of_the_trial(device: Device) -> None:
     device.on_trial()
     device.hear(device.offer("9.1", b"another", at=1001))
     assert device.reports == []
-    device.software.give_up(NAME, "it ended")
+    device.software.reject_trial(NAME, "it ended")
     device.delivery.tick()
     assert (device.reports[0].release, device.reports[0].state) == (RELEASE, "rolled back")
     assert device.has_requested
@@ -229,7 +229,7 @@ def test_second_offer_waits_for_the_end_of_the_trial(device: Device) -> None:
 
 def test_roll_back_is_reported_once_the_earlier_software_has_come_up(device: Device) -> None:
     device.on_trial()
-    device.software.take()
+    device.software.accept_trial()
     device.software.note_release(NAME, RELEASE)
     device.restart()
     device.hear(device.offer(at=1001, action="roll back"))
@@ -239,7 +239,7 @@ def test_roll_back_is_reported_once_the_earlier_software_has_come_up(device: Dev
     device.restart()
     device.hear(device.offer(at=1001, action="roll back"))
     assert [report.state for report in device.reports] == ["trying"]
-    device.software.take()
+    device.software.accept_trial()
     device.delivery.tick()
     assert device.reports[-1].state == "rolled back"
     assert device.software.in_service == "base"
@@ -247,7 +247,7 @@ def test_roll_back_is_reported_once_the_earlier_software_has_come_up(device: Dev
 
 def test_software_stays_in_service_if_its_roll_back_does_not_come_up(device: Device) -> None:
     device.on_trial(action="roll back")
-    device.software.give_up(NAME, "it ended")
+    device.software.reject_trial(NAME, "it ended")
     device.software.point(CURRENT, "base")
     device.restart()
     device.delivery.tick()

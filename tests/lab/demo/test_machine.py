@@ -19,11 +19,11 @@ def test_peak_memory_of_another_process_is_kept_after_it_has_ended() -> None:
         assert process.stdin is not None and process.stdout is not None
         process.stdout.readline()
         peaks.watch("pi-1", process.pid)
-        peaks.look()
+        peaks.monitor()
         process.stdin.close()
         process.wait()
-        peaks.look()
-    peaks.look()
+        peaks.monitor()
+    peaks.monitor()
     assert 200 << 20 < peaks.found["pi-1"] < 500 << 20
 
 

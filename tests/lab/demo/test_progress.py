@@ -14,8 +14,8 @@ from rich.console import Console
 
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
-from splitee_lab.demo.course import Course
 from splitee_lab.demo.progress import LineDisplay, LiveDisplay, render
+from splitee_lab.demo.state import DemoState
 from splitee_lab.demo.workload import Workload
 from splitee_lab.methods.baselines import Progress
 
@@ -92,11 +92,11 @@ def workload(*devices: str) -> Workload:
     return Workload(len(devices), {"centralized": len(devices), **alone}, {})
 
 
-def shown(course: Course, width: int, height: int = 24) -> list[str]:
+def shown(state: DemoState, width: int, height: int = 24) -> list[str]:
     """The lines of a terminal, after a check that they fit and that none is shortened."""
     output = io.StringIO()
     console = Console(file=output, width=width, height=height, force_terminal=True, color_system=None)
-    console.print(render(course, console))
+    console.print(render(state, console))
     lines = output.getvalue().splitlines()
     assert all(len(line) <= width for line in lines)
     assert len(lines) < height, "a line is left for the cursor"
@@ -112,25 +112,25 @@ def words(line: str) -> list[str]:
 @pytest.mark.parametrize("width", [80, 120])
 def test_terminal_shows_every_part_of_a_demo(width: int) -> None:
     clock = FakeClock()
-    course = Course(ids(3), ROUNDS, measuring=120, clock=clock)
+    state = DemoState(ids(3), ROUNDS, measuring=120, clock=clock)
     parts = "training, release, predictions and baselines"
-    assert shown(course, width)[:2] == ["starting", f"end not known yet: profiler, {parts}"]
+    assert shown(state, width)[:2] == ["starting", f"end not known yet: profiler, {parts}"]
 
-    course.fleet(snapshot())
+    state.fleet(snapshot())
     clock.advance(34)
-    course.fleet(snapshot(replace(UNKNOWN, id="pi-1", cut=3)))
-    lines = shown(course, width)
+    state.fleet(snapshot(replace(UNKNOWN, id="pi-1", cut=3)))
+    lines = shown(state, width)
     assert lines[0] == "profiler: 2 devices measure what cuts cost, 34 s of at most 120 s"
     assert lines[3].split() == ["device", "round", "loss", "exit", "trunk", "sent"]
     assert words(lines[5]) == ["pi-2", "-", "-", "-", "-", "-"]
     assert lines[5].count("━") > 0, "its bar is the time that it may measure for"
 
-    course.expect(workload(*ids(3)))
+    state.expect(workload(*ids(3)))
     clock.advance(10)
-    course.fleet(snapshot(*(training(device, 1, 0.5) for device in ids(3))))
+    state.fleet(snapshot(*(training(device, 1, 0.5) for device in ids(3))))
     clock.advance(10)
-    course.fleet(snapshot(*(training(device, 2, 0.5) for device in ids(3)), metrics=metrics(1, *ids(3))))
-    lines = shown(course, width)
+    state.fleet(snapshot(*(training(device, 2, 0.5) for device in ids(3)), metrics=metrics(1, *ids(3))))
+    lines = shown(state, width)
     assert lines[0] == "training, round 2 of 5"
     assert re.fullmatch(rf"done in about (\d min )?\d+ s: {parts}", lines[1])
     row = ["pi-1", "2", "of", "5", "0.812", "71.8", "%", "75.0", "%", "44.2", "MB"]
@@ -138,18 +138,18 @@ def test_terminal_shows_every_part_of_a_demo(width: int) -> None:
 
     idle = [replace(UNKNOWN, id=device, cut=3, doing="serving") for device in ids(3)]
     done = [replace(one, round=ROUNDS, doing="evaluating") for one in idle]
-    course.fleet(snapshot(*done, metrics=metrics(ROUNDS, *ids(3))))
-    course.fleet(snapshot(*idle, metrics=metrics(ROUNDS, *ids(3))))
-    lines = shown(course, width)
+    state.fleet(snapshot(*done, metrics=metrics(ROUNDS, *ids(3))))
+    state.fleet(snapshot(*idle, metrics=metrics(ROUNDS, *ids(3))))
+    lines = shown(state, width)
     assert lines[0] == "release: models are exported and sent to the devices"
     assert words(lines[4]) == ["pi-1", "5", "of", "5", "0.812", "71.8", "%", "75.0", "%", "110.5", "MB"]
 
-    course.predicted(0.5)
-    assert shown(course, width)[0].startswith("predictions: released models on held-out images")
+    state.predicted(0.5)
+    assert shown(state, width)[0].startswith("predictions: released models on held-out images")
 
-    course.baseline(Progress("centralized", 10, 100, 1.234))
-    course.baseline(Progress("pi-3 alone-exit", 100, 100, 0.5, 0.672))
-    lines = shown(course, width)
+    state.baseline(Progress("centralized", 10, 100, 1.234))
+    state.baseline(Progress("pi-3 alone-exit", 100, 100, 0.5, 0.672))
+    lines = shown(state, width)
     assert lines[0] == "baselines, to compare with: 1 of 7 done"
     assert words(lines[-2]) == ["centralized", "1.234", "-"]
     assert words(lines[-1]) == ["pi-3", "alone-exit", "0.500", "67.2", "%"]
@@ -158,30 +158,30 @@ def test_terminal_shows_every_part_of_a_demo(width: int) -> None:
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("height", [16, 24, 50])
 def test_devices_that_do_not_fit_the_terminal_are_counted(width: int, height: int) -> None:
-    course, many = Course(ids(100), ROUNDS), ids(100)
-    course.fleet(snapshot(*(training(device, 1, 0.5) for device in many)))
-    lines = shown(course, width, height)
+    state, many = DemoState(ids(100), ROUNDS), ids(100)
+    state.fleet(snapshot(*(training(device, 1, 0.5) for device in many)))
+    lines = shown(state, width, height)
     assert re.fullmatch(r"and \d+ more", lines[-1])
-    course.expect(workload(*many))
+    state.expect(workload(*many))
     for device in many:
-        course.baseline(Progress(f"{device} alone", 50, 100, 1.0))
-    assert sum("more" in line for line in shown(course, width, height)) == 2
+        state.baseline(Progress(f"{device} alone", 50, 100, 1.0))
+    assert sum("more" in line for line in shown(state, width, height)) == 2
 
 
 def test_demo_without_baselines_estimates_its_end_without_them() -> None:
     clock = FakeClock()
-    course = Course(["pi-1"], 1, baselines=False, clock=clock)
-    course.fleet(snapshot(training("pi-1", 1, 0.0)))
+    state = DemoState(["pi-1"], 1, baselines=False, clock=clock)
+    state.fleet(snapshot(training("pi-1", 1, 0.0)))
     clock.advance(10)
-    course.fleet(snapshot(training("pi-1", 1, 0.5)))
-    assert course.end.startswith("done in about ")
-    assert course.end.endswith(" s: training, release and predictions")
+    state.fleet(snapshot(training("pi-1", 1, 0.5)))
+    assert state.end.startswith("done in about ")
+    assert state.end.endswith(" s: training, release and predictions")
 
 
 def test_terminal_is_redrawn_as_updates_arrive() -> None:
     output = io.StringIO()
     with LiveDisplay(Console(file=output, width=80, height=24, force_terminal=True)) as display:
-        display.begin(Course(["pi-1"], ROUNDS))
+        display.begin(DemoState(["pi-1"], ROUNDS))
         display.fleet(snapshot(training("pi-1", 3, 0.5)))
         display.expect(workload("pi-1"))
         display.predicted(0.1)
@@ -192,7 +192,7 @@ def test_terminal_is_redrawn_as_updates_arrive() -> None:
 def test_log_has_one_line_per_part_round_and_baseline() -> None:
     output = io.StringIO()
     with LineDisplay(Console(file=output, width=80)) as display:
-        display.begin(Course(["[b]"], ROUNDS))
+        display.begin(DemoState(["[b]"], ROUNDS))
         for number in (1, 1, 2):
             display.fleet(snapshot(training("[b]", number, 0.5), metrics=with_name(metrics(number), "[b]")))
         display.predicted(0.2)

@@ -14,7 +14,7 @@ from splitee.errors import ChildFailed, ConfigError
 from splitee.mqtt.events import Connected
 from splitee.mqtt.link import Link
 from splitee_lab.local import brokers
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, mosquitto, open_broker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, mosquitto, open_broker
 
 DEV_CONFIG = Path(__file__).parents[3] / "broker_config" / "mosquitto-dev.conf"
 
@@ -40,7 +40,7 @@ def test_mosquitto_settings_are_those_of_the_development_file() -> None:
 
 @pytest.mark.parametrize("choice", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
 def test_chosen_broker_serves_and_ends(
-    choice: str, tmp_path: Path, make_broker: Callable[..., OwnBroker]
+    choice: str, tmp_path: Path, make_broker: Callable[..., RestartableBroker]
 ) -> None:
     with open_broker(choice, tmp_path) as broker:
         assert broker.kind == choice
@@ -81,14 +81,14 @@ def test_unknown_broker_is_refused(choice: str, tmp_path: Path) -> None:
 
 @pytest.mark.mosquitto
 def test_failed_start_of_a_broker_is_reported_with_its_last_words(
-    make_broker: Callable[..., OwnBroker],
+    make_broker: Callable[..., RestartableBroker],
 ) -> None:
     with pytest.raises(ChildFailed, match=r"mosquitto broker ended with status \d+: .*no_such_setting"):
         make_broker("mosquitto", MOSQUITTO_SETTINGS + "no_such_setting true\n")
 
 
 @pytest.mark.mosquitto
-def test_port_in_use_is_refused(make_broker: Callable[..., OwnBroker], tmp_path: Path) -> None:
+def test_port_in_use_is_refused(make_broker: Callable[..., RestartableBroker], tmp_path: Path) -> None:
     port = make_broker("mosquitto").address.port
     with (
         pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"),
@@ -98,7 +98,7 @@ def test_port_in_use_is_refused(make_broker: Callable[..., OwnBroker], tmp_path:
 
 
 def test_check_raises_after_the_broker_has_died(
-    broker_kind: str, make_broker: Callable[..., OwnBroker]
+    broker_kind: str, make_broker: Callable[..., RestartableBroker]
 ) -> None:
     broker = make_broker(broker_kind).broker
     assert broker is not None

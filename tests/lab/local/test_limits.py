@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from splitee_lab.local.limits import STEP, CpuShares, kinds_of_devices
+from splitee_lab.local.limits import STEP, CpuShares, device_limits
 
 GROUPS = {
     1: ("30 23 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n", "1:cpu:/own\n", "cpu/own"),
@@ -53,7 +53,7 @@ def test_process_is_pinned_to_one_core_without_control_groups(tmp_path: Path, sl
 
 
 def test_first_three_devices_differ_and_the_fourth_is_like_the_first() -> None:
-    kinds = kinds_of_devices(4)
+    kinds = device_limits(4)
     assert [kind.cpu for kind in kinds] == [1.0, 0.6, 0.3, 1.0]
     assert sorted((kind.memory for kind in kinds[:3]), reverse=True) == [kind.memory for kind in kinds[:3]]
     assert len({kind.memory for kind in kinds}) == 3

@@ -14,7 +14,7 @@ from torch import Tensor
 from splitee.networks.split import build_for, build_network
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, open_data
-from splitee_device.training.baseline import by_itself, exit_accuracy
+from splitee_device.training.baseline import exit_accuracy, standalone_spec
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.baselines import evaluate
 from splitee_lab.methods.experiment import Experiment
@@ -112,7 +112,7 @@ def test_exits_alone_begin_from_the_given_weights(initial: InitialWeights) -> No
         found: dict[str, float | None] = {}
         for name, device in own.items():
             trainer = ClientTrainer(
-                build_at(SPEC, "cpu", first), device.cut, by_itself(SPEC), name, device.data
+                build_at(SPEC, "cpu", first), device.cut, standalone_spec(SPEC), name, device.data
             )
             for number in range(1, SPEC.rounds + 1):
                 for _ in trainer.round(number):

@@ -17,7 +17,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData
 from splitee_lab.methods import cse_fsl, fsl_sage
-from splitee_lab.methods.alignment import Target, align, feature_gradients, gradient_error, undisturbed
+from splitee_lab.methods.alignment import Target, align, feature_gradients, gradient_error, with_fixed_buffers
 from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.methods.registry import BASELINES, METHODS
 from splitee_lab.methods.simulation import SimulatedDevice
@@ -198,7 +198,7 @@ def targets_of(trunk: nn.Module) -> list[Target]:
         for _ in range(4)
     ]
     torch.manual_seed(1)
-    logits_of = undisturbed(trunk)
+    logits_of = with_fixed_buffers(trunk)
     return [
         Target(features, labels, feature_gradients(logits_of, features, labels))
         for features, labels in batches

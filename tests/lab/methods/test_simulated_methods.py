@@ -203,7 +203,7 @@ def after_a_round(
         strategy.join(name, device.cut)
     batches = {name: list(trainers[name].round(1)) for name in in_order(trainers)}
     for step, together in enumerate(zip(*batches.values(), strict=True)):
-        strategy.reach(step)
+        strategy.begin_step(step)
         for name, batch in zip(batches, together, strict=True):
             features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
             strategy.train(name, features, labels, round_number=1, step=step, steps=4)

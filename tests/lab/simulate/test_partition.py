@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from splitee.errors import ConfigError, DataError
-from splitee_lab.simulate.partition import Partition, deal, warnings_of
+from splitee_lab.simulate.partition import Partition, partition_warnings, split_among
 
 LABELS = np.arange(600) % 10
 
@@ -24,21 +24,21 @@ LABELS = np.arange(600) % 10
 )
 def test_every_image_goes_to_one_client(text: str, clients: int, samples: int, seed: int) -> None:
     labels = np.random.default_rng(seed).integers(0, 7, samples)
-    dealt = deal(labels, clients, Partition.parse(text), seed)
+    dealt = split_among(labels, clients, Partition.parse(text), seed)
     assert len(dealt) == clients
     assert sorted(np.concatenate(dealt)) == list(range(samples))
-    again = deal(labels, clients, Partition.parse(text), seed)
+    again = split_among(labels, clients, Partition.parse(text), seed)
     assert all(np.array_equal(one, other) for one, other in zip(dealt, again, strict=True))
 
 
 @pytest.mark.parametrize("text", ["iid", "dirichlet:0.5", "shards:2"])
 def test_another_seed_gives_another_partition(text: str) -> None:
-    one, other = (deal(LABELS, 4, Partition.parse(text), seed) for seed in (1, 2))
+    one, other = (split_among(LABELS, 4, Partition.parse(text), seed) for seed in (1, 2))
     assert any(not np.array_equal(mine, yours) for mine, yours in zip(one, other, strict=True))
 
 
 def test_iid_parts_differ_by_one_image_at_most() -> None:
-    assert [len(mine) for mine in deal(LABELS, 7, Partition("iid"), 1)] == [86, 86, 86, 86, 86, 85, 85]
+    assert [len(mine) for mine in split_among(LABELS, 7, Partition("iid"), 1)] == [86, 86, 86, 86, 86, 85, 85]
 
 
 def test_smaller_alpha_gives_less_even_parts() -> None:
@@ -52,12 +52,12 @@ def unevenness(text: str) -> float:
 
 
 def parts(text: str) -> list[npt.NDArray[np.intp]]:
-    return deal(LABELS, 6, Partition.parse(text), 3)
+    return split_among(LABELS, 6, Partition.parse(text), 3)
 
 
 @pytest.mark.parametrize("each", [1, 2, 3])
 def test_shard_holds_at_most_two_classes(each: int) -> None:
-    for mine in deal(LABELS, 10, Partition("shards", shards=each), 1):
+    for mine in split_among(LABELS, 10, Partition("shards", shards=each), 1):
         assert len(np.unique(LABELS[mine])) <= 2 * each
 
 
@@ -89,14 +89,14 @@ def test_alpha_out_of_range_is_refused(alpha: str) -> None:
 
 def test_partition_of_too_few_images_is_refused() -> None:
     with pytest.raises(DataError, match="3 training images cannot be dealt to 4 clients: give more"):
-        deal(np.arange(3), 4, Partition("iid"), 1)
+        split_among(np.arange(3), 4, Partition("iid"), 1)
     with pytest.raises(DataError, match="5 training images cannot be dealt to 3 clients with 2 shards"):
-        deal(np.arange(5), 3, Partition("shards", shards=2), 1)
+        split_among(np.arange(5), 3, Partition("shards", shards=2), 1)
 
 
 def test_clients_with_too_few_images_or_one_class_are_reported() -> None:
     poor = [np.array([], np.int64), np.array([1]), np.array([2, 2]), np.array([0, 1])]
-    lines = warnings_of(poor, ["a", "b", "c", "d"], ["cat", "dog", "owl"])
+    lines = partition_warnings(poor, ["a", "b", "c", "d"], ["cat", "dog", "owl"])
     assert lines == [
         "a has no images: it takes no part",
         "b has a single image: it takes no part",

@@ -22,8 +22,8 @@ from splitee.training.weights import client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.lanes import LANES, in_order
 from splitee_server.learning.strategies.base import Untrainable
-from splitee_server.ranks.dealing import LaneDealing
-from splitee_server.ranks.parcels import pack, unpack
+from splitee_server.ranks.assignment import LaneAssignment
+from splitee_server.ranks.state_transfer import pack, unpack
 
 CUTS = {"a": 1, "b": 2, "c": 3, "d": 2, "e": 1}
 STEPS = {"a": 3, "b": 3, "c": 3, "d": 1, "e": 2}
@@ -128,14 +128,14 @@ def digest_of_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
     """Digest of the commit of `count` ranks, each of which trains only the batches of its own devices."""
     model = make_model(run)
     for number in range(1, rounds + 1):
-        dealing = LaneDealing(count)
-        dealt = dealing.deal(CUTS)
+        dealing = LaneAssignment(count)
+        dealt = dealing.assign_ranks(CUTS)
         ranks = [model, *(make_model(run, ()) for _ in range(1, count))]
         own = [[device for device in in_order(CUTS) if dealt[device] == rank] for rank in range(count)]
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
-            rank.borrow(unpack(pack(model.lend(devices, averages=True))))
+            rank.load_phase_state(unpack(pack(model.phase_state(devices, averages=True))))
             for device in devices:
-                rank.borrow_memory(device, unpack(pack(model.lend_memory(device))))
+                rank.load_training_state(device, unpack(pack(model.training_state(device))))
         for step in range(max(STEPS.values())):
             for rank, devices in zip(ranks, own, strict=True):
                 for device in devices:
@@ -145,12 +145,12 @@ def digest_of_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
                 join_step(ranks, dealing)
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
             for device in devices:
-                model.take_back(device, unpack(pack(rank.hand_over(device))))
+                model.load_round_result(device, unpack(pack(rank.round_result(device))))
         model.commit(number, sent(number, run))
     return digest(model)
 
 
-def join_step(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
+def join_step(ranks: Sequence[FleetModel], dealing: LaneAssignment) -> None:
     first, *others = ranks
     parts = [other.part_of_step(dealing.lanes(rank)) for rank, other in enumerate(others, start=1)]
     changed = first.end_step(*[unpack(pack_state(part)) for part in parts], lanes=dealing.lanes(0))

@@ -208,7 +208,7 @@ def test_earlier_run_gives_weights_classes_exits_and_normalisation(tmp_path: Pat
     initial.load_into(network)
     first = FleetModel(spec, network, initial)
     first.join("new", 3, 10)
-    client = first.first_client("new")
+    client = first.initial_client("new")
     assert same(client["exit.linear.weight"], initial.exits[3]["linear.weight"])
     assert same(client["client.first.0.weight"], initial.tensors["first.0.weight"])
     assert not same(

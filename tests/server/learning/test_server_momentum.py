@@ -30,32 +30,32 @@ def test_momentum_carries_the_change_of_a_commit_into_the_next() -> None:
     found = []
     for mean in (1.0, 3.0, 3.0, 3.0):
         means = tensors(mean)
-        committed = means | momentum.carry_on(means, committed)
+        committed = means | momentum.apply(means, committed)
         found.append(committed["fc.weight"][0].item())
     # first: 1. then v = 2: 3. then v = 0 + 1: 4. then v = -1 + 0.5: 3.5
     assert found == [1.0, 3.0, 4.0, 3.5]
 
 
 def test_momentum_does_not_apply_to_statistics() -> None:
-    carried = ServerMomentum(0.5).carry_on(tensors(2.0, mean=3.0), tensors(1.0, mean=1.0))
+    carried = ServerMomentum(0.5).apply(tensors(2.0, mean=3.0), tensors(1.0, mean=1.0))
     assert carried.keys() == {"fc.weight"}
 
 
 def test_zero_momentum_changes_no_weights_and_keeps_no_state() -> None:
     momentum = ServerMomentum(0.0)
-    assert momentum.carry_on(tensors(2.0), tensors(1.0)) == {}
+    assert momentum.apply(tensors(2.0), tensors(1.0)) == {}
     assert momentum.state() == {}
 
 
 @pytest.mark.parametrize("resumed", [False, True])
 def test_momentum_continues_in_a_resumed_run(resumed: bool) -> None:
     momentum = ServerMomentum(0.5)
-    momentum.carry_on(tensors(2.0), tensors(1.0))
+    momentum.apply(tensors(2.0), tensors(1.0))
     if resumed:
         state = momentum.state()
         momentum = ServerMomentum(0.5)
         momentum.load(state)
-    assert momentum.carry_on(tensors(2.0), tensors(2.0))["fc.weight"].tolist() == [2.5, 2.5]
+    assert momentum.apply(tensors(2.0), tensors(2.0))["fc.weight"].tolist() == [2.5, 2.5]
 
 
 CUTS = {"a": 1, "b": 2, "c": 3}

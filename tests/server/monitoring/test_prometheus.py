@@ -17,7 +17,7 @@ from commands import call
 from fakes import FakeClock
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from told_fleets import rollout
+from retained_fleet import rollout
 
 from splitee.errors import ConfigError, ExitCode
 from splitee.protocol.accuracies import ClassRecall
@@ -27,7 +27,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import free_port
 from splitee_server.monitoring.prometheus import DEVICES, Figures, serving
-from splitee_server.rounds.progress import Progress, RunProgress, Standing, Trained
+from splitee_server.rounds.progress import DeviceSnapshot, Progress, RunProgress, Trained
 
 CERTIFICATE_END = datetime(2031, 11, 27, tzinfo=UTC)
 HOST = "127.0.0.1"
@@ -60,7 +60,7 @@ def progress(devices: int = 3, **changes: object) -> Progress:
         "spec": SPEC,
         "phase": "train",
         "committed": 2,
-        "devices": tuple(Standing(name, 2, name != "pi-0001", 20, TRAFFIC) for name in names),
+        "devices": tuple(DeviceSnapshot(name, 2, name != "pi-0001", 20, TRAFFIC) for name in names),
         "waiting_for": ("pi-0001",),
         "missing": 1,
         "waited": 12.5,

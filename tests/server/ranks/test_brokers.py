@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from fakes import Counted, FakeClock, FakePort
+from fakes import FakeClock, FakePort, RecordingMeter
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message
@@ -88,6 +88,6 @@ def test_retained_status_at_the_old_broker_of_a_moved_device_is_ignored(
 
 
 def test_meter_counts_the_messages_of_all_links(brokers: SeveralBrokers, ports: list[FakePort]) -> None:
-    brokers.meter = meter = Counted()
+    brokers.meter = meter = RecordingMeter()
     brokers.publish(TOPICS.commit, b"12345")
     assert meter.sent == [(TOPICS.commit, 5, 0)] * 2

@@ -14,10 +14,10 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 from splitee.errors import ConfigError, RankLost
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.options import LinkOptions
-from splitee_server.ranks.begin import agree, train
-from splitee_server.ranks.group import LOOK, Group, meet
+from splitee_server.ranks.begin import compare_settings, train
+from splitee_server.ranks.group import CHECK_EVERY, Group, meet
+from splitee_server.ranks.heartbeats import LOST_AFTER
 from splitee_server.ranks.place import Place
-from splitee_server.ranks.signs import SILENCE
 from splitee_server.rounds.policy import Policy
 
 
@@ -34,16 +34,16 @@ def groups() -> Callable[[int], list[Group]]:
 
 def test_messages_are_received_once_and_in_order(groups: Callable[[int], list[Group]]) -> None:
     one, two, three = groups(3)
-    assert list(two.heard(0)) == []
+    assert list(two.new_messages(0)) == []
     one.post(1, b"first")
     one.post(1, b"\xff\x00second")
     one.post(2, b"other")
     three.post(1, b"of three")
-    assert list(two.heard(0)) == [b"first", b"\xff\x00second"]
+    assert list(two.new_messages(0)) == [b"first", b"\xff\x00second"]
     one.post(1, b"third")
-    assert list(two.heard(0)) == [b"third"]
-    assert list(two.heard(2)) == [b"of three"]
-    assert list(three.heard(0)) == [b"other"]
+    assert list(two.new_messages(0)) == [b"third"]
+    assert list(two.new_messages(2)) == [b"of three"]
+    assert list(three.new_messages(0)) == [b"other"]
 
 
 def test_failed_rank_ends_another_with_its_error(groups: Callable[[int], list[Group]]) -> None:
@@ -51,7 +51,7 @@ def test_failed_rank_ends_another_with_its_error(groups: Callable[[int], list[Gr
     two.fail("no broker at mqtt://b:1883")
     three.fail("another rank is gone")  # as a consequence
     with pytest.raises(RankLost, match=r"^rank 1: no broker at mqtt://b:1883$"):
-        list(one.heard(1))
+        list(one.new_messages(1))
 
 
 def test_stopped_rank_is_reported_to_another(groups: Callable[[int], list[Group]]) -> None:
@@ -61,7 +61,7 @@ def test_stopped_rank_is_reported_to_another(groups: Callable[[int], list[Group]
     link = LinkOptions(BrokerAddress("127.0.0.1", 1), "barn", 0.1, None)
     train(two, link, Policy(devices=2, quorum=1), stop)
     with pytest.raises(RankLost, match=r"^rank 1: it was asked to stop$"):
-        one.look()
+        one.check_ranks()
 
 
 def test_rank_without_a_sign_of_life_counts_as_lost() -> None:
@@ -69,21 +69,21 @@ def test_rank_without_a_sign_of_life_counts_as_lost() -> None:
     one, two = (Group(Place(rank, 2), store, clock) for rank in range(2))
 
     def look_for(seconds: float) -> None:
-        for _ in range(int(seconds / LOOK)):
-            one.look()
-            clock.advance(LOOK)
+        for _ in range(int(seconds / CHECK_EVERY)):
+            one.check_ranks()
+            clock.advance(CHECK_EVERY)
 
-    look_for(SILENCE)
-    two.signs.start()  # one sign, on a thread, whatever `two` works on
-    two.signs.stop()
-    look_for(SILENCE)
+    look_for(LOST_AFTER)
+    two.heartbeats.start()  # one sign, on a thread, whatever `two` works on
+    two.heartbeats.stop()
+    look_for(LOST_AFTER)
     with pytest.raises(RankLost, match=r"^rank 1 has given no sign of life for 60 s$"):
-        look_for(3 * LOOK)
+        look_for(3 * CHECK_EVERY)
 
 
 def test_ranks_with_the_same_settings_agree(groups: Callable[[int], list[Group]]) -> None:
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda group: agree(group, {"rounds": 3, "fleet": "a"}), groups(3)))
+        list(pool.map(lambda group: compare_settings(group, {"rounds": 3, "fleet": "a"}), groups(3)))
 
 
 def test_ranks_with_different_settings_are_refused_with_the_difference(
@@ -91,7 +91,7 @@ def test_ranks_with_different_settings_are_refused_with_the_difference(
 ) -> None:
     def refusal_of(group: Group) -> str:
         with pytest.raises(ConfigError) as refused:
-            agree(group, {"fleet": "a", "rounds": 4 if group.rank else 5})
+            compare_settings(group, {"fleet": "a", "rounds": 4 if group.rank else 5})
         return str(refused.value)
 
     with ThreadPoolExecutor() as pool:

@@ -30,7 +30,7 @@ from splitee.training.state import weights_digest
 from splitee.training.tensors import tensor_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.lanes import in_order
-from splitee_server.ranks.dealing import Dealing, LaneDealing
+from splitee_server.ranks.assignment import LaneAssignment, RankAssignment
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader
 from splitee_server.ranks.place import Place
@@ -52,7 +52,7 @@ class MemoryGroup(Group):
         self, rank: int, store: HashStore, states: dict[tuple[int, int], queue.Queue[bytes]]
     ) -> None:
         super().__init__(Place(rank, 2), store)
-        self.signs.start()
+        self.heartbeats.start()
         self._states = states
 
     def send(self, rank: int, data: bytes) -> None:
@@ -92,7 +92,7 @@ class Ranks:
         self.group = MemoryGroup(0, store, queues)
         self.port, self.other_port = FakePort(FakeClock()), PatientPort(FakeClock())
         self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, if not all can
-        dealing = LaneDealing(2) if spec is JOINT else Dealing(2, self.bound.get)
+        dealing = LaneAssignment(2) if spec is JOINT else RankAssignment(2, self.bound.get)
         self.leader = Leader(self.group, self.port, TOPICS, dealing)
         self.model = self.new_model()
         for device, cut in CUTS.items():
@@ -116,8 +116,8 @@ class Ranks:
     def open(self, kind: RunPhase = "train", number: int = 1, attempt: int = 1) -> Phase:
         parts = {device: Participant(cut, STEPS, number - 1) for device, cut in CUTS.items()}
         opened = RoundOpen(run=SPEC.run, round=number, attempt=attempt, phase=kind, participants=len(parts))
-        elsewhere = self.leader.deal(parts)
-        own = {device: part for device, part in parts.items() if device not in elsewhere}
+        remote = self.leader.assign_ranks(parts)
+        own = {device: part for device, part in parts.items() if device not in remote}
         phase = Phase(
             opened,
             parts,
@@ -126,7 +126,7 @@ class Ranks:
             windows=windows_of(opened, own),
             num_classes=3,
             clock=time.monotonic,
-            elsewhere=elsewhere,
+            remote=remote,
         )
         self.leader.open(phase, self.spec, self.model)
         return phase
@@ -146,7 +146,7 @@ class Ranks:
         self._thread.join(60)
         assert not self._thread.is_alive()
         for group in (self.group, self._other_group):
-            group.signs.stop()
+            group.heartbeats.stop()
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def acknowledged(ranks: Ranks) -> list[tuple[int, bool]]:
 
 def test_batches_are_trained_by_the_rank_that_their_device_is_dealt_to(ranks: Ranks) -> None:
     phase = ranks.open()
-    assert [ranks.leader.serves(device) for device in CUTS] == [False, True, False]
+    assert [ranks.leader.is_remote(device) for device in CUTS] == [False, True, False]
     assert ranks.port.subscribed == [routes.FEATURES.topic(TOPICS, one) for one in ("pi-1", "pi-3")]
     assert ranks.other_port.subscribed == [routes.FEATURES.topic(TOPICS, "pi-2")]
     for step in (1, 0, 2):
@@ -184,7 +184,7 @@ def test_batches_are_trained_by_the_rank_that_their_device_is_dealt_to(ranks: Ra
     assert acknowledged(ranks) == [(0, False), requested, (1, False), (2, False), (3, False)]
     ranks.leader.collect(phase, ranks.model)
     assert phase.trunk_loss("pi-2") is not None
-    found = ranks.model.hand_over("pi-2")
+    found = ranks.model.round_result("pi-2")
     assert found["trained"] == 4 * STEPS
     assert found["strategy"]["trunk"]
 
@@ -243,7 +243,7 @@ def test_dropped_device_is_unsubscribed_and_its_training_is_forgotten(
     ranks.leader.go_on_without(("pi-2",))
     until(lambda: ranks.other_port.subscribed == [])
     ranks.leader.collect(phase, ranks.model)
-    assert not ranks.model.hand_over("pi-2")["strategy"]
+    assert not ranks.model.round_result("pi-2")["strategy"]
     phase = ranks.open(number=2)
     for step in range(STEPS):
         ranks.say("pi-2", features(phase, "pi-2", step))
@@ -262,7 +262,7 @@ def test_device_that_changes_its_rank_keeps_its_momentum(ranks: Ranks) -> None:
     for number, rank in enumerate((1, 0, 1), start=1):
         ranks.bound["pi-2"] = [rank]
         phase = ranks.open(number=number)
-        assert ranks.leader.serves("pi-2") == bool(rank)
+        assert ranks.leader.is_remote("pi-2") == bool(rank)
         train_here(alone, phase)
         if rank:
             for step in range(STEPS):
@@ -295,7 +295,7 @@ def train_batch(model: FleetModel, phase: Phase, device: str, step: int, batch: 
 
 
 def trunk_digest(model: FleetModel) -> str:
-    return weights_digest(model.hand_over("pi-2")["strategy"]["trunk"])
+    return weights_digest(model.round_result("pi-2")["strategy"]["trunk"])
 
 
 def test_new_attempt_starts_at_step_0_from_the_weights_and_momentum_of_rank_0(ranks: Ranks) -> None:
@@ -332,7 +332,7 @@ def test_scores_and_statistics_are_collected_from_the_other_rank(ranks: Ranks) -
         ranks.say("pi-2", features(phase, "pi-2", step))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
     ranks.leader.collect(phase, ranks.model)
-    assert ranks.model.seen_of("pi-2")["batches"] == STEPS
+    assert ranks.model.observed_statistics("pi-2")["batches"] == STEPS
     phase = ranks.open("evaluate")
     for step in range(STEPS):
         ranks.say("pi-2", features(phase, "pi-2", step))
@@ -391,7 +391,7 @@ def joint_ranks() -> Iterator[JointRanks]:
 def test_joint_step_waits_for_the_batches_of_the_last_step_on_all_ranks(joint_ranks: JointRanks) -> None:
     ranks = joint_ranks
     phase = ranks.open()
-    assert [ranks.leader.serves(device) for device in CUTS] == [False, True, True]
+    assert [ranks.leader.is_remote(device) for device in CUTS] == [False, True, True]
     alone = ranks.new_model()
     for device, cut in CUTS.items():
         alone.join(device, cut, 4 * STEPS)

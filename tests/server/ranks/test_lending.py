@@ -18,7 +18,7 @@ from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
 from splitee_export.combination import HeldOutLogits
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.ranks.parcels import pack, pack_score, unpack, unpack_score
+from splitee_server.ranks.state_transfer import pack, pack_score, unpack, unpack_score
 from splitee_server.rounds.evaluation import Score
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
@@ -75,7 +75,7 @@ class Server:
                 for name, tensor in like.items()
             }
         for device in ELSEWHERE if self.other else ():
-            self.model.take_back(device, unpack(pack(self.other.hand_over(device))))
+            self.model.load_round_result(device, unpack(pack(self.other.round_result(device))))
         contributions = {
             device: Contribution(weights, moves.get(device, 0)) for device, weights in sent.items()
         }
@@ -91,7 +91,7 @@ class Server:
             features, _ = self._batch(cut, generator)
             self._at(device).observe(device, features, round_number=number, step=0)
         for device in ELSEWHERE if self.other else ():
-            self.model.take_seen(device, unpack(pack(self.other.seen_of(device))))
+            self.model.load_observed_statistics(device, unpack(pack(self.other.observed_statistics(device))))
         self.model.refresh({device: {} for device in self.cuts})
         self._averages_are_new = True
 
@@ -104,10 +104,12 @@ class Server:
     def _lend(self, *, training: bool) -> None:
         if self.other is None:
             return
-        self.other.borrow(unpack(pack(self.model.lend(ELSEWHERE, averages=self._averages_are_new))))
+        self.other.load_phase_state(
+            unpack(pack(self.model.phase_state(ELSEWHERE, averages=self._averages_are_new)))
+        )
         self._averages_are_new = False
         for device in sorted(self._lacks_memory.intersection(ELSEWHERE)) if training else ():
-            self.other.borrow_memory(device, unpack(pack(self.model.lend_memory(device))))
+            self.other.load_training_state(device, unpack(pack(self.model.training_state(device))))
             self._lacks_memory.discard(device)
 
     def _at(self, device: str) -> FleetModel:
@@ -163,8 +165,8 @@ def test_commit_with_a_second_rank_equals_that_of_a_server_alone(settings: dict[
 def test_equal_tensors_are_packed_once() -> None:
     server = Server(spec(), has_ranks=False)
     server.round(1)
-    one, four = (len(pack(server.model.lend(list(CUTS)[:count], averages=True))) for count in (1, 4))
-    without = len(pack(server.model.lend(CUTS, averages=False)))
+    one, four = (len(pack(server.model.phase_state(list(CUTS)[:count], averages=True))) for count in (1, 4))
+    without = len(pack(server.model.phase_state(CUTS, averages=False)))
     assert four < 1.5 * one  # plus the exits and counters of each device
     assert without < four
     weights = server.model.trunk_weights()

@@ -10,7 +10,7 @@ from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.learning.lanes import in_order, lane_of
-from splitee_server.ranks.dealing import Dealing, LaneDealing
+from splitee_server.ranks.assignment import LaneAssignment, RankAssignment
 from splitee_server.ranks.place import Place, brokers_of_ranks, place_in
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -79,31 +79,36 @@ def test_brokers_flag_names_one_broker_per_rank() -> None:
 
 
 def test_devices_are_dealt_evenly_by_id_and_keep_their_rank() -> None:
-    dealing = Dealing(2)
-    assert dealing.deal("cab") == {"a": 0, "b": 1, "c": 0}
-    assert dealing.deal("bdz") == {"b": 1, "d": 0, "z": 0}
-    assert dealing.deal("abc") == {"a": 0, "b": 1, "c": 0}
+    dealing = RankAssignment(2)
+    assert dealing.assign_ranks("cab") == {"a": 0, "b": 1, "c": 0}
+    assert dealing.assign_ranks("bdz") == {"b": 1, "d": 0, "z": 0}
+    assert dealing.assign_ranks("abc") == {"a": 0, "b": 1, "c": 0}
 
 
 def test_lanes_are_dealt_in_rank_order_and_are_not_split() -> None:
     devices = [f"pi-{number}" for number in range(200)]
     for ranks in (1, 2, 4):
-        dealt = LaneDealing(ranks).deal(devices)
+        dealt = LaneAssignment(ranks).assign_ranks(devices)
         in_turn = [dealt[device] for device in in_order(devices)]
         assert in_turn == sorted(in_turn)
         assert all(in_turn.count(rank) >= 0.75 * 200 / ranks for rank in range(ranks))
         assert len({(lane_of(device), dealt[device]) for device in devices}) == len(
             set(map(lane_of, devices))
         )
-    dealing = LaneDealing(2)
-    assert dealing.deal(["pi-1", "pi-2", "pi-3", "pi-4"]) == {"pi-1": 0, "pi-2": 1, "pi-3": 1, "pi-4": 0}
+    dealing = LaneAssignment(2)
+    assert dealing.assign_ranks(["pi-1", "pi-2", "pi-3", "pi-4"]) == {
+        "pi-1": 0,
+        "pi-2": 1,
+        "pi-3": 1,
+        "pi-4": 0,
+    }
     assert [dealing.lanes(rank) for rank in range(2)] == [range(32), range(32, 64)]  # each has one sum
-    assert dealing.deal([]) == {}
+    assert dealing.assign_ranks([]) == {}
 
 
 def test_device_is_dealt_to_a_rank_of_its_broker() -> None:
     at = {"a": [0], "b": [1, 2], "c": [1, 2]}
-    dealing = Dealing(3, at.get)
-    assert dealing.deal("abcd") == {"a": 0, "b": 1, "c": 2, "d": 0}
+    dealing = RankAssignment(3, at.get)
+    assert dealing.assign_ranks("abcd") == {"a": 0, "b": 1, "c": 2, "d": 0}
     at["a"] = [2]
-    assert dealing.deal("a") == {"a": 2}
+    assert dealing.assign_ranks("a") == {"a": 2}

@@ -22,7 +22,7 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
 def test_late_report_of_a_replaced_rollout_does_not_restore_its_offer(fleet: ReleaseFleet) -> None:
     fleet.begin("a", b"old", AT_ONCE)
     *_, last = fleet.begin("b", b"newer", WAVES)
-    fleet.says(last, "downloading", "a", have=3)  # it has not got the newer offer yet
+    fleet.report(last, "downloading", "a", have=3)  # it has not got the newer offer yet
     assert fleet.offer(last) is None
     older = fleet.releases.rollouts.find("a")
     assert older is not None
@@ -43,14 +43,14 @@ def test_server_killed_before_recording_a_replacement_makes_it_at_restart(fleet:
 def test_retained_failure_of_an_earlier_rollout_does_not_count_in_the_next(fleet: ReleaseFleet) -> None:
     """The broker delivers the earlier report again whenever the server connects to it."""
     fleet.begin("a", pace=replace(AT_ONCE, max_failures="0"), devices=["d0"])
-    fleet.says("d0", "failed", reason="a power cut", time=7.0)
+    fleet.report("d0", "failed", reason="a power cut", time=7.0)
     assert fleet.rollout("a").state == "stopped"
     fleet.begin("b", pace=replace(AT_ONCE, max_failures="0"), devices=["d0"])
-    fleet.says("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
+    fleet.report("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
     fleet.restart()
-    fleet.says("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
+    fleet.report("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
     assert (fleet.rollout("b").state, fleet.offered) == ("running", {"d0"})
-    fleet.says("d0", "failed", "b", reason="once more", time=9.0)
+    fleet.report("d0", "failed", "b", reason="once more", time=9.0)
     assert fleet.rollout("b").reason == "1 failed, 0 may: d0: once more"
 
 
@@ -58,6 +58,6 @@ def test_rollout_of_a_release_already_in_service_finishes_without_reports(fleet:
     """Its offer is the same as before, so that no device reports anything."""
     fleet.begin("a", pace=AT_ONCE)
     for device in fleet.devices:
-        fleet.says(device, "in service", time=7.0)
+        fleet.report(device, "in service", time=7.0)
     fleet.begin("b", pace=AT_ONCE)
     assert fleet.rollout("b").state == "finished"

@@ -33,8 +33,8 @@ def test_log_lines_about_flipping_reports_are_limited_per_device(
     fleet.wake(*fleet.devices)
     with caplog.at_level(logging.INFO):
         for number in range(500):
-            fleet.says(EVIL, "downloading" if number % 2 else "trying", reason=f"lie {number}")
-        fleet.says("d0", "downloading")
+            fleet.report(EVIL, "downloading" if number % 2 else "trying", reason=f"lie {number}")
+        fleet.report("d0", "downloading")
     lines = [record.message for record in caplog.records]
     assert LINES <= sum(line.startswith(f"{EVIL}:") for line in lines) <= LINES + 500 / 60 + 1
     assert any(line.startswith("d0: model") for line in lines)
@@ -48,7 +48,7 @@ def test_arbitrary_release_messages_of_a_device_raise_no_unhandled_error(tmp_pat
     @given(ATTEMPTS)
     def attempt_is_handled(attempt: tuple[Route, bytes]) -> None:
         route, payload = attempt
-        fleet.hear(route, EVIL, payload)
+        fleet.deliver(route, EVIL, payload)
         assert fleet.gate.rejected[EVIL, "unhandled"] == 0
 
     attempt_is_handled()

@@ -36,7 +36,7 @@ class Operator:
         )
 
     def say(self) -> ReleaseReply:
-        self.fleet.hear(routes.RELEASE, "", self.order.encode())
+        self.fleet.deliver(routes.RELEASE, "", self.order.encode())
         return self.reply
 
     @property
@@ -46,7 +46,7 @@ class Operator:
     def upload(self, sha256: str, offset: int, data: bytes) -> bool:
         self.sent.append((sha256, offset))
         upload = ReleaseUpload(request=7, sha256=sha256, offset=offset, data=data)
-        return self.fleet.hear(routes.RELEASE_UPLOAD, "", upload.encode())
+        return self.fleet.deliver(routes.RELEASE_UPLOAD, "", upload.encode())
 
     def go_on(self, parts: int = 1000) -> ReleaseReply:
         """Sends the data that the server requests, at most `parts` parts."""
@@ -116,7 +116,7 @@ def test_uploaded_plan_is_kept_while_other_rollouts_change(fleet: ReleaseFleet) 
     operator = Operator(fleet, fleet.content(b"second"), "b")
     operator.say()
     operator.go_on(1)
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     operator.go_on()
     assert len(operator.sent) == 2
 
@@ -138,9 +138,9 @@ def test_unrequested_uploads_and_malformed_orders_are_rejected(fleet: ReleaseFle
     want = operator.say()
     assert not operator.upload("0" * 64, 0, b"x")
     assert not operator.upload(want.want, 0, operator.files[want.want] + b"x")
-    assert not fleet.hear(routes.RELEASE, "", b'{"request":1,"action":"erase"}')
-    assert not fleet.hear(routes.RELEASE, "", b"")
-    assert not fleet.hear(routes.RELEASE_UPLOAD, "", b"\xc1")
+    assert not fleet.deliver(routes.RELEASE, "", b'{"request":1,"action":"erase"}')
+    assert not fleet.deliver(routes.RELEASE, "", b"")
+    assert not fleet.deliver(routes.RELEASE_UPLOAD, "", b"\xc1")
     assert operator.go_on().message == "rollout a: 4 devices, in 3 waves"
 
 
@@ -197,5 +197,5 @@ def test_order_with_a_taken_or_unknown_rollout_name_is_refused(fleet: ReleaseFle
     operator.say()
     assert operator.go_on().message == "there is a rollout a already: choose another --name"
     order = ReleaseOrder(request=9, action="stop", rollout="nobody")
-    fleet.hear(routes.RELEASE, "", order.encode())
+    fleet.deliver(routes.RELEASE, "", order.encode())
     assert operator.reply.message == "there is no rollout nobody; there are: a"

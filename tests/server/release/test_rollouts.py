@@ -25,17 +25,17 @@ def test_next_wave_starts_when_all_awake_devices_have_decided(fleet: ReleaseFlee
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin()
     assert fleet.offered == {first}
-    fleet.says(first, "downloading", have=3)
+    fleet.report(first, "downloading", have=3)
     assert (fleet.update(first).state, fleet.update(first).have) == ("downloading", 3)
-    fleet.says(first, "trying")
+    fleet.report(first, "trying")
     assert fleet.offered == {first}
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     assert fleet.offered == {first, second}
     assert (fleet.rollout().wave, fleet.update(second).wave, fleet.update(fourth).wave) == (2, 2, 3)
-    fleet.says(second, "in service")
+    fleet.report(second, "in service")
     assert fleet.offered == set(fleet.devices)
     for device in (third, fourth):
-        fleet.says(device, "in service")
+        fleet.report(device, "in service")
     assert fleet.rollout().state == "finished"
     assert [(wave.devices, wave.in_service) for wave in fleet.rollout().waves] == [(1, 1), (1, 1), (2, 2)]
     assert fleet.update(third).installed == "run round 5"
@@ -44,16 +44,16 @@ def test_next_wave_starts_when_all_awake_devices_have_decided(fleet: ReleaseFlee
 def test_soak_time_restarts_on_a_failure_but_not_on_a_server_restart(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, soak=60.0, max_failures="1"))
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     fleet.tick(50)
     assert fleet.offered == {first}
     fleet.restart()
     fleet.tick(15)
     assert fleet.offered == {first, second}
     fleet.wake(second, third, fourth)
-    fleet.says(second, "in service")
+    fleet.report(second, "in service")
     fleet.tick(50)
-    fleet.says(first, "failed", reason="later")
+    fleet.report(first, "failed", reason="later")
     fleet.tick(50)
     assert fleet.offered == {second}
     fleet.tick(20)
@@ -65,24 +65,24 @@ def test_sleeping_devices_delay_no_wave_and_get_the_release_on_waking(fleet: Rel
     fleet.tick(1000)
     assert fleet.offered == {first, second}, "nobody has it in service yet"
     fleet.wake(first)
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     assert fleet.offered == set(fleet.devices)
     assert [wave.asleep for wave in fleet.rollout().waves] == [1, 2]
     for device in (second, third, fourth):
         assert fleet.rollout().state == "running"
         fleet.wake(device)
         assert fleet.fetch(device) == f"{device}:model".encode()
-        fleet.says(device, "in service")
+        fleet.report(device, "in service")
     assert fleet.rollout().state == "finished"
 
 
 def test_too_many_failures_stop_the_rollout_and_withdraw_its_offers(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, max_failures="1"))
-    fleet.says(first, "in service")
-    fleet.says(second, "failed", reason="worse")
+    fleet.report(first, "in service")
+    fleet.report(second, "failed", reason="worse")
     assert fleet.offered == set(fleet.devices) - {second}, "one may"
-    fleet.says(third, "rolled back", reason="it does not load")
+    fleet.report(third, "rolled back", reason="it does not load")
     stopped = fleet.rollout()
     assert (stopped.state, fleet.offered) == ("stopped", {first})
     assert stopped.reason in (
@@ -90,7 +90,7 @@ def test_too_many_failures_stop_the_rollout_and_withdraw_its_offers(fleet: Relea
         f"2 failed, 1 may: {third}: it does not load; {second}: worse",
     )
     assert fleet.fetch(fourth) is None
-    fleet.says(fourth, "downloading", have=3)  # it still has the withdrawn offer
+    fleet.report(fourth, "downloading", have=3)  # it still has the withdrawn offer
     assert fleet.update(fourth).state == "expired", "it will not come"
     with pytest.raises(ConfigError, match="rollout a is stopped: there is nothing to resume"):
         fleet.releases.rollouts.carry_out("resume", "a")
@@ -99,7 +99,7 @@ def test_too_many_failures_stop_the_rollout_and_withdraw_its_offers(fleet: Relea
 def test_rollout_stops_after_a_wave_with_no_device_in_service(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, *_ = fleet.begin(pace=replace(WAVES, max_failures="100%"))
-    fleet.says(first, "failed", reason="torn")
+    fleet.report(first, "failed", reason="torn")
     assert (fleet.rollout().state, fleet.offered) == ("stopped", set())
 
 
@@ -111,7 +111,7 @@ def test_paused_rollout_lets_downloads_end_and_starts_no_wave(fleet: ReleaseFlee
         "saying it twice is no error"
     )
     assert fleet.fetch(first) == f"{first}:model".encode()
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     fleet.restart()
     fleet.tick(100)
     assert fleet.offered == {first}
@@ -125,7 +125,7 @@ def test_offer_that_is_not_taken_in_time_expires(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices[:3])
     fleet.begin(pace=replace(AT_ONCE, expires=3600.0))
     for device in fleet.devices[:3]:
-        fleet.says(device, "in service")
+        fleet.report(device, "in service")
     fleet.tick(3000)
     assert fleet.rollout().state == "running"
     fleet.restart()
@@ -139,8 +139,8 @@ def test_rollback_is_offered_to_every_device_until_it_has_gone_back(fleet: Relea
     fleet.wake(*fleet.devices)
     first, second, third, fourth = fleet.begin(pace=AT_ONCE)
     for device in (first, second):
-        fleet.says(device, "in service")
-    fleet.says(third, "trying")
+        fleet.report(device, "in service")
+    fleet.report(third, "trying")
     assert fleet.releases.rollouts.carry_out("roll back", "a") == "rollout a: rolled back"
     fleet.restart()
     fleet.settle()
@@ -148,12 +148,12 @@ def test_rollback_is_offered_to_every_device_until_it_has_gone_back(fleet: Relea
         device: offer.action for device in fleet.devices if (offer := fleet.offer(device))
     } == dict.fromkeys(fleet.devices, "roll back")
     for device in (first, fourth):
-        fleet.says(device, "rolled back")
-    fleet.says(third, "in service")  # it was about to
+        fleet.report(device, "rolled back")
+    fleet.report(third, "in service")  # it was about to
     assert fleet.offered == {second, third}
     old = ModelReport(release="0" * 64, state="in service", serves=ServedModel("0" * 64, "old", 1, 1.0))
     for device in (second, third):  # the report that the broker retains may be of the previous model
-        fleet.hear(routes.MODEL_REPORT, device, old.encode(), retained=True)
+        fleet.deliver(routes.MODEL_REPORT, device, old.encode(), retained=True)
     fleet.settle()
     assert fleet.offered == set()
     assert {fleet.update(device).state for device in fleet.devices} == {"rolled back"}
@@ -165,15 +165,15 @@ def test_rollback_is_offered_to_every_device_until_it_has_gone_back(fleet: Relea
 def test_newer_release_replaces_an_undecided_one(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin()
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     fleet.begin("b", b"newer", AT_ONCE, devices=[first, second])
     assert fleet.update(second).rollout == "b"
     older = fleet.releases.rollouts.find("a")
     assert older is not None
     assert older.record.devices[second].reason == "replaced by b"
     assert fleet.fetch(second, name="b") == f"{second}:newer".encode()
-    fleet.says(first, "in service", "b")
-    fleet.says(second, "failed", "b")
+    fleet.report(first, "in service", "b")
+    fleet.report(second, "failed", "b")
     assert fleet.offer(second) is None
     fleet.restart()
     fleet.settle()
@@ -183,11 +183,11 @@ def test_newer_release_replaces_an_undecided_one(fleet: ReleaseFleet) -> None:
 
 def test_install_click_offers_the_release_before_the_wave_of_the_device(fleet: ReleaseFleet) -> None:
     first, *_, last = fleet.begin()
-    fleet.clicks(last, "software")
+    fleet.request_install(last, "software")
     assert fleet.offered == {first}
-    fleet.clicks(last)
-    fleet.clicks(last)
-    fleet.clicks("stranger")
+    fleet.request_install(last)
+    fleet.request_install(last)
+    fleet.request_install("stranger")
     assert fleet.offered == {first, last}
     fleet.restart()
     fleet.settle()
@@ -213,9 +213,9 @@ def test_killed_server_resumes_the_rollout_at_any_step(fleet: ReleaseFleet, kill
         step()
         fleet.tick()
         step()
-        fleet.says(device, "downloading", have=1)
+        fleet.report(device, "downloading", have=1)
         step()
-        fleet.says(device, "failed" if number == 1 else "in service", reason="torn" if number == 1 else "")
+        fleet.report(device, "failed" if number == 1 else "in service", reason="torn" if number == 1 else "")
     assert fleet.rollout().state == "finished"
     assert fleet.offered == set(order) - {order[1]}
     assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(1, 0), (0, 1), (2, 0)]
@@ -226,8 +226,8 @@ def test_decisions_of_devices_without_a_server_are_counted_at_its_start(fleet: R
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("3", "100%"), max_failures="1"))
     fleet.restart()
     for device in (first, second):
-        fleet.says(device, "in service", retained=True)
-    fleet.says(third, "failed", reason="torn", retained=True)
+        fleet.report(device, "in service", retained=True)
+    fleet.report(third, "failed", reason="torn", retained=True)
     fleet.settle()
     assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(2, 1), (0, 0)]
     assert fleet.offered == {first, second, fourth}
@@ -239,10 +239,10 @@ def test_dismissed_device_gets_no_offer_and_is_not_waited_for(fleet: ReleaseFlee
     fleet.begin(pace=AT_ONCE)
     assert fleet.offered == {"d1", "d2", "d3"}
     for device in ("d1", "d2", "d3"):
-        fleet.says(device, "in service")
+        fleet.report(device, "in service")
     assert fleet.rollout().state == "finished"
     fleet.gone.clear()
-    fleet.releases.rollouts.again()
+    fleet.releases.rollouts.republish()
     fleet.settle()
     assert "d0" in fleet.offered and fleet.fetch("d0") == b"d0:model"
 
@@ -275,7 +275,7 @@ def test_next_wave_is_offered_only_when_its_record_can_be_written(fleet: Release
     first, second, *_ = fleet.begin()
     folder = fleet.store.path
     folder.rename(folder.with_name("unplugged"))
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     assert fleet.offered == {first}
     folder.with_name("unplugged").rename(folder)
     fleet.tick()
@@ -294,7 +294,7 @@ def test_damaged_rollout_record_is_logged_and_left_while_other_rollouts_go_on(
     assert [one.rollout for one in fleet.releases.rollouts.overview().rollouts] == ["b"]
     assert "a.json cannot be read" in caplog.text
     assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}
-    fleet.says("d1", "in service", "b")
+    fleet.report("d1", "in service", "b")
     assert fleet.rollout("b").state == "finished"
     assert (fleet.store.path / "a.json").read_bytes() == b"{"
     assert (fleet.store.path / "a.plan").read_bytes() == plan
@@ -304,7 +304,7 @@ def test_rollout_list_fits_one_message_and_keeps_an_open_rollout(fleet: ReleaseF
     fleet.begin("open", b"open", devices=["d3"])
     for number in range(MOST_ROLLOUTS + 5):
         fleet.begin(f"r{number}", bytes([number]), replace(AT_ONCE, max_failures="0"), ["d0"])
-        fleet.says("d0", "failed", f"r{number}", reason="w" * 1000)
+        fleet.report("d0", "failed", f"r{number}", reason="w" * 1000)
     fleet.tick()
     published = Rollouts.decode(fleet.retained(routes.ROLLOUTS.topic(TOPICS)))
     assert len(published.encode()) <= routes.LARGEST_WHOLE

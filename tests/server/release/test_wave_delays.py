@@ -25,15 +25,15 @@ def wait(fleet: ReleaseFleet, seconds: int) -> None:
 def test_undecided_device_delays_the_next_wave_until_it_is_late(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
-    fleet.says(first, "in service")
-    fleet.says(second, "downloading", have=1)
+    fleet.report(first, "in service")
+    fleet.report(second, "downloading", have=1)
     wait(fleet, 80)
     assert fleet.offered == {first, second}
     wait(fleet, 30)
     assert fleet.offered == set(fleet.devices)
     assert [wave.late for wave in fleet.rollout().waves] == [1, 0]
     assert fleet.update(second).reason == "not decided within 100 s"
-    fleet.says(second, "in service")
+    fleet.report(second, "in service")
     assert [wave.late for wave in fleet.rollout().waves] == [0, 0]
     assert (fleet.update(second).state, fleet.update(second).reason) == ("in service", "")
 
@@ -41,7 +41,7 @@ def test_undecided_device_delays_the_next_wave_until_it_is_late(fleet: ReleaseFl
 def test_device_that_wakes_and_sleeps_in_turns_does_not_delay_waves_forever(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     for _ in range(10):
         fleet.wake(second, state="offline")
         wait(fleet, 20)
@@ -53,15 +53,15 @@ def test_device_that_wakes_and_sleeps_in_turns_does_not_delay_waves_forever(flee
 def test_device_that_vanishes_in_its_trial_counts_as_failed_when_late(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
-    fleet.says(second, "trying")
+    fleet.report(second, "trying")
     fleet.wake(second, state="offline")
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     wait(fleet, 80)
     assert fleet.offered == {first, second}
     wait(fleet, 30)
     assert fleet.rollout().state == "stopped"
     assert fleet.rollout().reason == f"1 failed, 0 may: {second}: no trial result for 100 s"
-    fleet.says(second, "in service")
+    fleet.report(second, "in service")
     assert fleet.update(second).state == "in service"
     assert fleet.offered == {first, second}
 
@@ -69,9 +69,9 @@ def test_device_that_vanishes_in_its_trial_counts_as_failed_when_late(fleet: Rel
 def test_download_time_does_not_count_towards_the_trial_limit(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     wait(fleet, 90)
-    fleet.says(second, "trying")
+    fleet.report(second, "trying")
     wait(fleet, 90)
     assert (fleet.update(second).state, fleet.offered) == ("trying", {first, second})
 
@@ -79,10 +79,10 @@ def test_download_time_does_not_count_towards_the_trial_limit(fleet: ReleaseFlee
 def test_restarted_server_collects_device_states_before_the_next_wave(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
-    fleet.says(first, "in service")
+    fleet.report(first, "in service")
     fleet.restart()
     fleet.tick(1.0)
-    fleet.says(second, "downloading", retained=True)
+    fleet.report(second, "downloading", retained=True)
     fleet.wake(second)
     wait(fleet, 50)
     assert fleet.offered == {first, second}
@@ -91,14 +91,14 @@ def test_restarted_server_collects_device_states_before_the_next_wave(fleet: Rel
 def test_next_wave_does_not_start_while_the_broker_is_disconnected(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
-    fleet.says(first, "in service")
-    fleet.says(second, "in service")
+    fleet.report(first, "in service")
+    fleet.report(second, "in service")
     fleet.port.connected = False
     wait(fleet, 100)
     fleet.port.connected = True
-    fleet.releases.rollouts.again()
+    fleet.releases.rollouts.republish()
     fleet.tick(1.0)
-    fleet.says(second, "failed", reason="torn", retained=True)
+    fleet.report(second, "failed", reason="torn", retained=True)
     fleet.settle()
     assert (fleet.rollout().state, fleet.rollout().wave) == ("stopped", 1)
 

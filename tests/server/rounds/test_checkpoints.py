@@ -145,14 +145,14 @@ def test_best_round_is_kept_in_addition_to_the_newest_two(store: Checkpoints) ->
     assert kept == [5, 6, 7]
     best = course(store.history(), 7)
     assert best.best is not None
-    assert (best.best.round, best.without_better) == (5, 5)
+    assert (best.best.round, best.without_improvement) == (5, 5)
     found = store.load(5)
     assert found is not None
     assert found.round == 5
 
 
 @pytest.mark.parametrize(
-    ("right", "best", "without_better"),
+    ("right", "best", "without_improvement"),
     [
         ((50, 60, 60), 3, 1),  # ties: the later
         ((50, 80, 77), 3, 1),  # within one standard error, 4 points here
@@ -163,11 +163,14 @@ def test_best_round_is_kept_in_addition_to_the_newest_two(store: Checkpoints) ->
     ],
 )
 def test_best_round_is_the_latest_within_one_standard_error_of_the_highest(
-    right: tuple[int | None, ...], best: int | None, without_better: int
+    right: tuple[int | None, ...], best: int | None, without_improvement: int
 ) -> None:
     history = [metrics(number, right=hits) for number, hits in enumerate(right, start=1)]
     found = course([*history, metrics(len(right) + 1, right=100)], len(right))  # the last is not committed
-    assert (found.best.round if found.best else None, found.without_better) == (best, without_better)
+    assert (found.best.round if found.best else None, found.without_improvement) == (
+        best,
+        without_improvement,
+    )
 
 
 def test_run_file_of_another_release_is_refused(store: Checkpoints) -> None:
@@ -211,7 +214,7 @@ def test_reopened_history_gives_the_same_course_and_metrics(store: Checkpoints) 
     assert store.course(3) == before
     assert store.evaluated(2) == metrics(2, right=70)
     assert store.evaluated(4) == metrics(4, right=10)
-    assert store.course(4).without_better == 2
+    assert store.course(4).without_improvement == 2
 
 
 def test_torn_last_line_of_the_history_is_dropped_and_logged_once(

@@ -11,29 +11,33 @@ from virtual_fleet import RUN, TOPICS, VirtualFleet
 
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.rounds.settling import LEAST_STD, Joined, settle
+from splitee_server.rounds.settling import LEAST_STD, DeviceReport, settle
 
 FLEET = replace(RUN, normalize="fleet")
 HONEST = [
-    Joined(1, 10, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)),
-    Joined(1, 10, (0.42, 0.5, 0.6), (0.2, 0.3, 0.2)),
+    DeviceReport(1, 10, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2)),
+    DeviceReport(1, 10, (0.42, 0.5, 0.6), (0.2, 0.3, 0.2)),
 ]
 
 
 @pytest.mark.parametrize("lie", [0.0, 1.0])
 def test_settled_normalization_stays_within_the_values_of_honest_devices(lie: float) -> None:
-    settled = settle(FLEET, build_for(FLEET), [*HONEST, Joined(1, 1, (lie,) * 3, (lie,) * 3)])
+    settled = settle(FLEET, build_for(FLEET), [*HONEST, DeviceReport(1, 1, (lie,) * 3, (lie,) * 3)])
     assert 0.4 <= settled.mean[0] <= 0.42
     assert settled.mean[1:] == (0.5, 0.6)
     assert 0.2 <= settled.std[1] <= 0.3
 
 
 def test_constant_or_missing_pixel_statistics_settle_to_valid_values() -> None:
-    told = [Joined(1, 10, (0.4,) * 3, (0.0,) * 3), Joined(1, 10, (0.4,), (0.1,)), Joined(1, 10)]
+    told = [
+        DeviceReport(1, 10, (0.4,) * 3, (0.0,) * 3),
+        DeviceReport(1, 10, (0.4,), (0.1,)),
+        DeviceReport(1, 10),
+    ]
     settled = settle(FLEET, build_for(FLEET), told)
     assert settled.mean == (0.4,) * 3
     assert settled.std == (LEAST_STD,) * 3
-    assert settle(FLEET, build_for(FLEET), [Joined(1, 10)]).mean == (0.5,)
+    assert settle(FLEET, build_for(FLEET), [DeviceReport(1, 10)]).mean == (0.5,)
 
 
 def test_run_is_settled_durably_and_published_before_its_first_round(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace as struct_with
-from told_fleets import rollout
+from retained_fleet import rollout
 
 from splitee.protocol.fleet import FleetMetrics, Metrics, ServerStatus
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
@@ -20,12 +20,12 @@ from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_web.fleet.event_log import (
-    LONGEST,
+    LONGEST_TEXT,
     Event,
+    events_at_start,
     events_of_device,
     events_of_fleet,
     events_of_past,
-    events_of_stranger,
 )
 
 NOW = 1_800_000_000.0
@@ -81,10 +81,10 @@ def test_device_changes_become_events(
 
 def test_new_device_gives_events_and_a_known_one_only_if_offline() -> None:
     assert [event.kind for event in events_of_device(None, DEVICE, NOW)] == ["came", "joined"]
-    assert list(events_of_stranger(DEVICE)) == []
+    assert list(events_at_start(DEVICE)) == []
     long_gone = replace(DEVICE, online=False, seen=NOW - 86_400)
-    assert list(events_of_stranger(long_gone)) == [Event(NOW - 86_400, "offline", "pi-1", "offline")]
-    assert list(events_of_stranger(replace(long_gone, seen=None))) == []  # unknown since when
+    assert list(events_at_start(long_gone)) == [Event(NOW - 86_400, "offline", "pi-1", "offline")]
+    assert list(events_at_start(replace(long_gone, seen=None))) == []  # unknown since when
 
 
 def test_late_offline_event_keeps_the_time_of_death() -> None:
@@ -247,5 +247,5 @@ def test_past_rounds_become_events_at_their_own_times() -> None:
 def test_event_text_from_the_wire_is_bounded_and_printable() -> None:
     model = ModelInService("1" * 64, "failed", reason="<script>\u202e\n" + "x" * 1000)
     (event,) = events_of_device(DEVICE, replace(DEVICE, model=model), NOW)
-    assert len(event.text) == LONGEST
+    assert len(event.text) == LONGEST_TEXT
     assert event.text.isprintable()

@@ -26,7 +26,7 @@ from splitee.protocol.fleet import DeviceStatus, Profile, ServerStatus
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import HOST, OwnBroker, RunningBroker, free_port
+from splitee_lab.local.brokers import HOST, RestartableBroker, RunningBroker, free_port
 
 TOKEN = "0123456789abcdef-token"  # noqa: S105 -- made up
 RED = 5.0  # seconds within which a dead device is shown as dead
@@ -140,7 +140,10 @@ def _said(link: Link, topic: str, seen: PageStream) -> bool:
 @pytest.mark.mosquitto
 @pytest.mark.slow
 def test_page_follows_a_broker_that_starts_late_dies_and_restarts(
-    make_broker: Callable[..., OwnBroker], topics: Topics, tmp_path: Path, make_link: Callable[..., Link]
+    make_broker: Callable[..., RestartableBroker],
+    topics: Topics,
+    tmp_path: Path,
+    make_link: Callable[..., Link],
 ) -> None:
     own = make_broker()
     own.kill()
@@ -167,7 +170,7 @@ def test_page_follows_a_broker_that_starts_late_dies_and_restarts(
 @pytest.mark.mosquitto
 @pytest.mark.slow
 def test_page_shows_that_the_broker_refuses_its_identity(
-    make_broker: Callable[..., OwnBroker], topics: Topics, tmp_path: Path
+    make_broker: Callable[..., RestartableBroker], topics: Topics, tmp_path: Path
 ) -> None:
     own = make_broker("mosquitto", "allow_anonymous false\n")
     with page(tmp_path, own.address, topics.fleet) as url, PageStream(url) as seen:

@@ -16,7 +16,7 @@ from splitee.cli.systemd import notify
 from splitee.cli.verbosity import log_options
 from splitee.mqtt.options import LinkOptions
 from splitee_web.fleet.fleet_site import FleetSite
-from splitee_web.listening import Listening, listening_options
+from splitee_web.listening import ListenOptions, listening_options
 from splitee_web.site import serve
 
 PORT = 8080
@@ -27,7 +27,7 @@ PORT = 8080
 @log_options(logging.WARNING)
 @listening_options(PORT)
 @patient_link_options
-def page(where: Listening, link: LinkOptions) -> None:
+def page(where: ListenOptions, link: LinkOptions) -> None:
     """Serve a page that shows the fleet: read-only, live, from what `splitee status` reads.
 
     If the broker or the server is away, the page says so and goes on. It ends with Ctrl-C or SIGTERM.

@@ -13,16 +13,16 @@ from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 from splitee.token_buckets import TokenBuckets
 from splitee_web.fleet.event_log import (
     Event,
+    events_at_start,
     events_of_device,
     events_of_fleet,
     events_of_past,
-    events_of_stranger,
 )
 
-SUMS = 5.0  # seconds between two updates of sums over all devices
+SUMS_EVERY = 5.0  # seconds between two updates of sums over all devices
 MOST_EVENTS = 500  # of one update
 BURST = 20  # events of one device at once, so that none fills the fleet's log
-SECONDS = 60.0  # after which it may have one more
+EVENT_EVERY = 60.0  # after which it may have one more
 
 _DEVICE = tuple(each.name for each in fields(DeviceView))
 _FLEET = tuple(each.name for each in fields(FleetSnapshot) if each.name != "devices")
@@ -60,7 +60,7 @@ class Changes:
     broker: bytes | None = None
 
 
-class Looks:
+class ChangeDetector:
     """Compares a fleet with its last state; the cost is that of what has changed since."""
 
     def __init__(self, view: FleetView) -> None:
@@ -70,13 +70,13 @@ class Looks:
         self._encoded = b""
         self._summed = float("-inf")
         self._events: list[Event] = []
-        self._limits = TokenBuckets(1 / SECONDS, BURST)
+        self._limits = TokenBuckets(1 / EVENT_EVERY, BURST)
 
     def note(self, event: Event) -> None:
         """Add an event that follows from no message."""
         self._events.append(event)
 
-    def look(self, now: float, *, is_settled: bool) -> Changes:
+    def poll(self, now: float, *, is_settled: bool) -> Changes:
         """What has changed by `now`, in seconds since the epoch.
 
         `is_settled`: the broker has sent its retained messages, so that further devices are new.
@@ -95,17 +95,17 @@ class Looks:
                 continue
             self._devices[device] = whole[device] = after
             rows.append(_encode({"id": device, **changed}))
-            is_stranger = before is None and not is_settled
-            events = events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
+            is_at_start = before is None and not is_settled
+            events = events_at_start(after) if is_at_start else events_of_device(before, after, now)
             self._events += (event for event in events if self._limits.take(device, now))
-        fleet = self._look_at_fleet(now, is_settled=is_settled)
-        told, self._events = self._events[-MOST_EVENTS:], []
-        told.sort(key=lambda event: event.time)
-        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, told)))
+        fleet = self._poll_fleet(now, is_settled=is_settled)
+        newest, self._events = self._events[-MOST_EVENTS:], []
+        newest.sort(key=lambda event: event.time)
+        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, newest)))
 
-    def _look_at_fleet(self, now: float, *, is_settled: bool) -> bytes | None:
+    def _poll_fleet(self, now: float, *, is_settled: bool) -> bytes | None:
         bare = self._view.overview(())
-        if bare == self._bare and abs(now - self._summed) < SUMS:
+        if bare == self._bare and abs(now - self._summed) < SUMS_EVERY:
             return None
         self._bare = bare
         self._summed = now

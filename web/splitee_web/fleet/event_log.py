@@ -8,9 +8,9 @@ from typing import Literal
 
 import msgspec
 
-from splitee.cli.accuracy_words import accuracies_in_words
+from splitee.cli.accuracy_words import describe_accuracies
 from splitee.cli.plain_text import plain
-from splitee.cli.update_words import rollout_in_words, update_in_words
+from splitee.cli.update_words import describe_rollout, describe_update
 from splitee.cli.words import devices, images
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.fleet import ServerStatus
@@ -18,7 +18,7 @@ from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
 from splitee.protocol.inference import PredictedState
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, RolloutState
 
-LONGEST = 300  # characters of an event's text
+LONGEST_TEXT = 300  # characters of an event's text
 Kind = Literal[
     "came",
     "offline",
@@ -92,7 +92,7 @@ class Event(msgspec.Struct, frozen=True):
     text: str
 
 
-def events_of_stranger(device: DeviceView) -> Iterator[Event]:
+def events_at_start(device: DeviceView) -> Iterator[Event]:
     """Of a device that was known before the page's start: only that it is offline, and since when."""
     if not device.online and device.seen is not None:
         yield _event(device.seen, "offline", device.id, "offline")
@@ -150,7 +150,7 @@ def _of_software(before: DeviceUpdate | None, after: DeviceView, now: float) -> 
     was, update = before.software, after.update.software
     kind = SOFTWARE.get(update.state or "")
     if kind is not None and (was.latest, was.state) != (update.latest, update.state):
-        yield _event(now, kind, after.id, update_in_words("software", update))
+        yield _event(now, kind, after.id, describe_update("software", update))
 
 
 def _of_predicted_state(was: PredictedState | None, after: DeviceView, now: float) -> Iterator[Event]:
@@ -187,7 +187,7 @@ def _of_rollouts(before: Iterable[Rollout], after: Iterable[Rollout], now: float
         was, name = known.get((one.rollout, one.kind)), f"rollout {one.rollout}"
         if was is None:
             if one.state == "running":
-                text = f"{name} began: {rollout_in_words(one)}"
+                text = f"{name} began: {describe_rollout(one)}"
                 yield _event(min(one.created, now), "rollout-began", None, text)
         elif was.state != one.state:
             why = f": {one.reason}" if one.reason else ""
@@ -250,9 +250,9 @@ def _of_rounds(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Itera
 
 def _evaluated(time: float, number: int, found: Accuracies, count: int) -> Event:
     return _event(
-        time, "round-evaluated", None, f"round {number} evaluated: {accuracies_in_words(found, count)}"
+        time, "round-evaluated", None, f"round {number} evaluated: {describe_accuracies(found, count)}"
     )
 
 
 def _event(time: float, kind: Kind, device: str | None, text: str) -> Event:
-    return Event(time, kind, device, plain(text)[:LONGEST])
+    return Event(time, kind, device, plain(text)[:LONGEST_TEXT])

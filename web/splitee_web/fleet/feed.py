@@ -24,34 +24,34 @@ from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.routes import latest_key
 from splitee.protocol.topics import Topics
-from splitee_web.fleet.changes import BrokerState, Changes, Looks
+from splitee_web.fleet.changes import BrokerState, ChangeDetector, Changes
 from splitee_web.fleet.event_log import Event, Kind
 
-LOOK = 0.5  # seconds between two updates; messages in between are handled together, which saves CPU time
-SETTLED = 2.0  # seconds after the first connection until the broker has sent its retained messages
+PERIOD = 0.5  # seconds between two updates; messages in between are handled together, which saves CPU time
+SETTLE_TIME = 2.0  # seconds after the first connection until the broker has sent its retained messages
 GATHER = 0.02  # seconds between two readings: a broker may send no more than 20 messages until they are read
-TRY = 5.0  # seconds to reach the broker before the page shows why it is not
+CONNECT_TIMEOUT = 5.0  # seconds to reach the broker before the page shows why it is not
 LONGEST_PAUSE = 15.0  # seconds between two tries
 STABLE = 30.0  # seconds that a connection must last for its loss to count as the first one again
-QUEUED = 1 << 16  # messages that may wait: of 10,000 devices six each
-QUEUED_BYTES = 64 << 20
+MOST_QUEUED = 1 << 16  # messages that may wait: of 10,000 devices six each
+MOST_QUEUED_BYTES = 64 << 20
 
 log = logging.getLogger(__name__)
 
 
 class Feed:
-    """Tells what has changed in a fleet, twice a second. It publishes nothing."""
+    """Reports what has changed in a fleet, twice a second. It publishes nothing."""
 
-    def __init__(self, options: LinkOptions, tell: Callable[[Changes], None]) -> None:
-        """`tell` is called on the thread that calls `run`.
+    def __init__(self, options: LinkOptions, on_changes: Callable[[Changes], None]) -> None:
+        """`on_changes` is called on the thread that calls `run`.
 
         Raises:
             ConfigError: the files for TLS are none, or do not fit the address.
         """
         self._options = options
-        self._tell = tell
+        self._on_changes = on_changes
         self._view = FleetView(options.fleet)
-        self._looks = Looks(self._view)
+        self._detector = ChangeDetector(self._view)
         self._stop = threading.Event()
         self._log_lost = FirstFew(SELDOM)
         self._broker: BrokerState | None = None
@@ -63,7 +63,7 @@ class Feed:
 
     def run(self) -> None:
         """Run until `stop`. A broker that is away, or refuses the connection, is tried again for ever."""
-        self._say(connected=False, text=f"connecting to {self._options.address}")
+        self._report_connection(connected=False, text=f"connecting to {self._options.address}")
         pauses = delays(longest=LONGEST_PAUSE)
         while not self._stop.is_set():
             began = time.monotonic()
@@ -76,7 +76,7 @@ class Feed:
                 return
             if self._log_lost.due():
                 log.warning("broker %s: %s", self._options.address, reason)
-            self._say(connected=False, text=reason)
+            self._report_connection(connected=False, text=reason)
             if time.monotonic() - began > STABLE:
                 pauses = delays(longest=LONGEST_PAUSE)
             self._stop.wait(next(pauses))
@@ -87,10 +87,10 @@ class Feed:
             self._options.address,
             f"splitee-page-{os.getpid()}-{secrets.token_hex(4)}",
             tls=self._options.tls,
-            capacity=QUEUED,
-            capacity_bytes=QUEUED_BYTES,
+            capacity=MOST_QUEUED,
+            capacity_bytes=MOST_QUEUED_BYTES,
             key=partial(latest_key, Topics(self._options.fleet)),
-            gather=GATHER,
+            read_delay=GATHER,
         )
         link.subscribe(*self._view.filters)
         return link
@@ -104,9 +104,9 @@ class Feed:
         pauses = delays(longest=LONGEST_PAUSE)
         while not self._stop.is_set():
             try:
-                link.open(TRY)
+                link.open(CONNECT_TIMEOUT)
             except BrokerUnreachable as error:
-                self._say(connected=False, text=str(error))
+                self._report_connection(connected=False, text=str(error))
                 self._stop.wait(next(pauses))
             else:
                 return True
@@ -118,18 +118,18 @@ class Feed:
         Raises:
             BrokerRefused: the broker denies a subscription.
         """
-        self._say(connected=True, text=f"connected to {self._options.address}")
+        self._report_connection(connected=True, text=f"connected to {self._options.address}")
         if self._settles is None:
-            self._settles = time.monotonic() + SETTLED
+            self._settles = time.monotonic() + SETTLE_TIME
         reason = ""
-        while not reason and not self._stop.wait(LOOK):
-            reason = self._hear(link)
-            self._look()
+        while not reason and not self._stop.wait(PERIOD):
+            reason = self._read_messages(link)
+            self._send_changes()
         return reason
 
-    def _hear(self, link: Link) -> str:
+    def _read_messages(self, link: Link) -> str:
         """Handle the messages that have arrived; returns why the connection must be made anew, or ""."""
-        until = time.monotonic() + LOOK
+        until = time.monotonic() + PERIOD
         while (event := link.receive(0)) is not None:
             if isinstance(event, Message):
                 self._view.take(event, time.time())
@@ -141,22 +141,22 @@ class Feed:
                 break
         return ""
 
-    def _look(self) -> None:
+    def _send_changes(self) -> None:
         is_settled = self._settles is not None and time.monotonic() >= self._settles
-        changes = self._looks.look(time.time(), is_settled=is_settled)
+        changes = self._detector.poll(time.time(), is_settled=is_settled)
         if changes != Changes():
-            self._tell(changes)
+            self._on_changes(changes)
 
-    def _say(self, *, connected: bool, text: str) -> None:
+    def _report_connection(self, *, connected: bool, text: str) -> None:
         """Send the state of the connection; `since` is when it changed last, not when its text did."""
         before, now = self._broker, time.time()
         is_same = before is not None and before.connected == connected
         self._broker = BrokerState(connected, before.since if before and is_same else now, plain(text))
         if self._broker == before:
             return
-        self._tell(Changes(broker=msgspec.json.encode(self._broker)))
+        self._on_changes(Changes(broker=msgspec.json.encode(self._broker)))
         if is_same or before is None or self._settles is None:
             return
         kind: Kind = "broker-online" if connected else "broker-offline"
-        self._looks.note(Event(now, kind, None, self._broker.text))
-        self._look()
+        self._detector.note(Event(now, kind, None, self._broker.text))
+        self._send_changes()

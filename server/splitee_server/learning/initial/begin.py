@@ -14,13 +14,13 @@ from splitee.protocol.seasons import bounded
 from splitee.training.state import weights_digest
 from splitee_server.learning.initial.normalization import WEIGHTS, normalization
 from splitee_server.learning.initial.sources import label, read_weights
-from splitee_server.learning.initial.weights import SHOWN, Found, InitialWeights, fit
+from splitee_server.learning.initial.weights import SHOWN, InitialWeights, SourceWeights, fit
 from splitee_server.rounds.checkpoints import Checkpoints
 
 log = logging.getLogger(__name__)
 
 
-def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, Found | None]:
+def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, SourceWeights | None]:
     """The specification that follows from a run's settings, and its initial weights.
 
     Args:

@@ -13,12 +13,12 @@ from splitee.errors import ConfigError, StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.weights import CLIENT, EXIT
-from splitee_server.learning.initial.weights import Found, Weights
+from splitee_server.learning.initial.weights import SourceWeights, Weights
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 from splitee_server.rounds.seasons import seasons_up_to
 
 
-def read_run(path: Path, spec: RunSpec) -> Found:
+def read_run(path: Path, spec: RunSpec) -> SourceWeights:
     """The weights in a server's state directory, for a run with the settings `spec`.
 
     The network is that of a device with the deepest cut, the first by name: its client network, and the
@@ -53,7 +53,7 @@ def read_run(path: Path, spec: RunSpec) -> Found:
     tensors, exits = found
     names = committed.class_names if earlier.num_classes == spec.num_classes else ()
     seasons = seasons_up_to(path, earlier.run, committed.round)
-    return Found(f"run {earlier.run}", tensors, exits, names, earlier.mean, earlier.std, seasons)
+    return SourceWeights(f"run {earlier.run}", tensors, exits, names, earlier.mean, earlier.std, seasons)
 
 
 def _whole(committed: Committed) -> tuple[Weights, dict[int, Weights]] | None:

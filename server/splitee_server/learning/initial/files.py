@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from splitee.errors import ConfigError
-from splitee_server.learning.initial.weights import Found
+from splitee_server.learning.initial.weights import SourceWeights
 
 SAFE = ".safetensors"
 PICKLED = (".pt", ".pth")
@@ -23,7 +23,7 @@ INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which trainin
 WRAPPED = "module."  # what torch's DataParallel puts before every name
 
 
-def read_file(path: Path) -> Found:
+def read_file(path: Path) -> SourceWeights:
     """Raises ConfigError: there is none, it is damaged, or it holds other things than tensors."""
     if path.suffix not in (SAFE, *PICKLED):
         raise ConfigError(f"--weights {path}: expected a file that ends with {SAFE}, .pt or .pth")
@@ -32,7 +32,7 @@ def read_file(path: Path) -> Found:
     tensors = _read_safe(path) if path.suffix == SAFE else _read_pickled(path)
     if tensors and all(name.startswith(WRAPPED) for name in tensors):
         tensors = {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
-    return Found(path.name, tensors)
+    return SourceWeights(path.name, tensors)
 
 
 def _read_safe(path: Path) -> dict[str, Tensor]:

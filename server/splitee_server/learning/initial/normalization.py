@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from splitee.errors import ConfigError
-from splitee_server.learning.initial.weights import Found
+from splitee_server.learning.initial.weights import SourceWeights
 
 PLAIN = (0.5,)  # default mean and deviation
 WEIGHTS, FLEET = "weights", "fleet"
@@ -19,7 +19,7 @@ class Normalization(TypedDict, total=False):
     std: tuple[float, ...]
 
 
-def normalization(text: str, channels: int, found: Found | None) -> Normalization:
+def normalization(text: str, channels: int, found: SourceWeights | None) -> Normalization:
     """The mean and deviation that `text` gives for images with this number of channels.
 
     Args:

@@ -11,13 +11,13 @@ from torchvision import models
 
 from splitee.errors import ConfigError
 from splitee.networks.zoo import first_line
-from splitee_server.learning.initial.weights import Found
+from splitee_server.learning.initial.weights import SourceWeights
 
 # Their torchvision classes convert images from ImageNet's mean and deviation to these; networks here do not.
 OWN_PREPARATION = ("googlenet", "inception_v3")
 
 
-def read_published(network: str) -> Found:
+def read_published(network: str) -> SourceWeights:
     """The default weights of a torchvision classifier, out of torch's cache or downloaded into it.
 
     Raises:
@@ -38,6 +38,6 @@ def read_published(network: str) -> Found:
             f"({first_line(error)}): put that file there, or give one"
         ) from None
     if network in OWN_PREPARATION:
-        return Found(name, tensors, mean=(0.5,), std=(0.5,))
+        return SourceWeights(name, tensors, mean=(0.5,), std=(0.5,))
     preparation = weights.transforms()
-    return Found(name, tensors, mean=tuple(preparation.mean), std=tuple(preparation.std))
+    return SourceWeights(name, tensors, mean=tuple(preparation.mean), std=tuple(preparation.std))

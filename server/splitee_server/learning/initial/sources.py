@@ -10,13 +10,13 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_server.learning.initial.earlier_run import read_run
 from splitee_server.learning.initial.files import read_file
 from splitee_server.learning.initial.published import read_published
-from splitee_server.learning.initial.weights import Found
+from splitee_server.learning.initial.weights import SourceWeights
 
 TORCHVISION = "torchvision"
 RUN = "run:"
 
 
-def read_weights(source: str, spec: RunSpec) -> Found:
+def read_weights(source: str, spec: RunSpec) -> SourceWeights:
     """Raises ConfigError or StateError: the source cannot be loaded, or is none."""
     if source == TORCHVISION:
         return read_published(spec.network)

@@ -15,9 +15,9 @@ from splitee.networks.split import SplitNetwork
 from splitee.networks.zoo import make
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.seasons import Season
-from splitee.samples.fitting import by
+from splitee.samples.fitting import format_shape
 from splitee.training.state import COUNTER, pack_state, unpack_state
-from splitee.training.weights import first_beyond
+from splitee.training.weights import first_out_of_bounds
 
 Weights = Mapping[str, Tensor]
 SHOWN = 12  # hexadecimal digits of the digest in RunSpec.weights
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceWeights:
     """What a source holds.
 
     Attributes:
@@ -76,7 +76,9 @@ class InitialWeights:
         return cls(state["tensors"], state["exits"], tuple(state["class_names"]))
 
 
-def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[str, ...]) -> InitialWeights:
+def fit(
+    found: SourceWeights, network: SplitNetwork, spec: RunSpec, class_names: tuple[str, ...]
+) -> InitialWeights:
     """Fit a source's weights to a run's network. If the source has other classes, head and exits come from
     the seed.
 
@@ -90,7 +92,7 @@ def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[s
     """
     own = network.module.state_dict()
     head = _head(network, spec)
-    is_same = _tells_same_classes(found, own, head, class_names)
+    is_same = _has_same_classes(found, own, head, class_names)
     taken = {name: found.tensors.get(name) for name in own}
     for name, there in taken.items():
         if name in head and not is_same:
@@ -124,7 +126,9 @@ def _head(network: SplitNetwork, spec: RunSpec) -> set[str]:
     return {name for name, tensor in network.module.state_dict().items() if shapes.get(name) != tensor.shape}
 
 
-def _tells_same_classes(found: Found, own: Weights, head: set[str], class_names: tuple[str, ...]) -> bool:
+def _has_same_classes(
+    found: SourceWeights, own: Weights, head: set[str], class_names: tuple[str, ...]
+) -> bool:
     if any(name not in found.tensors or found.tensors[name].shape != own[name].shape for name in head):
         return False
     if not class_names or not found.class_names or class_names == found.class_names:
@@ -150,9 +154,9 @@ def _check(source: str, name: str, there: Tensor | None, own: Tensor) -> None:
 
 
 def _check_values(source: str, tensors: Weights) -> None:
-    if (name := first_beyond(tensors)) is not None:
+    if (name := first_out_of_bounds(tensors)) is not None:
         raise ConfigError(f"--weights: {source}: {name} holds a value that is not finite, or too large")
 
 
 def _shape(tensor: Tensor) -> str:
-    return by(tuple(tensor.shape)) or "a scalar"
+    return format_shape(tuple(tensor.shape)) or "a scalar"

@@ -208,7 +208,7 @@ class Averaging(Strategy):
             for name, tensor in self.tensors(device).items()
         }
 
-    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+    def phase_state(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         return {
             "averages": self._network.trunk(1).state_dict() if averages else {},
             "devices": {
@@ -221,7 +221,7 @@ class Averaging(Strategy):
             },
         }
 
-    def borrow(self, state: Mapping[str, Any]) -> None:
+    def load_phase_state(self, state: Mapping[str, Any]) -> None:
         self._in_training, self._trained = {}, {}
         if state["averages"]:
             self._network.trunk(1).load_state_dict(state["averages"])
@@ -229,25 +229,25 @@ class Averaging(Strategy):
             self._enter(device, lent["cut"])
             self._own[device], self._counters[device] = lent["own"], lent["counters"]
 
-    def lend_momentum(self, device: str) -> dict[str, Any]:
+    def momentum_state(self, device: str) -> dict[str, Any]:
         return self._momentum.get(device, {})
 
-    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+    def load_momentum_state(self, device: str, state: Mapping[str, Any]) -> None:
         self._momentum.pop(device, None)
         if state:
             self._momentum[device] = dict(state)
 
-    def hand_over(self, device: str) -> dict[str, Any]:
+    def round_result(self, device: str) -> dict[str, Any]:
         if device not in self._in_training:
             return {}
         trunk = self.tensors(device)
         self._keep(device)
         return {"trunk": trunk, "momentum": self._momentum.get(device, {})}
 
-    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+    def load_round_result(self, device: str, state: Mapping[str, Any]) -> None:
         if not state:
             return
-        self.borrow_momentum(device, state["momentum"])
+        self.load_momentum_state(device, state["momentum"])
         self._begin(device)
         self._in_training[device].trunk.load_state_dict(state["trunk"])
 

@@ -126,37 +126,37 @@ class Strategy(ABC):
     def forget(self, device: str) -> None:  # noqa: B027
         """A device drops out of the round: discard what only its own trunk has learnt in it."""
 
-    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+    def phase_state(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs to train these devices' own trunks; tensors are shared, not copied.
 
-        Only for strategies that are registered as `side_by_side`, like all methods up to `take_back`.
+        Only for strategies that are registered as `multi_rank`, like all methods up to `load_round_result`.
 
         Args:
             averages: include what all trunks have in common, which changes at a commit.
         """
         raise NotImplementedError
 
-    def borrow(self, state: Mapping[str, Any]) -> None:
-        """Begin a phase with the state of `lend`."""
+    def load_phase_state(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with `phase_state`."""
         raise NotImplementedError
 
-    def lend_momentum(self, device: str) -> dict[str, Any]:
+    def momentum_state(self, device: str) -> dict[str, Any]:
         """What a device's trunk has from earlier rounds beside its tensors; empty: nothing."""
         raise NotImplementedError
 
-    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
-        """Load the state of `lend_momentum`."""
+    def load_momentum_state(self, device: str, state: Mapping[str, Any]) -> None:
+        """Load `momentum_state`."""
         raise NotImplementedError
 
-    def hand_over(self, device: str) -> dict[str, Any]:
+    def round_result(self, device: str) -> dict[str, Any]:
         """A device's trunk after a round's training, which is freed; empty: it was not trained."""
         raise NotImplementedError
 
-    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
-        """Load the state of `hand_over`, as if the trunk had been trained here."""
+    def load_round_result(self, device: str, state: Mapping[str, Any]) -> None:
+        """Load `round_result`, as if the trunk had been trained here."""
         raise NotImplementedError
 
-    def reach(self, step: int) -> None:  # noqa: B027
+    def begin_step(self, step: int) -> None:  # noqa: B027
         """Batches of step `step` of a round follow, with the order "joint"."""
 
     def part_of_step(self, lanes: range) -> dict[str, Any]:

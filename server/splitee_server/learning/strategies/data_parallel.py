@@ -54,7 +54,7 @@ class DataParallel(Sequential):
         if cut not in self._named:
             self._named[cut] = _named(self._entries[cut], self._network.frozen_keys)
 
-    def reach(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """The previous step is complete: devices without a batch in it have fewer, or have dropped out."""
         if step != self._at[1]:
             self.end_step()
@@ -116,30 +116,30 @@ class DataParallel(Sequential):
     def follow_step(self, changed: Mapping[str, Tensor]) -> None:
         self._write(self._whole, changed)
 
-    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+    def phase_state(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         return {
             "trunk": self._whole.state_dict() if averages else {},
             "cuts": {device: self._cuts[device] for device in devices},
         }
 
-    def borrow(self, state: Mapping[str, Any]) -> None:
+    def load_phase_state(self, state: Mapping[str, Any]) -> None:
         self._sums, self._joined = None, set()
         self._write(self._whole, state["trunk"])
         for device, cut in state["cuts"].items():
             self.join(device, cut)
 
-    def lend_momentum(self, device: str) -> dict[str, Any]:
+    def momentum_state(self, device: str) -> dict[str, Any]:
         """Nothing: the process that ends steps has the optimizer."""
         return {}
 
-    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+    def load_momentum_state(self, device: str, state: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
-    def hand_over(self, device: str) -> dict[str, Any]:
+    def round_result(self, device: str) -> dict[str, Any]:
         """Nothing: its training is in the joint steps."""
         return {}
 
-    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+    def load_round_result(self, device: str, state: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
 

@@ -22,20 +22,20 @@ HERE = __name__.rpartition(".")[0]
 
 
 @dataclass(frozen=True)
-class Known:
+class StrategyEntry:
     """A strategy that a run can choose.
 
     Attributes:
         module, cls: where its class is.
         settings: the fields of RunSpec that concern no other strategy.
-        side_by_side: several ranks can train it.
+        multi_rank: several ranks can train it.
         joint: a step combines a batch of every device.
     """
 
     module: str
     cls: str
     settings: tuple[str, ...] = ()
-    side_by_side: bool = False
+    multi_rank: bool = False
     joint: bool = False
 
     def load(self) -> type[Strategy]:
@@ -43,7 +43,7 @@ class Known:
         return found
 
 
-STRATEGIES: dict[str, Known] = {}
+STRATEGIES: dict[str, StrategyEntry] = {}
 
 
 def register(
@@ -52,11 +52,11 @@ def register(
     cls: str,
     settings: tuple[str, ...] = (),
     *,
-    side_by_side: bool = False,
+    multi_rank: bool = False,
     joint: bool = False,
 ) -> None:
     """Register a strategy under its name, before the commands that offer it are loaded."""
-    STRATEGIES[name] = Known(module, cls, settings, side_by_side, joint)
+    STRATEGIES[name] = StrategyEntry(module, cls, settings, multi_rank, joint)
 
 
 register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
@@ -65,9 +65,9 @@ register(
     f"{HERE}.averaging",
     "Averaging",
     settings=("aggregation_every", "trunk_momentum"),
-    side_by_side=True,
+    multi_rank=True,
 )
-register("data-parallel", f"{HERE}.data_parallel", "DataParallel", side_by_side=True, joint=True)
+register("data-parallel", f"{HERE}.data_parallel", "DataParallel", multi_rank=True, joint=True)
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:

@@ -67,13 +67,13 @@ class Samples:
             raise ModelError(f"{name}: expected uint8 images (N, C, H, W) with a label each")
 
 
-def some_of(count: int, most: int, each: int) -> npt.NDArray[np.intp]:
+def sample_indices(count: int, most: int, each: int) -> npt.NDArray[np.intp]:
     """Places of at most `most` of `count` images of `each` bytes, evenly spread, within MAX_BYTES."""
     kept = min(count, most, max(MAX_BYTES // each, 1))
     return np.arange(kept) * count // kept
 
 
-def keep_region(directory: Path, region: Region | None) -> None:
+def save_region(directory: Path, region: Region | None) -> None:
     """Save the region of images that the device of this state or model directory uses; None: all."""
     if region is None:
         (directory / REGION).unlink(missing_ok=True)
@@ -81,7 +81,7 @@ def keep_region(directory: Path, region: Region | None) -> None:
         write_atomically(directory / REGION, json.dumps({"region": str(region)}).encode())
 
 
-def kept_region(directory: Path) -> Region | None:
+def load_region(directory: Path) -> Region | None:
     """The region of images that the device of a state or model directory uses; None: all.
 
     For a release in a device's store of models, it is the store's. Raises ModelError: the file is damaged.

@@ -16,7 +16,7 @@ MOST_CUTS = 200  # of a profile whose costs are kept: there may be thousands of 
 
 
 @dataclass(frozen=True)
-class Heard:
+class LastReceived:
     """The last message of one device on each topic; None: there was none, or it was cleared."""
 
     status: DeviceStatus | None = None
@@ -27,7 +27,7 @@ class Heard:
     predicted_state: PredictedState | None = None
     seen: float = 0.0
 
-    def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> Heard:
+    def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> LastReceived:
         if status is None:
             return replace(self, status=None, seen=0.0)
         seen = sent_at(status.time, envelope, now)
@@ -36,31 +36,33 @@ class Heard:
             status = msgspec.structs.replace(self.status, state="offline")
         return replace(self, status=status, seen=seen)
 
-    def with_serving(self, serving: Serving | None, envelope: Message, now: float) -> Heard:
+    def with_serving(self, serving: Serving | None, envelope: Message, now: float) -> LastReceived:
         if serving is None:
             return replace(self, serving=None)
         return replace(self, serving=serving, seen=max(self.seen, sent_at(serving.time, envelope, now)))
 
-    def with_predicted_state(self, state: PredictedState | None, envelope: Message, now: float) -> Heard:
+    def with_predicted_state(
+        self, state: PredictedState | None, envelope: Message, now: float
+    ) -> LastReceived:
         """Add a predicted state, with its times converted to this machine's clock."""
         if state is None:
             return replace(self, predicted_state=None)
-        said = sent_at(state.time, envelope, now)
-        since = max(said - max(state.time - state.since, 0.0), 0.0)
-        return replace(self, predicted_state=msgspec.structs.replace(state, time=said, since=since))
+        time = sent_at(state.time, envelope, now)
+        since = max(time - max(state.time - state.since, 0.0), 0.0)
+        return replace(self, predicted_state=msgspec.structs.replace(state, time=time, since=since))
 
-    def with_profile(self, profile: Profile | None) -> Heard:
+    def with_profile(self, profile: Profile | None) -> LastReceived:
         """Add a profile without its class names, which are not needed here and may take a megabyte."""
         if profile is None:
             return replace(self, profile=None)
-        can = profile.capability
-        if can is not None:
-            can = msgspec.structs.replace(can, cuts=can.cuts[:MOST_CUTS])
-        shown = msgspec.structs.replace(profile, class_names=(), empty_classes=(), capability=can)
+        capability = profile.capability
+        if capability is not None:
+            capability = msgspec.structs.replace(capability, cuts=capability.cuts[:MOST_CUTS])
+        shown = msgspec.structs.replace(profile, class_names=(), empty_classes=(), capability=capability)
         return replace(self, profile=shown)
 
     @property
-    def has_spoken(self) -> bool:
+    def has_published(self) -> bool:
         """Whether the device itself has published anything; an offer does not count."""
         return any((self.status, self.profile, self.serving, self.report, self.predicted_state))
 
@@ -97,8 +99,8 @@ class Heard:
         return replace(found, run=serves.run, round=serves.round, since=serves.since)
 
 
-def sent_at(said: float, envelope: Message, now: float) -> float:
+def sent_at(time: float, envelope: Message, now: float) -> float:
     """When a message was sent, by this machine's clock; the sender's clock may be wrong by years."""
     if not envelope.retained:
         return now
-    return min(said, now) if envelope.age is None else now - envelope.age
+    return min(time, now) if envelope.age is None else now - envelope.age

@@ -27,7 +27,7 @@ class Outcome(Enum):
     COMMITTED_WITHOUT = auto()  # without this device's weights
 
 
-class Heard:
+class LastReceived:
     """The state that the server's messages describe, for one process of one device."""
 
     def __init__(self, instance: int, now: float) -> None:
@@ -38,7 +38,7 @@ class Heard:
         self.assignment: Assignment | None = None
         self.ack: Ack | None = None
         self.server: ServerStatus | None = None
-        self.last_word = now  # when the server last sent a sign of life
+        self.last_seen = now  # when the server last sent a sign of life
         self.last_reply = now  # when it last sent this device a message, or opened a phase
 
     def add(
@@ -53,21 +53,21 @@ class Heard:
             case Participation():
                 self.participation, self.last_reply = message, now
             case RoundOpen():
-                self.round, self.last_word, self.last_reply = message, now, now
+                self.round, self.last_seen, self.last_reply = message, now, now
             case Ack():
-                self.ack, self.last_word, self.last_reply = message, now, now
+                self.ack, self.last_seen, self.last_reply = message, now, now
             case ServerStatus():
                 self.server = message
                 if message.state == "online":
-                    self.last_word = now
+                    self.last_seen = now
 
     @property
-    def has_reply(self) -> bool:
+    def is_joined(self) -> bool:
         """Whether the server has taken this process of the device into the run."""
-        told, spec = self.assignment, self.spec
-        if told is None or spec is None:
+        last, spec = self.assignment, self.spec
+        if last is None or spec is None:
             return False
-        return (told.run, told.instance) == (spec.run, self._instance)
+        return (last.run, last.instance) == (spec.run, self._instance)
 
     @property
     def is_trained(self) -> bool:
@@ -80,13 +80,13 @@ class Heard:
         return self._is_at(("finished",))
 
     @property
-    def is_alone(self) -> bool:
+    def is_server_offline(self) -> bool:
         """Whether no server is online, as far as this device knows."""
         return self.server is None or self.server.state == "offline"
 
-    def whom_it_waits_for(self) -> str:
+    def waiting_reason(self) -> str:
         """Why nothing comes, as far as the server has said why; otherwise ""."""
-        if self.server is None or self.is_alone:
+        if self.server is None or self.is_server_offline:
             return "the server is offline"
         if self.server.waiting_for:
             return "the server waits for " + ", ".join(self.server.waiting_for[:5])
@@ -106,19 +106,19 @@ class Heard:
 
     def part_in(self, opened: RoundOpen) -> Participation | None:
         """What this device does in a phase, as far as it knows; None: it takes no part."""
-        told = self.participation
-        is_of_it = told is not None and phase_key(told) == phase_key(opened) and told.part is not None
-        return told if is_of_it else None
+        last = self.participation
+        is_of_it = last is not None and phase_key(last) == phase_key(opened) and last.part is not None
+        return last if is_of_it else None
 
     def is_dropped_from(self, opened: RoundOpen) -> bool:
         """Whether the server has said that a phase goes on without this device."""
-        told = self.participation
-        return told is not None and phase_key(told) == phase_key(opened) and told.part is None
+        last = self.participation
+        return last is not None and phase_key(last) == phase_key(opened) and last.part is None
 
-    def assignment_for(self, opened: RoundOpen, mine: Participant) -> Assignment | None:
-        """The server's assignment of the commit that `mine` in `opened` continues from, once it has come."""
+    def assignment_for(self, opened: RoundOpen, part: Participant) -> Assignment | None:
+        """The server's assignment of the commit that `part` in `opened` continues from, once it has come."""
         found = self.assignment
-        continued = opened.attempt, mine.base, mine.fresh
+        continued = opened.attempt, part.base, part.fresh
         if found is not None and (found.attempt, found.committed, found.fresh) == continued:
             return found
         return None
@@ -130,11 +130,11 @@ class Heard:
         assignment. It learns the outcome from being dropped, or from the round that a later phase continues
         from. Only messages of the same attempt count: a server that lost its last round commits it again.
         """
-        told = self.assignment
-        if told is not None and (told.run, told.attempt) == (opened.run, opened.attempt):
-            if (told.committed, told.trained) == (opened.round, digest):
+        last = self.assignment
+        if last is not None and (last.run, last.attempt) == (opened.run, opened.attempt):
+            if (last.committed, last.trained) == (opened.round, digest):
                 return Outcome.COMMITTED
-            if told.committed >= opened.round:
+            if last.committed >= opened.round:
                 return Outcome.COMMITTED_WITHOUT
         if self.is_dropped_from(opened) or self._continues_from_before(opened):
             return Outcome.COMMITTED_WITHOUT
@@ -142,11 +142,11 @@ class Heard:
 
     def _continues_from_before(self, opened: RoundOpen) -> bool:
         """Whether a phase after the training `opened` has this device continue from an earlier round."""
-        told = self.participation
-        if told is None or told.part is None or phase_key(told) == phase_key(opened):
+        last = self.participation
+        if last is None or last.part is None or phase_key(last) == phase_key(opened):
             return False
-        is_later = (told.run, told.attempt) == (opened.run, opened.attempt) and told.round >= opened.round
-        return is_later and told.part.base < opened.round
+        is_later = (last.run, last.attempt) == (opened.run, opened.attempt) and last.round >= opened.round
+        return is_later and last.part.base < opened.round
 
     def _is_at(self, phases: tuple[str, ...]) -> bool:
         current, spec = self.round, self.spec

@@ -33,7 +33,7 @@ _BOUNDS = (
 )
 
 
-def refusal(error: Exception, value: Any = NOTHING) -> str:
+def format_error(error: Exception, value: Any = NOTHING) -> str:
     """A validation error of msgspec, such as "Expected `float` <= 1.0 - at `$.x`", in a user's words.
 
     Args:

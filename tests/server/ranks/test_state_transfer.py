@@ -15,8 +15,8 @@ from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from splitee_lab.local.forked import start
 from splitee_server.ranks.group import Group
-from splitee_server.ranks.parcels import receive_apart, send_apart
 from splitee_server.ranks.place import Place
+from splitee_server.ranks.state_transfer import receive_state, send_state
 
 
 def joined(rank: int, meeting: Path, shares_memory: bool) -> Group:
@@ -33,7 +33,7 @@ def send_back(meeting: Path, shares_memory: bool) -> None:
     """Run the other process, with two states, as the second one needs more room than the first."""
     group = joined(1, meeting, shares_memory)
     for _ in range(2):
-        send_apart(group, [0], receive_apart(group, 0))
+        send_state(group, [0], receive_state(group, 0))
     assert group.receive(0) == b"read"
     group.close()
 
@@ -65,10 +65,10 @@ def test_state_arrives_as_it_was_sent(group: Group) -> None:
         ],
         "weights": {"plain": 8.0},
     }
-    send_apart(group, [1], {"small": torch.ones(2)})
-    assert receive_apart(group, 1)["small"].tolist() == [1, 1]
-    send_apart(group, [1], state)
-    found = receive_apart(group, 1)
+    send_state(group, [1], {"small": torch.ones(2)})
+    assert receive_state(group, 1)["small"].tolist() == [1, 1]
+    send_state(group, [1], state)
+    found = receive_state(group, 1)
     assert (found["at"], found["weights"]) == (state["at"], state["weights"])
     for sent, came in zip(state["sums"], found["sums"], strict=True):
         assert sent.keys() == came.keys()
@@ -79,10 +79,10 @@ def test_state_arrives_as_it_was_sent(group: Group) -> None:
 
 
 def test_sent_tensors_can_be_changed_and_sent_again_in_place(group: Group) -> None:
-    places = send_apart(group, [1], {"weights": torch.zeros(1000)})
-    receive_apart(group, 1)
+    places = send_state(group, [1], {"weights": torch.zeros(1000)})
+    receive_state(group, 1)
     places["weights"].fill_(1)
-    again = send_apart(group, [1], places)
+    again = send_state(group, [1], places)
     assert again["weights"].data_ptr() == places["weights"].data_ptr()
-    assert receive_apart(group, 1)["weights"].tolist() == [1] * 1000
+    assert receive_state(group, 1)["weights"].tolist() == [1] * 1000
     group.send(1, b"read")

@@ -20,7 +20,7 @@ NAMED = 5
 log = logging.getLogger(__name__)
 
 
-def report(
+def report_source(
     spec: str, source: Source, train: LabelledImages, held_out: LabelledImages, skipped: list[str]
 ) -> None:
     """Log the device's images, and show them as a table. `skipped` names images that could not be read.

@@ -11,12 +11,12 @@ from typing import Any, Self
 
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics
-from splitee_broker.checks.client import Client, Lost
+from splitee_broker.checks.client import Client, ConnectionLost
 
 CLEARING = 5.0  # seconds
 
 
-class Workbench:
+class CheckContext:
     """At its end, clients are closed, their sessions ended, and retained messages cleared."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Workbench:
             client.close()
         self.deadline = time.monotonic() + CLEARING
         with contextlib.suppress(
-            Lost
+            ConnectionLost
         ):  # a broker that is gone keeps its messages, and sessions end by themselves
             for client_id in kept:
                 Client(self.link, client_id, self.deadline).open().close()

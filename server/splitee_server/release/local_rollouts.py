@@ -12,7 +12,7 @@ from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore
 
 
-class Here:
+class LocalRollouts:
     """What `splitee release` does if no server runs.
 
     Attributes:
@@ -33,7 +33,7 @@ class Here:
             if received is not None:
                 self._gate.apply(received, self.releases.handle)
         elif isinstance(event, Connected):
-            self.releases.rollouts.again()
+            self.releases.rollouts.republish()
         self.releases.rollouts.tick()
         return event
 

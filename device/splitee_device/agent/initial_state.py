@@ -16,20 +16,21 @@ from splitee_device.training.trainer import ClientTrainer
 
 log = logging.getLogger(__name__)
 
-SETTLED = ("frozen", "mean", "std", "exit_cuts", "settled")  # fields of RunSpec
+SETTLED_FIELDS = ("frozen", "mean", "std", "exit_cuts", "settled")  # fields of RunSpec
 
 
-def settled(session: Session, spec: RunSpec) -> RunSpec:
+def settled_spec(session: Session, spec: RunSpec) -> RunSpec:
     """Wait for the settings that the server derives from the fleet before the first round."""
-    heard = session.heard
+    last_received = session.last_received
     session.wait(
-        lambda: heard.spec is not None and not heard.spec.awaits_fleet, "the server to settle the run"
+        lambda: last_received.spec is not None and not last_received.spec.awaits_fleet,
+        "the server to settle the run",
     )
-    assert heard.spec is not None
-    return replace(spec, **{name: getattr(heard.spec, name) for name in SETTLED})
+    assert last_received.spec is not None
+    return replace(spec, **{name: getattr(last_received.spec, name) for name in SETTLED_FIELDS})
 
 
-class FirstState:
+class InitialState:
     """The state of a trainer before the first round, kept for the whole run.
 
     Attributes:
@@ -45,7 +46,7 @@ class FirstState:
         """The state. If its weights must be fetched first, `trainer` gets them."""
         if not self.is_known and assignment.first is not None:
             log.info("fetching the weights that the run begins from")
-            trainer.adopt(session.requests.fetch_first_weights(trainer.weights(), assignment))
+            trainer.adopt(session.requests.fetch_initial_weights(trainer.weights(), assignment))
             self._state = copy.deepcopy(trainer.state())
             self.is_known = True
         return self._state

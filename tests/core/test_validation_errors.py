@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from splitee.cli.run_flags import build_run_spec
 from splitee.errors import ConfigError
-from splitee.refusals import refusal
+from splitee.validation_errors import format_error
 
 
 class Inner(msgspec.Struct):
@@ -41,7 +41,7 @@ def test_refusal_names_field_value_and_bound(value: Any, words: str) -> None:
     data = msgspec.json.encode(value)
     with pytest.raises(msgspec.ValidationError) as refused:
         msgspec.json.decode(data, type=Sample)
-    assert refusal(refused.value, data) == refusal(refused.value, value) == words
+    assert format_error(refused.value, data) == format_error(refused.value, value) == words
 
 
 def test_refused_setting_of_a_run_is_named_by_its_flag() -> None:

@@ -17,24 +17,24 @@ from splitee.errors import ConfigError, MalformedMessage
 from splitee.log_limits import FirstFew
 from splitee.pairing.channel import Channel
 
-AT_ONCE = 32  # connections
-OF_ONE = 8  # connections from one address, behind which there may be several devices
+MOST_CONNECTIONS = 32  # connections
+MOST_FROM_ONE_ADDRESS = 8  # connections from one address, behind which there may be several devices
 PROVING = 10.0  # seconds for a connection to show that it knows the code
 POLL = 0.2  # seconds
-LEAVING = 1.0  # seconds to finish open connections when it is closed
+CLOSE_TIMEOUT = 1.0  # seconds to finish open connections when it is closed
 
 log = logging.getLogger(__name__)
 
 
-class Doorway:
+class PairingListener:
     """Listens while it is open; each connection has its own thread."""
 
-    def __init__(self, port: int, context: ssl.SSLContext, tell: Callable[[str], None]) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext, report: Callable[[str], None]) -> None:
         """Raises ConfigError: the port is not available."""
         self._context = context
-        self._tell = tell
+        self._report = report
         self._lines: defaultdict[str, FirstFew] = defaultdict(FirstFew)
-        self._inside: Counter[str] = Counter()
+        self._connections: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         try:
@@ -56,26 +56,29 @@ class Doorway:
                     log.debug("accept: %s", error)
                     time.sleep(POLL)
                     continue
-                self._let_in(connection, _address(peer[0]), receive)
-        until = time.monotonic() + LEAVING
+                self._accept(connection, _address(peer[0]), receive)
+        until = time.monotonic() + CLOSE_TIMEOUT
         with self._lock:
             there = list(self._threads)
         for thread in there:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _let_in(
+    def _accept(
         self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]
     ) -> None:
         group = _group(address)
         with self._lock:
-            full = self._inside[group] >= OF_ONE or self._inside.total() >= AT_ONCE
+            full = (
+                self._connections[group] >= MOST_FROM_ONE_ADDRESS
+                or self._connections.total() >= MOST_CONNECTIONS
+            )
             if not full:
-                self._inside[group] += 1
+                self._connections[group] += 1
         if full:
             connection.close()
-            self._say("full", f"{address}: sent away, too many connections at once")
+            self._report_seldom("full", f"{address}: sent away, too many connections at once")
             return
-        thread = threading.Thread(target=self._hear, args=(connection, address, receive), daemon=True)
+        thread = threading.Thread(target=self._handle, args=(connection, address, receive), daemon=True)
         with self._lock:
             self._threads.add(thread)
         try:
@@ -84,13 +87,17 @@ class Doorway:
             connection.close()
             self._forget(thread, address)
 
-    def _hear(self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]) -> None:
+    def _handle(
+        self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]
+    ) -> None:
         try:
             connection.settimeout(PROVING)
             with connection, self._context.wrap_socket(connection, server_side=True) as secured:
                 receive(Channel(secured, PROVING), address)
         except (OSError, ValueError, MalformedMessage) as error:
-            self._say("left", f"{address}: left, or speaks something else ({_words(error)})")
+            self._report_seldom(
+                "left", f"{address}: left, or speaks something else ({_describe_error(error)})"
+            )
         except Exception:
             log.exception("%s: a defect in splitee; the invitation stays", address)
         finally:
@@ -98,14 +105,14 @@ class Doorway:
 
     def _forget(self, thread: threading.Thread, address: str) -> None:
         with self._lock:
-            self._inside[_group(address)] -= 1
+            self._connections[_group(address)] -= 1
             self._threads.discard(thread)
 
-    def _say(self, kind: str, line: str) -> None:
+    def _report_seldom(self, kind: str, line: str) -> None:
         with self._lock:
             due = self._lines[kind].due()
         if due:
-            self._tell(line)
+            self._report(line)
 
 
 def _listen(port: int) -> socket.socket:
@@ -130,7 +137,7 @@ def _group(address: str) -> str:
     return str(ipaddress.ip_network(f"{address}/64", strict=False))
 
 
-def _words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "it took too long"
     if isinstance(error, ssl.SSLError):

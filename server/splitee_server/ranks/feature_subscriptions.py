@@ -10,7 +10,7 @@ from splitee.protocol import routes
 from splitee.protocol.topics import Topics
 
 
-class Listening:
+class FeatureSubscriptions:
     """Subscribes to the features of new devices, and unsubscribes from those of others."""
 
     def __init__(self, port: Port, topics: Topics) -> None:
@@ -21,7 +21,7 @@ class Listening:
     def __contains__(self, device: str) -> bool:
         return device in self._devices
 
-    def to(self, devices: Collection[str]) -> frozenset[str]:
+    def set_devices(self, devices: Collection[str]) -> frozenset[str]:
         """Listen to these devices only; returns those that it no longer listens to."""
         wanted = frozenset(devices)
         gone, new = self._devices - wanted, wanted - self._devices
@@ -32,9 +32,9 @@ class Listening:
         self._devices = wanted
         return gone
 
-    def without(self, devices: Collection[str]) -> frozenset[str]:
+    def remove(self, devices: Collection[str]) -> frozenset[str]:
         """Stop listening to these devices; returns those that it had listened to."""
-        return self.to(self._devices.difference(devices))
+        return self.set_devices(self._devices.difference(devices))
 
     def _features(self, devices: Collection[str]) -> list[str]:
         return [routes.FEATURES.topic(self._topics, device) for device in sorted(devices)]

@@ -14,7 +14,7 @@ from splitee_web.event_streams import Event, EventStreams
 from splitee_web.fleet.changes import MOST_EVENTS, Changes
 
 
-class Board:
+class Broadcaster:
     """The last state of everything; only on the event loop's thread."""
 
     def __init__(self, streams: EventStreams, fleet: bytes) -> None:
@@ -29,20 +29,20 @@ class Board:
         """Keep what has changed, and send it to every browser."""
         if changes.broker is not None:
             self._broker = changes.broker
-            self._tell("broker", changes.broker)
+            self._send("broker", changes.broker)
         if changes.fleet is not None:
             self._fleet = changes.fleet
-            self._tell("fleet", changes.fleet)
+            self._send("fleet", changes.fleet)
         if changes.rows:
             self._devices.update(changes.devices)
-            self._tell("devices", _array(changes.rows))
+            self._send("devices", _array(changes.rows))
         if changes.gone:
             for device in changes.gone:
                 self._devices.pop(device, None)
-            self._tell("gone", _array(b'"%b"' % device.encode() for device in changes.gone))
+            self._send("gone", _array(b'"%b"' % device.encode() for device in changes.gone))
         if changes.events:
             self._events.extend(changes.events)
-            self._tell("log", _array(changes.events))
+            self._send("log", _array(changes.events))
 
     def whole(self) -> bytes:
         """{now, fleet: the snapshot with its devices, log, broker}."""
@@ -55,7 +55,7 @@ class Board:
         """The first events of a stream."""
         return [("whole", self.whole())]
 
-    def _tell(self, name: str, value: bytes) -> None:
+    def _send(self, name: str, value: bytes) -> None:
         if len(self._streams):
             self._streams.send(name, b'{"now":%b,"%b":%b}' % (_now(), name.encode(), value))
 

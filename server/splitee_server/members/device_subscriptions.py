@@ -16,7 +16,7 @@ MEMBERS_ONLY = 600.0  # seconds without new devices, after a flood
 log = logging.getLogger(__name__)
 
 
-class Audience:
+class DeviceSubscriptions:
     """Subscribes to devices' topics, by one filter for all of them or by the members' names."""
 
     def __init__(
@@ -33,7 +33,7 @@ class Audience:
         self._routes = [route for route in routes if route.of_device]
         self._members = members
         self._clock = clock
-        self._members_only_until: float | None = None  # by the clock; None: everybody is heard
+        self._members_only_until: float | None = None  # by the clock; None: subscribed to all devices
 
     def shut_out(self, device: str) -> None:
         """Unsubscribe from the topics of a device that floods the server."""

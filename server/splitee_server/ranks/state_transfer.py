@@ -27,7 +27,7 @@ def pack(state: Mapping[str, Any]) -> bytes:
 unpack = unpack_state
 
 
-def send_apart(group: Group, ranks: Collection[int], state: Any) -> dict[str, Any]:
+def send_state(group: Group, ranks: Collection[int], state: Any) -> dict[str, Any]:
     """Send ranks a state of mappings and lists, with its tensors separately, as they are in memory.
 
     This is faster than `pack`, for states without equal tensors.
@@ -49,8 +49,8 @@ def send_apart(group: Group, ranks: Collection[int], state: Any) -> dict[str, An
     return _with_tensors(outlines, group.send_tensors(ranks, tensors))
 
 
-def receive_apart(group: Group, rank: int) -> dict[str, Any]:
-    """Receive what `send_apart` sends, to be used before anything is sent to this rank again."""
+def receive_state(group: Group, rank: int) -> dict[str, Any]:
+    """Receive what `send_state` sends, to be used before anything is sent to this rank again."""
     state, outlines = group.receive(rank), list[Tensor]()
 
     def note(_code: int, outline: memoryview) -> None:

@@ -59,7 +59,7 @@ class BaselineRow:
     accuracy: float | None = None
 
 
-class Course:
+class DemoState:
     """All parts of a demo, in order."""
 
     def __init__(

@@ -13,7 +13,7 @@ from splitee_server.learning.lanes import LANES, lane_of
 Bound = Callable[[str], Sequence[int] | None]
 
 
-class LaneDealing:
+class LaneAssignment:
     """Gives each rank a range of lanes, in the order of the ranks, so that a rank can sum over its devices.
 
     A range that is a whole node of the tree of lanes has a single sum. Bounds that allow large nodes are
@@ -24,7 +24,7 @@ class LaneDealing:
         self._ranks = ranks
         self._bounds = [0] * ranks + [LANES]
 
-    def deal(self, devices: Collection[str]) -> dict[str, int]:
+    def assign_ranks(self, devices: Collection[str]) -> dict[str, int]:
         """The rank of each of these devices."""
         in_lane = Counter(map(lane_of, devices))
         before = list(accumulate((in_lane[lane] for lane in range(LANES)), initial=0))
@@ -33,7 +33,7 @@ class LaneDealing:
         return {device: bisect_right(inner, lane_of(device)) for device in devices}
 
     def lanes(self, rank: int) -> range:
-        """The lanes of a rank, since the last `deal`."""
+        """The lanes of a rank, since the last `assign_ranks`."""
         return range(self._bounds[rank], self._bounds[rank + 1])
 
     def _bound(self, before: Sequence[int], rank: int) -> int:
@@ -45,7 +45,7 @@ class LaneDealing:
         return max(able, key=lambda lane: (lane & -lane, -off[lane]))
 
 
-class Dealing:
+class RankAssignment:
     """Gives each device, in the order of ids, to a rank that has the fewest; a device keeps its rank.
 
     This affects only the load: weights do not depend on which rank has trained a trunk.
@@ -57,18 +57,18 @@ class Dealing:
         self._bound = bound
         self._rank_of: dict[str, int] = {}
 
-    def deal(self, devices: Iterable[str]) -> dict[str, int]:
+    def assign_ranks(self, devices: Iterable[str]) -> dict[str, int]:
         """The rank of each of these devices."""
         able = {device: self._bound(device) or self._ranks for device in sorted(devices)}
-        dealt = {
+        assigned = {
             device: self._rank_of[device]
             for device in able
             if device in self._rank_of and self._rank_of[device] in able[device]
         }
-        having = Counter(dealt.values())
+        having = Counter(assigned.values())
         for device, ranks in able.items():
-            if device not in dealt:
-                dealt[device] = min(ranks, key=lambda rank: (having[rank], rank))
-                having[dealt[device]] += 1
-        self._rank_of |= dealt
-        return dealt
+            if device not in assigned:
+                assigned[device] = min(ranks, key=lambda rank: (having[rank], rank))
+                having[assigned[device]] += 1
+        self._rank_of |= assigned
+        return assigned

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.rounds import Ack, Assignment, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.agent.heard import Heard, Outcome, phase_key
+from splitee_device.agent.last_received import LastReceived, Outcome, phase_key
 
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
 MINE, ANOTHER = "a" * 64, "b" * 64
@@ -22,12 +22,12 @@ ONLINE = ServerStatus(state="online", instance=7, run="r")
 
 
 @pytest.fixture
-def heard() -> Heard:
-    return Heard(instance=5, now=100.0)
+def last_received() -> LastReceived:
+    return LastReceived(instance=5, now=100.0)
 
 
 @pytest.mark.parametrize(
-    ("message", "last_word"),
+    ("message", "last_seen"),
     [
         (OPENED, 120.0),
         (Ack(run="r", round=2, attempt=7, phase="train", step=0, room=8), 120.0),
@@ -38,29 +38,31 @@ def heard() -> Heard:
         (ASSIGNMENT, 100.0),
     ],
 )
-def test_sign_of_life_depends_on_the_message_kind(heard: Heard, message: object, last_word: float) -> None:
-    heard.add(message, 120.0)  # type: ignore[arg-type]
-    assert heard.last_word == last_word
+def test_sign_of_life_depends_on_the_message_kind(
+    last_received: LastReceived, message: object, last_seen: float
+) -> None:
+    last_received.add(message, 120.0)  # type: ignore[arg-type]
+    assert last_received.last_seen == last_seen
 
 
-def test_latest_message_of_each_kind_is_kept(heard: Heard) -> None:
+def test_latest_message_of_each_kind_is_kept(last_received: LastReceived) -> None:
     for message in (SPEC, OPENED, PARTICIPATION, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
-        heard.add(message, 120.0)
-    assert heard.spec == SPEC
-    assert heard.round == replace(OPENED, phase="evaluate")
-    assert (heard.assignment, heard.server, heard.ack) == (ASSIGNMENT, ONLINE, None)
-    assert heard.participation == PARTICIPATION
+        last_received.add(message, 120.0)
+    assert last_received.spec == SPEC
+    assert last_received.round == replace(OPENED, phase="evaluate")
+    assert (last_received.assignment, last_received.server, last_received.ack) == (ASSIGNMENT, ONLINE, None)
+    assert last_received.participation == PARTICIPATION
 
 
-def test_join_is_confirmed_only_by_an_assignment_to_this_process_and_run(heard: Heard) -> None:
-    assert not heard.has_reply
-    heard.add(SPEC, 0)
-    heard.add(replace(ASSIGNMENT, instance=4), 0)
-    assert not heard.has_reply
-    heard.add(ASSIGNMENT, 0)
-    assert heard.has_reply
-    heard.add(replace(SPEC, run="the next"), 0)
-    assert not heard.has_reply
+def test_join_is_confirmed_only_by_an_assignment_to_this_process_and_run(last_received: LastReceived) -> None:
+    assert not last_received.is_joined
+    last_received.add(SPEC, 0)
+    last_received.add(replace(ASSIGNMENT, instance=4), 0)
+    assert not last_received.is_joined
+    last_received.add(ASSIGNMENT, 0)
+    assert last_received.is_joined
+    last_received.add(replace(SPEC, run="the next"), 0)
+    assert not last_received.is_joined
 
 
 @pytest.mark.parametrize(
@@ -73,12 +75,12 @@ def test_join_is_confirmed_only_by_an_assignment_to_this_process_and_run(heard: 
     ],
 )
 def test_open_phase_decides_whether_the_run_is_trained_or_finished(
-    heard: Heard, phase: str, run: str, trained: bool, finished: bool
+    last_received: LastReceived, phase: str, run: str, trained: bool, finished: bool
 ) -> None:
-    heard.add(replace(OPENED, phase=phase, run=run), 0)
-    assert not heard.is_trained  # the run is not known yet
-    heard.add(SPEC, 0)
-    assert (heard.is_trained, heard.is_finished) == (trained, finished)
+    last_received.add(replace(OPENED, phase=phase, run=run), 0)
+    assert not last_received.is_trained  # the run is not known yet
+    last_received.add(SPEC, 0)
+    assert (last_received.is_trained, last_received.is_finished) == (trained, finished)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +97,11 @@ def test_open_phase_decides_whether_the_run_is_trained_or_finished(
     ],
 )
 def test_reason_for_waiting_names_offline_server_or_up_to_five_devices(
-    heard: Heard, status: ServerStatus | None, said: str
+    last_received: LastReceived, status: ServerStatus | None, said: str
 ) -> None:
     if status is not None:
-        heard.add(status, 0)
-    assert heard.whom_it_waits_for() == said
+        last_received.add(status, 0)
+    assert last_received.waiting_reason() == said
 
 
 @pytest.mark.parametrize(
@@ -114,48 +116,48 @@ def test_reason_for_waiting_names_offline_server_or_up_to_five_devices(
     ],
 )
 def test_next_phase_is_one_with_participation_or_the_end_of_the_run(
-    heard: Heard, changes: dict[str, object], takes_part: bool
+    last_received: LastReceived, changes: dict[str, object], takes_part: bool
 ) -> None:
     done = phase_key(replace(OPENED, round=1, phase="evaluate"))
-    assert heard.next_phase("r", done) is None
+    assert last_received.next_phase("r", done) is None
     opened = replace(OPENED, **changes)
-    heard.add(PARTICIPATION, 0)
-    assert heard.next_phase("r", done) is None
-    heard.add(opened, 0)
-    assert heard.next_phase("r", done) == (opened if takes_part else None)
+    last_received.add(PARTICIPATION, 0)
+    assert last_received.next_phase("r", done) is None
+    last_received.add(opened, 0)
+    assert last_received.next_phase("r", done) == (opened if takes_part else None)
 
 
-def test_completed_phase_does_not_begin_again(heard: Heard) -> None:
-    heard.add(PARTICIPATION, 0)
-    heard.add(OPENED, 0)
-    assert heard.next_phase("r", phase_key(OPENED)) is None
-    assert heard.next_phase("r", phase_key(replace(OPENED, attempt=6))) == OPENED
+def test_completed_phase_does_not_begin_again(last_received: LastReceived) -> None:
+    last_received.add(PARTICIPATION, 0)
+    last_received.add(OPENED, 0)
+    assert last_received.next_phase("r", phase_key(OPENED)) is None
+    assert last_received.next_phase("r", phase_key(replace(OPENED, attempt=6))) == OPENED
 
 
-def test_phase_continues_from_the_assignment_of_its_base_and_attempt(heard: Heard) -> None:
+def test_phase_continues_from_the_assignment_of_its_base_and_attempt(last_received: LastReceived) -> None:
     right = replace(ASSIGNMENT, committed=1)
     for wrong in (ASSIGNMENT, replace(right, attempt=6)):
-        heard.add(wrong, 0)
-        assert heard.assignment_for(OPENED, PART) is None
-    heard.add(right, 0)
-    assert heard.assignment_for(OPENED, PART) == right
+        last_received.add(wrong, 0)
+        assert last_received.assignment_for(OPENED, PART) is None
+    last_received.add(right, 0)
+    assert last_received.assignment_for(OPENED, PART) == right
 
 
-def test_phase_begins_once_its_participation_arrives(heard: Heard) -> None:
+def test_phase_begins_once_its_participation_arrives(last_received: LastReceived) -> None:
     """After a reconnect, retained messages come in any order."""
-    heard.add(OPENED, 0)
-    assert heard.next_phase("r", None) is None
-    heard.add(PARTICIPATION, 0)
-    assert heard.next_phase("r", None) == OPENED
-    assert heard.part_in(OPENED) == PARTICIPATION
+    last_received.add(OPENED, 0)
+    assert last_received.next_phase("r", None) is None
+    last_received.add(PARTICIPATION, 0)
+    assert last_received.next_phase("r", None) == OPENED
+    assert last_received.part_in(OPENED) == PARTICIPATION
 
 
-def test_dropped_device_takes_no_part_in_the_phase(heard: Heard) -> None:
+def test_dropped_device_takes_no_part_in_the_phase(last_received: LastReceived) -> None:
     for message in (OPENED, PARTICIPATION, DROPPED):
-        heard.add(message, 0)
-    assert heard.next_phase("r", None) is None
-    assert heard.is_dropped_from(OPENED)
-    assert not heard.is_dropped_from(replace(OPENED, attempt=8))
+        last_received.add(message, 0)
+    assert last_received.next_phase("r", None) is None
+    assert last_received.is_dropped_from(OPENED)
+    assert not last_received.is_dropped_from(replace(OPENED, attempt=8))
 
 
 # The next round, which continues from the commit of this one.
@@ -183,14 +185,14 @@ NEXT = replace(PARTICIPATION, round=3, part=replace(PART, base=2))
     ],
 )
 def test_round_outcome_follows_from_assignment_or_participation(
-    heard: Heard, message: Assignment | Participation | None, outcome: Outcome
+    last_received: LastReceived, message: Assignment | Participation | None, outcome: Outcome
 ) -> None:
     if message is not None:
-        heard.add(message, 0)
-    assert heard.outcome(OPENED, MINE) is outcome
+        last_received.add(message, 0)
+    assert last_received.outcome(OPENED, MINE) is outcome
 
 
-def test_round_stays_committed_when_device_is_dropped_from_a_later_phase(heard: Heard) -> None:
-    heard.add(ASSIGNMENT, 0)
-    heard.add(replace(DROPPED, phase="evaluate"), 0)
-    assert heard.outcome(OPENED, MINE) is Outcome.COMMITTED
+def test_round_stays_committed_when_device_is_dropped_from_a_later_phase(last_received: LastReceived) -> None:
+    last_received.add(ASSIGNMENT, 0)
+    last_received.add(replace(DROPPED, phase="evaluate"), 0)
+    assert last_received.outcome(OPENED, MINE) is Outcome.COMMITTED
