@@ -34,7 +34,7 @@ class Check:
     """A check of one feature that a broker must have.
 
     Attributes:
-        run: performs it; may raise `Lost`, which counts as missing.
+        run: performs it; may raise `ConnectionLost`, which counts as missing.
         seconds: its time limit.
         seconds_a_device: additional time for each device.
         needed_by_others: if it fails, no other check is meaningful.
