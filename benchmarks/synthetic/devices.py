@@ -96,7 +96,7 @@ class Devices:
             self._watch(number, device)
 
     def _watch(self, number: int, device: Device) -> None:
-        """Ask epoll for room to write only where something is to be written."""
+        """Watch for room to write by epoll only where something is to be written."""
         if device.link.wants_to_write != (number in self._writing):
             self._writing ^= {number}
             writes = select.EPOLLOUT if number in self._writing else 0

@@ -364,7 +364,7 @@ class Agent:
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 
     def _review_cut(self, number: int) -> None:
-        """Ask for another cut if the measurements of the rounds so far suggest one."""
+        """Request another cut if the measurements of the rounds so far suggest one."""
         cut_request = self._monitor.end_round(number, self._cut)
         if cut_request is not None and cut_request.cut >= self._lowest_cut:
             self._store.request_cut(self._spec, self._cut, cut_request.cut)

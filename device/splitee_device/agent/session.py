@@ -157,7 +157,7 @@ class Session:
             self.last_received.assignment = None
 
     def join(self, profile: Profile) -> None:
-        """Ask to take part, and wait for the server's reply; a run that is over needs none.
+        """Request to take part, and wait for the server's reply; a run that is over needs none.
 
         Raises:
             Rejected, Dismissed: the server refuses this device.
