@@ -96,7 +96,9 @@ def test_invitation_is_void_after_five_wrong_codes(directory: Path, tmp_path: Pa
     with Invitation(directory, tmp_path / "log") as invitation:
         for number in range(1, TRIES + 1):
             assert "it does not accept this code" in refusal(invitation.hub, new_code(), tmp_path / "d")
-            invitation.wait_for(f"{HOST}: a wrong code, or somebody in between ({number} of {TRIES} tries)")
+            invitation.wait_for(
+                f"{HOST}: a wrong code, or an attacker in between ({number} of {TRIES} tries)"
+            )
         assert invitation.ended() == ExitCode.PAIRING
         assert f"{TRIES} wrong codes came: the invitation is void" in invitation.shown().splitlines()[-1]
         error = joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "late").exception
@@ -136,7 +138,7 @@ def test_false_hub_between_device_and_hub_is_refused_and_learns_nothing(
     before = ledger(directory)
     with Invitation(directory, tmp_path / "log") as invitation, closing(FalseHub(invitation.hub)) as false:
         assert "it does not accept this code" in refusal(false.hub, invitation.code, tmp_path / "d")
-        invitation.wait_for(f"a wrong code, or somebody in between (1 of {TRIES} tries)")
+        invitation.wait_for(f"a wrong code, or an attacker in between (1 of {TRIES} tries)")
         learned = bytes(false.learned)
         assert b"Proof" in learned
         assert b"Request" not in learned and b"CERTIFICATE" not in learned and b"pi-" not in learned

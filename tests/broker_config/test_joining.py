@@ -257,7 +257,7 @@ def test_used_code_is_refused_for_another_device(directory: Path, tmp_path: Path
                 second.request(FLEET, "pi-2")
         assert invitation.ended() == 0
         line = refused(BrokerUnreachable, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2")
-        assert "nobody waits there; an invitation ends when it is used" in line
+        assert "no hub waits there; an invitation ends when it is used" in line
     assert names(directory) == ["pi-1"]
 
 
@@ -266,7 +266,7 @@ def test_invitation_expires_after_its_validity(directory: Path, tmp_path: Path) 
         assert invitation.ended() == ExitCode.PAIRING
         assert "the invitation has expired: 0 of 1 devices have joined;" in invitation.shown()
         line = refused(BrokerUnreachable, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2")
-        assert "nobody waits there; an invitation ends when it is used, after its time" in line
+        assert "no hub waits there; an invitation ends when it is used, after its time" in line
 
 
 def test_device_that_left_before_confirming_may_join_again(directory: Path, tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_join_reports_an_unknown_host(tmp_path: Path, where: str, line: str) -> 
 
 def test_join_reports_a_closed_port(tmp_path: Path) -> None:
     line = refused(BrokerUnreachable, f"{HOST}:{free_port()}", new_code(), tmp_path)
-    assert "nobody waits there" in line
+    assert "no hub waits there" in line
 
 
 @pytest.mark.mosquitto

@@ -245,4 +245,4 @@ def test_release_without_a_server_or_with_wrong_flags_is_refused(fleet: Fleet) -
     code, said = fleet.release("--pause", "first", "--stop", "first")
     assert (code, "one of them" in said) == (ExitCode.CONFIG, True)
     code, said = fleet.release(*fleet.models("second", 0.0), "--waves", "0,100%")
-    assert (code, "'0' names nobody" in said) == (ExitCode.CONFIG, True)
+    assert (code, "'0' names no device" in said) == (ExitCode.CONFIG, True)

@@ -259,7 +259,7 @@ def test_page_without_broker_and_devices_shows_the_connection_error(
     with tab(browser, served.url, viewport) as page:
         expect(page.locator(".trouble")).to_contain_text("No connection to the broker since")
         expect(page.locator(".trouble")).to_contain_text("connection refused")
-        expect(page.locator(".headline")).to_contain_text("has spoken yet")
+        expect(page.locator(".headline")).to_contain_text("has connected yet")
         assert violations(page) == []
         assert overflow(page) == 0
         served.send("broker", fleets.CONNECTED)

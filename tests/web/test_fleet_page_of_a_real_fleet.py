@@ -65,7 +65,7 @@ def test_page_follows_a_fleet_whose_processes_die_and_restart(
     with Fleet(str(mosquitto_broker.address), "watched-page", tmp_path) as fleet:
         url = url_of(fleet)
         with tab(browser, url) as page:
-            expect(page.locator(".headline")).to_contain_text("has spoken yet")
+            expect(page.locator(".headline")).to_contain_text("has connected yet")
             fleet.server(rounds=ENDLESS)
             fleet.three_devices()
             trained = re.compile("^[2-9] of|^[1-9][0-9]+ of")

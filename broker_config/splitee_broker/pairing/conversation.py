@@ -81,7 +81,9 @@ class PairingServer:
             own = proof(invitation.code, "hub", self._certificate, nonce, came.nonce)
             channel.send(Welcome(own, self._registrar.fleet, invitation.name))
             return True
-        self._report(f"{address}: a wrong code, or somebody in between ({invitation.wrong} of {TRIES} tries)")
+        self._report(
+            f"{address}: a wrong code, or an attacker in between ({invitation.wrong} of {TRIES} tries)"
+        )
         channel.send(Refused("code"))
         return False
 

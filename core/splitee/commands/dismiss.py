@@ -93,7 +93,7 @@ def _await_reply(
                 return reply
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
-                f"no server runs for fleet {link.fleet!r} at {link.address}, so nobody was dismissed: start "
+                f"no server runs for fleet {link.fleet!r} at {link.address}, so no device was dismissed: start "
                 "`splitee server` first"
             )
     raise Stalled(

@@ -114,7 +114,7 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
             [*_device_lines(snapshot.devices, now)],
         ]
     else:
-        parts = [[Text("no device has spoken yet", "dim")]]
+        parts = [[Text("no device has connected yet", "dim")]]
     if (rollouts := rollouts_table(snapshot)) is not None:
         parts.append([rollouts, *rollout_reasons(snapshot)])
     if (seasons := seasons_table(snapshot)) is not None:
@@ -214,7 +214,7 @@ def _run_line(snapshot: FleetSnapshot, now: float) -> Text:
 def _server_line(snapshot: FleetSnapshot, now: float) -> Text:
     server = snapshot.server
     if server is None:
-        return Text("server has not spoken", "yellow")
+        return Text("no status from the server yet", "yellow")
     line = Text.assemble("server ", (server.state, "green" if server.state == "online" else "red"))
     if server.doing:
         line.append(f", {plain(server.doing)}")

@@ -224,7 +224,7 @@ def _secured(hub: Hub, show: Callable[[str], None]) -> ssl.SSLSocket:
 def _nobody(hub: Hub, error: Exception) -> str:
     if isinstance(error, ConnectionRefusedError):
         return (
-            f"{hub}: nobody waits there; an invitation ends when it is used, after its time, or with the "
+            f"{hub}: no hub waits there; an invitation ends when it is used, after its time, or with the "
             "fifth wrong code: run `splitee broker invite` there again"
         )
     reason = getattr(error, "strerror", None) or str(error) or "no reply"

@@ -64,7 +64,7 @@ def rollout_policy(
     expires: float = 30 * 86_400.0,
     late_after: float = LATE_AFTER,
 ) -> RolloutPolicy:
-    """Raises ConfigError: a wave names nobody, or the failures are no count or share."""
+    """Raises ConfigError: a wave names no device, or the failures are no count or share."""
     if max_failures is not None and not re.fullmatch(SHARE, max_failures):
         raise ConfigError(
             f"--max-failures {max_failures}: expected a count or a share of the devices, as 2 or 5%"

@@ -22,7 +22,7 @@ def read_waves(text: str) -> tuple[str, ...]:
         raise ConfigError(f"--waves: {len(waves)} of them; there may be {MOST_WAVES}")
     for wave in waves:
         if not re.fullmatch(SHARE, wave) or not float(wave.rstrip("%")):
-            raise ConfigError(f"--waves {text}: {wave!r} names nobody; {FORM}")
+            raise ConfigError(f"--waves {text}: {wave!r} names no device; {FORM}")
     return waves
 
 
@@ -41,10 +41,10 @@ def wave_sizes(waves: Sequence[str], devices: int) -> tuple[int, ...]:
         if size > devices:
             raise ConfigError(f"wave {wave}: there are only {devices} devices")
         if not size:
-            raise ConfigError(f"wave {wave} names nobody")
+            raise ConfigError(f"wave {wave} names no device")
         if size < before or (size == before and (not wave.endswith("%") or wave in waves[: len(sizes)])):
             raise ConfigError(
-                f"wave {wave} names nobody: it is {size} of {devices} devices, and the waves before it reach "
+                f"wave {wave} names no device: it is {size} of {devices} devices, and the waves before it reach "
                 f"{before}; name them in ascending order"
             )
         if size > before:

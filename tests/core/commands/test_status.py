@@ -312,7 +312,7 @@ def test_rollouts_are_shown_before_any_device_is_known() -> None:
     view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=(rollout(),))})
     assert not view.snapshot().empty
     output = printed(view)
-    assert output.index("no device has spoken yet") < output.index("spring")
+    assert output.index("no device has connected yet") < output.index("spring")
 
 
 def test_pending_updates_and_predicted_state_of_a_device_are_shown() -> None:

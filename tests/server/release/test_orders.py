@@ -148,7 +148,7 @@ def test_unrequested_uploads_and_malformed_orders_are_rejected(fleet: ReleaseFle
     ("change", "code", "reason"),
     [
         ({"waves": ("9",)}, ExitCode.CONFIG, "there are only 4 devices"),
-        ({"waves": ("2", "1")}, ExitCode.CONFIG, "wave 1 names nobody"),
+        ({"waves": ("2", "1")}, ExitCode.CONFIG, "wave 1 names no device"),
         ({"rollout": "other"}, ExitCode.MODEL, "of another rollout"),
         ({"files": 2}, ExitCode.MODEL, "names a file twice"),
         ({"releases": 2}, ExitCode.MODEL, "names a device twice"),

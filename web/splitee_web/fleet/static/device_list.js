@@ -7,7 +7,7 @@ import { html, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
 import { count, several } from "./words.js";
 
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
-const NOBODY = "No device has spoken yet. Devices show up here by themselves once they are started.";
+const NOBODY = "No device has connected yet. Devices show up here by themselves once they are started.";
 const BEYOND = 3; // rows above and below those in sight that are drawn too
 const BLOCK = 4; // rows that are added and removed together: if more than one element is removed, Preact moves all others
 const TURNS = 4; // groups in which rows are drawn again, one after the other, once per second

@@ -53,7 +53,7 @@ function serverLevel({ server, phase }) {
 function headline(fleet, all, now) {
   const { server, run, phase, committed } = fleet;
   if (!server && !run && !all.length) {
-    return { level: "warn", text: "No server and no device of this fleet has spoken yet." };
+    return { level: "warn", text: "No server and no device of this fleet has connected yet." };
   }
   if (phase?.phase === "finished") {
     const predicting = all.filter((one) => one.device.serving).length;
