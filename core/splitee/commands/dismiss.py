@@ -93,8 +93,8 @@ def _await_reply(
                 return reply
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
-                f"no server runs for fleet {link.fleet!r} at {link.address}, so no device was dismissed: start "
-                "`splitee server` first"
+                f"no server runs for fleet {link.fleet!r} at {link.address}, so no device was dismissed: "
+                "start `splitee server` first"
             )
     raise Stalled(
         f"no reply of `splitee server` within {wait:.0f} s: start it if it does not run (`splitee serve` "

@@ -44,8 +44,8 @@ def wave_sizes(waves: Sequence[str], devices: int) -> tuple[int, ...]:
             raise ConfigError(f"wave {wave} names no device")
         if size < before or (size == before and (not wave.endswith("%") or wave in waves[: len(sizes)])):
             raise ConfigError(
-                f"wave {wave} names no device: it is {size} of {devices} devices, and the waves before it reach "
-                f"{before}; name them in ascending order"
+                f"wave {wave} names no device: it is {size} of {devices} devices, and the waves before it "
+                f"reach {before}; name them in ascending order"
             )
         if size > before:
             sizes.append(size)
