@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well predicted states, on which several predictions agree, follow the truth, by rule and by noise.
+"""How well a predicted state follows the truth, by the rule of agreement and the image quality.
 
     python -m benchmarks.agreement [--record FILE]
 
 A tiny network learns four classes of the built-in images and `none`, an empty scene. Sequences of 300 images
-show one class after the other, each image with its own shift, lighting and noise. Some images are spoilt,
-alone or two in a row: dark, moved, or half covered. So are some training images. Images of unknown classes
-are left out, because no rule helps there. Prints one line for each rule and noise; FILE gets the predictions
-of one sequence.
+show one class after the other, each image with its own shift, lighting and noise. Some images are degraded,
+alone or two in a row: blurred, dark, or half covered. So are some training images. Test objects that the
+network does not classify reliably are left out, because no rule helps there. Prints one line for each rule
+and share of degraded images. The predictions of one sequence are written to FILE.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ from splitee_device.inference.agreement import Agreement, parse_rule
 
 CLASSES = ("none", "trouser", "pullover", "sandal", "bag")
 RULES = ("1", "3", "3/5", "weighted")
-LOOKS, KNOWN = 10, 9  # looks at a thing, of which the network has to get so many right
-SEQUENCES, IMAGES, SHORTEST, LONGEST = 40, 300, 12, 45  # images of a sequence, and of one thing in it
-SPOILT = (0.0, 0.2, 0.5, 0.8)  # chance that an image is, after one that is not
-IN_A_ROW = 2  # of spoilt images, at most
-LEARNT = 0.1  # likewise, of the images that the network learns
-RECORDED, SEED = 0.7, 14  # of the sequence in FILE, which is one that the default rule follows
+VIEWS, LEAST_RIGHT = 10, 9  # views of a test object, and how many the network must classify correctly
+SEQUENCES, IMAGES, SHORTEST, LONGEST = 40, 300, 12, 45  # images of a sequence, and of one object in it
+DEGRADED = (0.0, 0.2, 0.5, 0.8)  # probability that an image is, unless IN_A_ROW before it are
+IN_A_ROW = 2  # degraded images, at most
+TRAINED_DEGRADED = 0.1  # probability that a training image is
+RECORDED, SEED = 0.7, 14  # probability and seed of the sequence in FILE, which the default rule follows
 EPOCHS, BATCH = 8, 64
-LATE = 3  # images after which a state has to follow
+LATE = 3  # images within which a state must follow the truth
 
 Image = npt.NDArray[np.float32]  # (28, 28), in 0..1
 
 
 @dataclass(frozen=True)
 class Sequence300:
-    """A sequence: the class of each image, and its logits (N, classes)."""
+    """A sequence: the class of each of N images, and its logits (N, classes)."""
 
     truth: list[int]
     logits: npt.NDArray[np.float32]
 
     @property
     def predictions(self) -> list[tuple[str, str, float, float]]:
-        """Of each image: truth, label, probability, normalised entropy."""
+        """True label, predicted label, its probability and the normalised entropy of each image."""
         rows = zip(self.truth, softmax(self.logits), normalized_entropy(self.logits), strict=True)
         return [
             (CLASSES[true], CLASSES[int(row.argmax())], round(float(row.max()), 4), round(float(entropy), 4))
@@ -61,42 +61,42 @@ class Sequence300:
 
 
 class Scenes:
-    """Images of each class, and a camera that shows them."""
+    """Simulates a camera in front of which objects of each class appear."""
 
     def __init__(self, part: str, seed: int) -> None:
         with np.load(FOLDER / "fashion-mnist.npz", allow_pickle=False) as arrays:
             names = list(map(str, arrays["class_names"]))
             labels, pixels = arrays[f"{part}_labels"], arrays[f"{part}_images"].astype(np.float32) / 255
-        self._things = [pixels[labels == names.index(name)] for name in CLASSES[1:]]
+        self._objects = [pixels[labels == names.index(name)] for name in CLASSES[1:]]
         self.begin(seed)
 
     def begin(self, seed: int) -> None:
-        """What is to come depends on `seed` alone."""
+        """Restart the random numbers from `seed`."""
         self._random = np.random.default_rng(seed)
 
     def leave_out_unknown(self, model: nn.Module) -> None:
-        """Keep what `model` knows."""
-        for label, things in enumerate(self._things, 1):
-            looks = _as_input([self.look(thing) for thing in things for _ in range(LOOKS)])
+        """Keep the objects of which `model` classifies at least LEAST_RIGHT of VIEWS views correctly."""
+        for label, objects in enumerate(self._objects, 1):
+            views = _as_input([self.view(item) for item in objects for _ in range(VIEWS)])
             with torch.no_grad():
-                right = (model(looks).argmax(1) == label).view(-1, LOOKS).sum(1) >= KNOWN
-            self._things[label - 1] = things[right.numpy()]
+                right = (model(views).argmax(1) == label).view(-1, VIEWS).sum(1) >= LEAST_RIGHT
+            self._objects[label - 1] = objects[right.numpy()]
 
-    def thing(self, label: int) -> Image:
-        """What stands before the camera for a while: nothing, for class 0."""
+    def item(self, label: int) -> Image:
+        """A random object of a class; an empty image for class 0, `none`."""
         if label == 0:
             return np.zeros((28, 28), np.float32)
-        things = self._things[label - 1]
-        return np.asarray(things[self._random.integers(len(things))])
+        objects = self._objects[label - 1]
+        return np.asarray(objects[self._random.integers(len(objects))])
 
-    def look(self, thing: Image) -> Image:
-        """An image of it: up to 2 pixels off, on a background of its own light, with noise."""
-        shifted = np.roll(thing, self._random.integers(-2, 3, 2), (0, 1))
+    def view(self, item: Image) -> Image:
+        """An image of it, shifted by up to 2 pixels, with random brightness, background and noise."""
+        shifted = np.roll(item, self._random.integers(-2, 3, 2), (0, 1))
         light = self._random.uniform(0.6, 1.2) * shifted + self._random.uniform(0, 0.2)
         return np.asarray(light + self._random.normal(0, 0.08, light.shape), np.float32).clip(0, 1)
 
-    def spoil(self, image: Image) -> Image:
-        """Moved, dark, or half covered."""
+    def degrade(self, image: Image) -> Image:
+        """Blur the image by motion, darken it, or cover its lower half."""
         kind = self._random.integers(3)
         if kind == 0:
             return np.asarray(np.mean([np.roll(image, step, 1) for step in range(-6, 7)], 0), np.float32)
@@ -107,40 +107,42 @@ class Scenes:
         return covered
 
     def labels(self, count: int) -> list[int]:
-        """What is to be seen: one class after the other."""
+        """The true label of each of `count` images; each class is shown for at least SHORTEST images."""
         truth: list[int] = []
         while len(truth) < count:
             others = [label for label in range(len(CLASSES)) if not truth or label != truth[-1]]
             truth += [int(self._random.choice(others))] * int(self._random.integers(SHORTEST, LONGEST + 1))
-        left = count - SHORTEST  # the last one is to be seen long enough, too
+        left = count - SHORTEST  # the last class is shown for that many images, too
         return truth[:left] + [truth[left - 1]] * SHORTEST
 
-    def sequence(self, model: nn.Module, spoilt: float) -> Sequence300:
+    def sequence(self, model: nn.Module, degraded: float) -> Sequence300:
         truth, images, row = self.labels(IMAGES), [], 0
-        thing = self.thing(truth[0])
+        item = self.item(truth[0])
         for index, label in enumerate(truth):
             if index and label != truth[index - 1]:
-                thing = self.thing(label)
-            row = row + 1 if row < IN_A_ROW and self._random.random() < spoilt else 0
-            images.append(self.spoil(self.look(thing)) if row else self.look(thing))
+                item = self.item(label)
+            row = row + 1 if row < IN_A_ROW and self._random.random() < degraded else 0
+            images.append(self.degrade(self.view(item)) if row else self.view(item))
         with torch.no_grad():
             return Sequence300(truth, model(_as_input(images)).numpy())
 
 
 def _as_input(images: Sequence[Image]) -> torch.Tensor:
-    """(N, 3, 32, 32)."""
+    """The images as the network's input, (N, 3, 32, 32)."""
     grey = torch.from_numpy(np.stack(images))[:, None]
     return functional.pad(grey, (2, 2, 2, 2)).repeat(1, 3, 1, 1)
 
 
 def train() -> nn.Module:
-    """The network, on images of which as many are spoilt as a camera brings."""
+    """Train the network on 4,000 views, of which the share TRAINED_DEGRADED is degraded."""
     torch.manual_seed(0)
     scenes, random = Scenes("train", 0), np.random.default_rng(0)
     model = network(len(CLASSES))
     labels = random.integers(len(CLASSES), size=4000)
-    looks = [scenes.look(scenes.thing(int(label))) for label in labels]
-    images = _as_input([scenes.spoil(look) if random.random() < LEARNT else look for look in looks])
+    views = [scenes.view(scenes.item(int(label))) for label in labels]
+    images = _as_input(
+        [scenes.degrade(view) if random.random() < TRAINED_DEGRADED else view for view in views]
+    )
     targets = torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(EPOCHS):
@@ -152,7 +154,7 @@ def train() -> nn.Module:
 
 
 def follow(rule: str, sequence: Sequence300) -> tuple[int, list[int]]:
-    """Changes of the state beyond those of the truth, and by how many images each of those is late."""
+    """Changes of the state beyond those of the truth, and the delay after each true change, in images."""
     agreement = Agreement(parse_rule(rule)(len(CLASSES), None))
     states: list[str] = []
     for index, (_, label, probability, _) in enumerate(sequence.predictions):
@@ -169,7 +171,9 @@ def follow(rule: str, sequence: Sequence300) -> tuple[int, list[int]]:
 
 
 @click.command()
-@click.option("--record", type=click.Path(path_type=Path), help="Predictions of one sequence, as JSON.")
+@click.option(
+    "--record", type=click.Path(path_type=Path), help="Write one sequence's predictions here, as JSON."
+)
 def main(record: Path | None) -> None:
     torch.set_num_threads(1)
     model = train()
@@ -179,16 +183,16 @@ def main(record: Path | None) -> None:
         scenes.begin(SEED)
         rows = scenes.sequence(model, RECORDED).predictions
         record.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
-    for spoilt in SPOILT:
+    for degraded in DEGRADED:
         scenes.begin(1)
-        sequences = [scenes.sequence(model, spoilt) for _ in range(SEQUENCES)]
+        sequences = [scenes.sequence(model, degraded) for _ in range(SEQUENCES)]
         wrong = np.mean([true != label for one in sequences for true, label, _, _ in one.predictions])
         for rule in RULES:
             extra, late = zip(*(follow(rule, sequence) for sequence in sequences), strict=True)
             delays = np.concatenate(late)
-            exact = [not more and max(each) <= LATE for more, each in zip(extra, late, strict=True)]
+            exact = [not further and max(each) <= LATE for further, each in zip(extra, late, strict=True)]
             row = {
-                "spoilt": spoilt,
+                "spoilt": degraded,
                 "wrong": round(float(wrong), 3),
                 "rule": rule,
                 "changes of the truth": round(len(delays) / SEQUENCES, 1),

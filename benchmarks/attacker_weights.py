@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights with which a network of the fleet's structure passes its input on, as a hostile server could send.
+"""Weights with which a network's features carry its input image, as a hostile server could send them.
 
-Each convolution gets the linear map into its channels from which the pixels under it can be estimated best
-(reduced-rank regression; Izenman, 1975), fitted on the attacker's own images. Each normalisation scales a
-channel to 0.1 to 5.9, so that neither ReLU nor ReLU6 removes anything. Branches beside a shortcut are set to
-zero. Before the average over all places, zero padding helps: copies of a channel that are shifted over the
-border have different sums, from which each place can be computed.
+Each convolution is set to the linear map from whose outputs the pixels under it can be estimated best
+(reduced-rank regression; Izenman, 1975), fitted on the attacker's own images. The normalisations scale each
+channel to the range 0.1 to 5.9, so that neither ReLU nor ReLU6 removes anything. Residual branches beside an
+identity shortcut are set to zero. To attack features after the average over all places, the last block
+outputs copies of channels that are shifted over the zero-padded border. The copies have different averages,
+from which each place can be computed.
 
 Other weights may achieve more than these.
 """
@@ -21,21 +22,21 @@ from torchvision.models import MobileNetV2, ResNet
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.models.resnet import BasicBlock
 
-LOW, HIGH = 0.1, 5.9  # within what ReLU6 lets through
-ROWS = 12_000  # places that a regression is fitted on
-NEAR = (-1, 0, 1)  # places that a convolution of 3 x 3 can shift by
+LOW, HIGH = 0.1, 5.9  # within 0..6, which ReLU6 does not change
+ROWS = 12_000  # places that a regression is fitted on, at most
+NEAR = (-1, 0, 1)  # shifts that a convolution of 3 x 3 can make, in places
 
 
 @torch.no_grad()
 def hand_images_on(network: nn.Module, images: Tensor, *, pooled: bool) -> None:
-    """Gives a resnet18 or a mobilenet_v2 weights by which its features carry the image.
+    """Set the weights of a resnet18 or a mobilenet_v2 such that its features carry the image.
 
     Args:
-        images: (N, 3, H, W), as the network gets them.
-        pooled: what shall carry it are the features after the average over all places, not those before.
+        images: (N, 3, H, W), normalised for the network.
+        pooled: optimise the features after the average over all places, not those before it.
 
     Raises:
-        TypeError: it is another kind of network.
+        TypeError: the network is of another kind.
     """
     network.eval()
     if isinstance(network, ResNet):
@@ -48,7 +49,7 @@ def hand_images_on(network: nn.Module, images: Tensor, *, pooled: bool) -> None:
 
 def _resnet(network: ResNet, images: Tensor, pooled: bool) -> None:
     if isinstance(network.maxpool, nn.MaxPool2d):
-        # A maximum over places keeps the largest and, of a negative copy, the smallest value.
+        # Max pooling keeps the largest value of a window and, by the negated copy, the smallest.
         patches = _rows(
             images, network.conv1.kernel_size[0], network.conv1.stride[0], network.conv1.padding[0]
         )
@@ -76,7 +77,7 @@ def _resnet(network: ResNet, images: Tensor, pooled: bool) -> None:
 
 
 def _downsample(block: BasicBlock, values: Tensor, images: Tensor, most: int | None) -> None:
-    """A block that halves the resolution gathers four places into the channels of one."""
+    """Make a block that halves the resolution combine four places into one; its shortcut is set to zero."""
     assert block.downsample is not None
     _scale(block.downsample[1], 0.0)
     _gather(block.conv1, values, images, most)
@@ -86,12 +87,12 @@ def _downsample(block: BasicBlock, values: Tensor, images: Tensor, most: int | N
 
 
 def _room_for_copies(block: BasicBlock, places: int) -> int:
-    """Channels of which the block has room for a copy a place, and for each step on the way there."""
+    """Number of channels of which the block can hold a copy for each place, and for each shift in NEAR."""
     return int(block.conv2.out_channels) // max(places, len(NEAR) ** 2)
 
 
 def _shift_in_block(block: BasicBlock, size: int) -> None:
-    """Before the average: the block adds copies of its channels, shifted by up to two places."""
+    """Make the last block before the average add copies of its channels, shifted by up to two places."""
     steps = range(-((size - 1) // 2), size // 2 + 1)
     shifts = list(product(steps, steps))
     near = list(product(NEAR, NEAR))
@@ -132,7 +133,7 @@ def _bottleneck(block: InvertedResidual, values: Tensor, images: Tensor) -> None
         return
     depthwise = inner[-1]
     offsets = list(product(range(block.stride), repeat=2))
-    if len(inner) == 2:  # copies of each channel, one for each of the places that become one
+    if len(inner) == 2:  # copy each channel once for each of the places that are combined
         _copy(inner[0][0], [channel for channel in range(inner[0][0].in_channels) for _ in offsets])
         _fit_range(inner[0][1], inner[0][0](values))
     hidden = inner[0](values) if len(inner) == 2 else values
@@ -148,7 +149,7 @@ def _bottleneck(block: InvertedResidual, values: Tensor, images: Tensor) -> None
 
 
 def _shift_in_bottleneck(block: InvertedResidual, values: Tensor) -> None:
-    """Before the average: copies of each channel, shifted by one place in each direction."""
+    """Make the block before the average output copies of its channels, each shifted by at most one place."""
     expand, depthwise, project, normalization = block.conv
     shifts = list(product(NEAR, NEAR))
     count = project.out_channels // len(shifts)
@@ -164,13 +165,13 @@ def _shift_in_bottleneck(block: InvertedResidual, values: Tensor) -> None:
 
 
 def _gather(conv: nn.Conv2d, values: Tensor, images: Tensor, most: int | None = None) -> None:
-    """Weights by which `conv` makes of `values` what tells most of the pixels at each place.
+    """Set `conv`, whose input is `values`, such that its outputs predict the pixels at each place best.
 
     Args:
-        most: channels to use; None: all.
+        most: number of output channels to use; None: all.
     """
     stride = conv.stride[0]
-    block = images.shape[-1] // (values.shape[-1] // stride)  # pixels a side that a place stands for
+    block = images.shape[-1] // (values.shape[-1] // stride)  # side of the pixel block of a place
     weight = reduced_rank(
         _rows(values, stride, stride), _rows(images, block, block), most or conv.out_channels
     )
@@ -178,34 +179,35 @@ def _gather(conv: nn.Conv2d, values: Tensor, images: Tensor, most: int | None = 
 
 
 def _rows(values: Tensor, size: int, stride: int, padding: int = 0) -> Tensor:
-    """Patches (N, C size size), of places that are the same for the same number of places."""
+    """At most ROWS random patches (n, C size size); of the same places if the number of places is equal."""
     rows = F.unfold(values, size, padding=padding, stride=stride).transpose(1, 2).flatten(0, 1)
     return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:ROWS]]
 
 
 def reduced_rank(inputs: Tensor, targets: Tensor, rank: int) -> Tensor:
-    """The map (at most `rank`, d) of inputs (n, d) from which targets (n, q) can be told best, linearly.
+    """The map (at most `rank`, d) of inputs (n, d) from which targets (n, q) can best be estimated linearly.
 
-    Its outputs are uncorrelated, the most telling first; directions that tell nothing are left out.
+    Its outputs are uncorrelated, in descending order of how much of the targets they explain. Outputs that
+    explain nothing are left out.
     """
     inputs, targets = (values.double() - values.double().mean(0) for values in (inputs, targets))
     used = inputs.abs().amax(0) > 0
     inputs, width = inputs[:, used], inputs.shape[1]
     covariance = inputs.T @ inputs
     values, vectors = torch.linalg.eigh(covariance)
-    known = values > 1e-9 * values[-1]
-    whiten = vectors[:, known] / values[known].sqrt()  # (d, r)
+    nonzero = values > 1e-9 * values[-1]
+    whiten = vectors[:, nonzero] / values[nonzero].sqrt()  # (d, r)
     cross = whiten.T @ (inputs.T @ targets)
-    told, directions = torch.linalg.eigh(cross @ cross.T)
-    order = told.argsort(descending=True)[:rank]
-    order = order[told[order] > 1e-9 * told[-1]]
+    explained, directions = torch.linalg.eigh(cross @ cross.T)
+    order = explained.argsort(descending=True)[:rank]
+    order = order[explained[order] > 1e-9 * explained[-1]]
     weight = torch.zeros(len(order), width)
     weight[:, used] = (whiten @ directions[:, order]).T.float()
     return weight
 
 
 def _set_weight(conv: nn.Conv2d, weight: Tensor) -> None:
-    """(channels, C k k) as the weight; k may be smaller than the kernel, and lies at and below its middle."""
+    """Set `weight` (channels, C k k); if k is less than the kernel's size, from the kernel's middle on."""
     size = round((weight.shape[1] / conv.in_channels) ** 0.5)
     start = 0 if size == conv.kernel_size[0] else conv.kernel_size[0] // 2
     conv.weight.zero_()
@@ -214,7 +216,7 @@ def _set_weight(conv: nn.Conv2d, weight: Tensor) -> None:
 
 
 def _copy(conv: nn.Conv2d, channels: range | list[int]) -> None:
-    """Output channel i becomes input channel `channels[i]`, as far as there are outputs."""
+    """Make output channel i a copy of input channel `channels[i]`, as far as there are output channels."""
     conv.weight.zero_()
     middle = conv.kernel_size[0] // 2
     for target, channel in enumerate(channels[: conv.out_channels]):
@@ -222,7 +224,7 @@ def _copy(conv: nn.Conv2d, channels: range | list[int]) -> None:
 
 
 def _fit_range(normalization: nn.Module, values: Tensor) -> None:
-    """Brings each channel of `values`, which are the normalisation's input, into what ReLU6 lets through."""
+    """Make the normalisation scale each channel of its input `values` to the range LOW to HIGH."""
     low, high = values.amin((0, 2, 3)), values.amax((0, 2, 3))
     varies = high - low > 1e-5
     gain = torch.where(varies, (HIGH - LOW) / (high - low).clamp(min=1e-5), 0)
@@ -230,7 +232,7 @@ def _fit_range(normalization: nn.Module, values: Tensor) -> None:
 
 
 def _scale(normalization: nn.Module, gain: Tensor | float, bias: Tensor | float = 0.0) -> None:
-    """Makes a BatchNorm multiply each channel by `gain`, and add `bias`."""
+    """Make a BatchNorm multiply each channel by `gain` and add `bias`."""
     assert isinstance(normalization, nn.BatchNorm2d)
     assert normalization.running_mean is not None
     assert normalization.running_var is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of trunks as a plain loop, with torch alone: the least that any server needs."""
+"""The training of trunks as a plain torch loop: the least time that any server needs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from splitee.training.optimizer import make_optimizer
 
 
 def made_up(spec: RunSpec, shape: tuple[int, ...], seed: int) -> CutBatch:
-    """Features as they are behind a ReLU, and labels."""
+    """A batch of random features, without negative values as after a ReLU, and random labels."""
     draw = np.random.default_rng(seed)
     features = draw.normal(size=(spec.batch_size, *shape)).astype(np.float32).clip(min=0)
     return CutBatch(features, draw.integers(0, spec.num_classes, spec.batch_size))
 
 
 class BareLoop:
-    """A trunk for all cuts, or one for each, trained on tensors."""
+    """Trains one trunk for all cuts or, under averaging, one for each cut."""
 
     def __init__(self, spec: RunSpec, batches: Mapping[int, CutBatch]) -> None:
-        """`batches`: that are trained in turn, by cut."""
+        """`batches`: by cut; they are trained in turn."""
         shared = build_for(spec)
-        whole = make_optimizer(shared.trunk(1).parameters(), spec)
+        shared_optimizer = make_optimizer(shared.trunk(1).parameters(), spec)
         steps: list[tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]] = []
         for cut, batch in batches.items():
-            trunk, optimizer = shared.trunk(cut), whole
+            trunk, optimizer = shared.trunk(cut), shared_optimizer
             if spec.strategy == "averaging":
                 trunk = build_for(spec).trunk(cut)
                 optimizer = make_optimizer(trunk.parameters(), spec)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Mosquitto stores: sessions of clients that are not connected, and its database on disk."""
+"""The sessions that a Mosquitto keeps for disconnected clients, and the size of its database on disk."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from splitee.mqtt.link import Link
 INTERVAL = 1  # seconds between two updates of the broker's counts
 SETTINGS = f"sys_interval {INTERVAL}\nautosave_interval 5\n"
 COUNTS = ALL, CONNECTED = "$SYS/broker/clients/total", "$SYS/broker/clients/connected"
-LARGEST_STORE = 10_000_000  # bytes that a fleet's broker may have on its disk
+LARGEST_STORE = 10_000_000  # bytes that the database of a fleet's broker may have
 WAIT = 15.0  # seconds
-SETTLED = 1.5 * (INTERVAL + 1)  # seconds: it updates them once more than INTERVAL whole seconds have passed
+SETTLED = 1.5 * (INTERVAL + 1)  # seconds; Mosquitto updates them after more than INTERVAL whole seconds
 
 
 def keeping(settings: str, directory: Path) -> str:
     """Mosquitto's settings, with a database in `directory`."""
-    kept = settings.replace("persistence false", f"persistence true\npersistence_location {directory}/")
-    as_root = "user root\n" if os.geteuid() == 0 else ""  # else it could not write there
-    return kept + SETTINGS + as_root
+    persistent = settings.replace("persistence false", f"persistence true\npersistence_location {directory}/")
+    as_root = "user root\n" if os.geteuid() == 0 else ""  # Mosquitto's own account could not write there
+    return persistent + SETTINGS + as_root
 
 
 def abandoned_sessions(address: BrokerAddress) -> int:
-    """Sessions that the broker keeps for clients that are not connected.
+    """Number of sessions that the broker keeps for disconnected clients.
 
-    It publishes a count that has changed: what it retains holds once its next update has brought no other.
+    Mosquitto publishes a count only if it has changed, so the counts are current after an update without any.
     """
     counts = dict.fromkeys(COUNTS, -1)
     with closing(Link(address, "counts-sessions")) as link:
@@ -52,7 +52,7 @@ def abandoned_sessions(address: BrokerAddress) -> int:
 
 
 class Database:
-    """The broker's database file; `largest` is the most bytes that `measure` has seen."""
+    """The broker's database file; `largest`: its largest measured size in bytes."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "mosquitto.db"
@@ -64,9 +64,9 @@ class Database:
         return size
 
     def saved(self, broker: int) -> int:
-        """Bytes after the broker with this process id has written all that it keeps.
+        """Make the broker with this process id save its database; return its size in bytes.
 
-        Raises ClickException: it has written nothing.
+        Raises ClickException: the database was not written within WAIT.
         """
         before = self._path.stat().st_mtime_ns if self._path.exists() else 0
         os.kill(broker, signal.SIGUSR1)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a run that is killed anywhere end with the same bits? A fleet with faults beside one without.
+"""Does a run with faults end with the same weights, bit for bit? Compares it with an undisturbed run.
 
     python -m benchmarks.chaos [--strategy NAME|all] [--faults 20] [--seed 1]
 
-A real fleet on a real Mosquitto. At seeded random moments devices, server or broker are killed with SIGKILL
-(also twice in a row, and with the newest state file torn, as by a power cut) or frozen, clocks jump by a
-year, a device's network is cut or drops all packets, or its broker throttles it. Each fault ends later.
+A real fleet on a real Mosquitto. At seeded random moments the broker, the server or a device is killed with
+SIGKILL. The server and devices are also killed with the newest state file torn, as by a power cut, or frozen,
+or their clocks jump by a year; the server is also killed twice in a row. A device's network is cut for up to
+4 seconds or for more than 35, or its messages are throttled. Each fault ends later.
 Prints one JSON line per strategy, and exits with 1 if a figure is out of its bounds.
 """
 
@@ -27,11 +28,11 @@ from benchmarks.faults import Faults
 from benchmarks.real_fleet import TICK, Fleet, Settings, out_option, until, working_directory
 from splitee_server.learning.strategies.registry import STRATEGIES
 
-DEAD_PATH = 31.0  # seconds until a device must have noticed; its log counts whole ones
+DEAD_PATH = 31.0  # seconds within which a device must notice a dead network; its log has whole seconds
 
 
 def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: int) -> dict[str, Any]:
-    """One fleet to its end; its report, and what was done to it."""
+    """Run one fleet to its end; return its report, with the faults and the broker's figures."""
     generator = random.Random(seed)
     started = time.monotonic()
     with Fleet(
@@ -69,34 +70,34 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
     return report
 
 
-def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[str, Any]:
-    """The benchmark's figures."""
+def compare(calm: dict[str, Any], disturbed: dict[str, Any], wanted: int) -> dict[str, Any]:
+    """The benchmark's figures, from the reports of both runs; `wanted`: number of faults."""
     expected = calm["batches_trained"]
     result = {
         "benchmark": "chaos",
         "strategy": calm["strategy"],
-        "faults": sum(stormy["faults"].values()),
-        "by_kind": stormy["faults"],
-        "network_cut_by": stormy["network"],
-        "same_weights": calm["weights_sha256"] == stormy["weights_sha256"],
-        "weights_sha256": stormy["weights_sha256"],
-        "commits": [calm["commits"], stormy["commits"]],
-        "batches_lost": max(0, expected - stormy["batches_trained"]),
-        "batches_trained_twice": max(0, stormy["batches_trained"] - expected),
-        "duplicates_dropped": stormy["duplicates_dropped"],
-        "dead_paths_noticed_after": stormy["noticed"],
-        "broker_store_kb": [round(one["broker_store"] / 1000) for one in (calm, stormy)],
-        "abandoned_sessions": stormy["abandoned_sessions"],
-        "unexpected_exits": stormy["unexpected_exits"],
-        "seconds": [round(calm["wall"], 1), round(stormy["wall"], 1)],
+        "faults": sum(disturbed["faults"].values()),
+        "by_kind": disturbed["faults"],
+        "network_cut_by": disturbed["network"],
+        "same_weights": calm["weights_sha256"] == disturbed["weights_sha256"],
+        "weights_sha256": disturbed["weights_sha256"],
+        "commits": [calm["commits"], disturbed["commits"]],
+        "batches_lost": max(0, expected - disturbed["batches_trained"]),
+        "batches_trained_twice": max(0, disturbed["batches_trained"] - expected),
+        "duplicates_dropped": disturbed["duplicates_dropped"],
+        "dead_paths_noticed_after": disturbed["noticed"],
+        "broker_store_kb": [round(one["broker_store"] / 1000) for one in (calm, disturbed)],
+        "abandoned_sessions": disturbed["abandoned_sessions"],
+        "unexpected_exits": disturbed["unexpected_exits"],
+        "seconds": [round(calm["wall"], 1), round(disturbed["wall"], 1)],
     }
     result["passed"] = (
         result["same_weights"]
         and result["commits"][0] == result["commits"][1]
         and not result["batches_lost"]
         and not result["batches_trained_twice"]
-        and all(seconds is not None and seconds <= DEAD_PATH for seconds in stormy["noticed"])
-        and max(calm["broker_store"], stormy["broker_store"]) < LARGEST_STORE
+        and all(seconds is not None and seconds <= DEAD_PATH for seconds in disturbed["noticed"])
+        and max(calm["broker_store"], disturbed["broker_store"]) < LARGEST_STORE
         and not result["abandoned_sessions"]
         and not result["unexpected_exits"]
         and result["faults"] >= wanted
@@ -107,12 +108,12 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
 @click.command()
 @click.option("--strategy", type=click.Choice([*STRATEGIES, "all"]), default="all")
 @click.option("--faults", default=20, show_default=True)
-@click.option("--seed", default=1, show_default=True, help="Seed of the faults; the fleet's own is 1.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the faults; that of the training is 1.")
 @click.option("--rounds", default=12, show_default=True)
 @click.option("--samples", default=320, show_default=True, help="Training images per device.")
 @out_option
 def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
-    """Kill a fleet's parts at random; compare with an undisturbed run."""
+    """Inject random faults into a fleet; compare it with an undisturbed run."""
     console = Console(stderr=True)
     settings = Settings(rounds, samples)
     strategies = list(STRATEGIES) if strategy == "all" else [strategy]
@@ -122,8 +123,8 @@ def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: 
             with console.status(f"{name}: undisturbed run"):
                 calm = run(directory / f"{name}-calm", name, settings, 0, seed)
             with console.status(f"{name}: {faults} faults"):
-                stormy = run(directory / f"{name}-stormy", name, settings, faults, seed + number)
-            result = compare(calm, stormy, faults)
+                disturbed = run(directory / f"{name}-stormy", name, settings, faults, seed + number)
+            result = compare(calm, disturbed, faults)
             passed = passed and bool(result["passed"])
             click.echo(json.dumps(result))
     sys.exit(not passed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accuracy with each codec: the same runs, in one process, on the built-in Fashion-MNIST."""
+"""Compares the accuracy of codecs in simulated runs on the built-in Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee_lab.methods.simulation import Simulation
 
-CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
-# Of the network of the protocol `small`; each device has a third of the 6,000 images.
+CODECS = ("fp32", "fp16", "int8+zstd")  # zstd is lossless
+# Cuts of resnet8; each device has a third of the 6,000 training images.
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 INPUT = (3, 16, 16)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The trunk's mean accuracy over all devices, each on the 1,000 test images, after one run."""
+    """The trunk's accuracy on the 1,000 test images after one run, the mean over the devices."""
 
     codec: str
     seed: int
@@ -28,7 +28,7 @@ class Accuracy:
 
 
 def measure_accuracy(seeds: Sequence[int], rounds: int) -> Iterator[Accuracy]:
-    """A run for each seed and codec; but for the codec, those of a seed are the same."""
+    """Make a run for each seed and codec; the runs of a seed differ only in the codec."""
     for seed in seeds:
         devices = simulated_devices(CUTS, INPUT, seed)
         for codec in CODECS:
@@ -49,6 +49,6 @@ def measure_accuracy(seeds: Sequence[int], rounds: int) -> Iterator[Accuracy]:
 
 
 def points_lost(results: Sequence[Accuracy]) -> dict[str, float]:
-    """Percentage points below fp32, the mean of the seeds, by codec."""
-    means = {codec: fmean(one.trunk for one in results if one.codec == codec) for codec in CODECS}
+    """Percentage points of accuracy below fp32 by codec, the mean over the seeds."""
+    means = {codec: fmean(result.trunk for result in results if result.codec == codec) for codec in CODECS}
     return {codec: 100 * (means["fp32"] - mean) for codec, mean in means.items()}

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost of training on more photographs than fit in memory: peak memory, and decoding's share of a step.
+"""The cost of training on more photographs than fit in memory: peak memory, and decoding's share of CPU time.
 
     python -m benchmarks.decoding --source TRAIN.parquet --folder /tmp/photographs
 
-It makes a folder of JPEG files of 128 x 96 from the images of a Parquet file, if there is none, and trains
-the first steps of a round on it, with one thread on one core, like `splitee device` on a device with 1 GiB:
-the images stay encoded. Decoding's share is the CPU time of the decoding threads, as a part of the process's.
-The time for which training waits for them is printed, too. To limit the memory as well, start it in a control
-group of 1 GiB. It exits with 1 if a bound is missed.
+It makes a folder of JPEG files of 128 x 96 pixels from the images of a Parquet file, unless it exists. It
+trains the first steps of a round on them with one thread on one core, like `splitee device` on a device
+with 1 GiB: the images stay encoded. Decoding's share is the CPU time of the decoding threads, divided by that
+of the process. The time for which training waits for images is printed, too. To limit the memory as well,
+start it in a control group of 1 GiB. It exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-import splitee.cli.main  # noqa: F401  # as a device's process begins: without torch's compiler
+import splitee.cli.main  # noqa: F401  # as in a device's process: torch without its compiler
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee_device.data.encoded import THREADS
@@ -41,12 +41,12 @@ from splitee_device.training.trainer import open_trainer
 SIZE = (128, 96)  # pixels of a photograph: width and height
 WARM_UP = 3  # steps
 MOST_MEMORY = 1 << 30  # bytes
-MOST_SHARE = 0.10  # of a step
+MOST_SHARE = 0.10  # of the CPU time of a step
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of all steps: by the clock, waiting for images, CPU of the process and of decoding threads."""
+    """Seconds of all steps: wall time, waiting for images, CPU of the process and of the decoding threads."""
 
     wall: float
     waited: float
@@ -55,7 +55,7 @@ class Costs:
 
 
 def make_photographs(source: Path, folder: Path, count: int) -> None:
-    """`count` images of the Parquet file as JPEG files in class folders."""
+    """Write up to `count` images of the Parquet file as JPEG files in class folders, unless they exist."""
     if folder.exists():
         return
     parquet = ParquetImages(source)
@@ -70,8 +70,8 @@ def make_photographs(source: Path, folder: Path, count: int) -> None:
 
 
 def costs_of(spec: RunSpec, cut: int, data: DeviceData) -> Costs:
-    """Trains `spec.steps` steps; the first WARM_UP of them do not count."""
-    images = Watched(data.train)
+    """Train `spec.steps` steps, and measure those after the first WARM_UP."""
+    images = TimedImages(data.train)
     trainer = open_trainer(spec, cut, "pi-1", replace(data, train=images))
     batches = trainer.round(1)
     for _ in islice(batches, WARM_UP):
@@ -85,8 +85,8 @@ def costs_of(spec: RunSpec, cut: int, data: DeviceData) -> Costs:
     )
 
 
-class Watched(LabelledImages):
-    """Image set of which is known how long its batches were waited for."""
+class TimedImages(LabelledImages):
+    """An image set that measures how long its batches are waited for; `waited`: in seconds."""
 
     def __init__(self, images: LabelledImages) -> None:
         self._set = images
@@ -106,15 +106,15 @@ class Watched(LabelledImages):
         batches = self._set.batches(order)
         while True:
             started = time.perf_counter()
-            found = next(batches, None)
+            batch = next(batches, None)
             self.waited += time.perf_counter() - started
-            if found is None:
+            if batch is None:
                 return
-            yield found
+            yield batch
 
 
 def decoding_cpu() -> float:
-    """Seconds of CPU that the decoding threads have taken so far."""
+    """CPU seconds of the decoding threads so far."""
     threads = (thread for thread in threading.enumerate() if thread.name.startswith(THREADS))
     files = (Path(f"/proc/self/task/{thread.native_id}/schedstat") for thread in threads)
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
@@ -139,7 +139,7 @@ def main(
     steps: int,
     workers: int,
 ) -> None:
-    """Measure memory and decoding's share of a step."""
+    """Measure peak memory and decoding's share of the CPU time."""
     make_photographs(source, folder, count)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
@@ -156,7 +156,7 @@ def main(
     started = time.perf_counter()
     data = open_data(str(folder), input_shape=spec.input_shape, storage=storage)
     click.echo(
-        f"{len(data.train)} images opened, and each read once, in {time.perf_counter() - started:.0f} s"
+        f"{len(data.train)} images were opened, and each read once, in {time.perf_counter() - started:.0f} s"
     )
     costs = costs_of(spec, cut, data)
     peak, share = memory()["VmHWM"], costs.decoding / costs.cpu
@@ -165,10 +165,10 @@ def main(
         f"{1000 * costs.cpu / steps:.1f} ms of CPU"
     )
     click.echo(
-        f"decoding takes {share:.1%} of it (at most {MOST_SHARE:.0%}); it is waited for during "
-        f"{costs.waited / costs.wall:.1%} of the time"
+        f"decoding takes {share:.1%} of the CPU time (at most {MOST_SHARE:.0%}); training waits for images "
+        f"{costs.waited / costs.wall:.1%} of the wall time"
     )
-    click.echo(f"peak of resident memory: {peak / 2**20:.0f} MiB (at most {MOST_MEMORY / 2**20:.0f})")
+    click.echo(f"peak resident memory: {peak / 2**20:.0f} MiB (at most {MOST_MEMORY / 2**20:.0f})")
     sys.exit(share > MOST_SHARE or peak > MOST_MEMORY)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a device of a benchmark's fleet reaches the broker, and how that is interrupted."""
+"""Networks between a benchmark's device and the broker, which can be interrupted."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ CHUNK = 1 << 16
 
 
 class Network(Protocol):
-    """How one device reaches the broker, and how that is cut."""
+    """The network between one device and the broker."""
 
     kind: str
-    host: str  # where the broker is for the device
-    address: str
-    prefix: tuple[str, ...]  # what a command is started with to be on this network
+    host: str  # the broker's host on this network
+    address: str  # the broker's URL on this network
+    prefix: tuple[str, ...]  # prefix of a command, to run it on this network
 
     def cut(self) -> None: ...
     def mend(self) -> None: ...
@@ -29,7 +29,7 @@ class Network(Protocol):
 
 
 class Proxy:
-    """A TCP proxy in between. Cut, it forwards nothing and keeps its connections, like a pulled cable."""
+    """A TCP proxy. While it is cut, it forwards nothing and keeps its connections, like a pulled cable."""
 
     kind = "proxy"
     host = "127.0.0.1"
@@ -67,8 +67,8 @@ class Proxy:
                     self._accept()
                 else:
                     self._move(key.fileobj)  # type: ignore[arg-type]
-        for one in list(self._pairs):
-            one.close()
+        for end in list(self._pairs):
+            end.close()
         self._listener.close()
 
     def _accept(self) -> None:
@@ -78,29 +78,29 @@ class Proxy:
         except OSError:
             near.close()
             return
-        for one, other in ((near, far), (far, near)):
-            self._pairs[one] = other
-            self._selector.register(one, selectors.EVENT_READ)
+        for source, target in ((near, far), (far, near)):
+            self._pairs[source] = target
+            self._selector.register(source, selectors.EVENT_READ)
 
-    def _move(self, one: socket.socket) -> None:
-        if one not in self._pairs:
+    def _move(self, source: socket.socket) -> None:
+        if source not in self._pairs:
             return
-        other = self._pairs[one]
+        target = self._pairs[source]
         try:
-            data = one.recv(CHUNK)
+            data = source.recv(CHUNK)
             if data:
-                other.sendall(data)
+                target.sendall(data)
                 return
         except OSError:
             pass
-        for end in (one, other):
+        for end in (source, target):
             self._selector.unregister(end)
             del self._pairs[end]
             end.close()
 
 
 class Direct:
-    """Nothing in between."""
+    """A direct connection to the broker, which cannot be cut."""
 
     kind = "none"
     host = "127.0.0.1"
@@ -110,16 +110,16 @@ class Direct:
         self.address = f"mqtt://{self.host}:{port}"
 
     def cut(self) -> None:
-        raise NotImplementedError("there is nothing that could be cut")
+        raise NotImplementedError("a direct connection cannot be cut")
 
     mend = cut
 
     def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
 
 class Namespace:
-    """A network namespace of the device's own, joined by a veth pair whose near end is taken down."""
+    """The device's own network namespace, connected by a veth pair; `cut` takes the near end down."""
 
     kind = "namespace"
     _numbers = itertools.count(1)
@@ -146,7 +146,7 @@ class Namespace:
 
 
 def namespace_of(name: str, near: str, far: str, network: str) -> None:
-    """A network namespace around the device `far`; `network`.1 is `near`, `network`.2 is `far`."""
+    """Make a network namespace with the interface `far`; `near` has the address `network`.1, `far` has .2."""
     ip("netns", "add", name)
     ip("link", "set", far, "netns", name)
     ip("addr", "add", f"{network}.1/24", "dev", near)
@@ -161,7 +161,7 @@ def delete_namespace(name: str) -> None:
 
 
 def can_make_namespaces() -> bool:
-    """Whether this user may make network namespaces and veth pairs here."""
+    """Whether this process may make network namespaces and veth pairs."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         return False
     name = f"splitee-try-{os.getpid()}"
@@ -178,5 +178,5 @@ def can_make_namespaces() -> bool:
 
 
 def ip(*arguments: str) -> None:
-    """iproute2's command. CalledProcessError: it has failed."""
+    """Run `ip` of iproute2. Raises CalledProcessError: it has failed."""
     subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults as in the field, for a benchmark's fleet: each is undone after a while."""
+"""Temporary faults for a benchmark's fleet, like those in the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.real_fleet import Fleet
 
 Undo = Callable[[], object]
 
-SHORT = 0.2, 4.0  # seconds until a fault is undone, at least and at most
+SHORT = 0.2, 4.0  # seconds until a fault is undone, unless DURATIONS has its kind
 DURATIONS = {"black hole": (35.0, 40.0), "throttle": (15.0, 25.0), "clock": (3.0, 8.0)}
 AGAIN = 2.0, 8.0  # seconds between the start of a process and its second kill
 THROTTLED = 10  # packets a second
@@ -27,25 +27,25 @@ class Faults:
     """Injects faults, and undoes each some seconds later.
 
     Attributes:
-        counts: by kind and what it was done to.
-        noticed: seconds after which devices have noticed that their network had become a black hole; None:
-            not before it was mended.
+        counts: number of faults by kind and target.
+        noticed: seconds after which a device noticed that its network dropped all packets, for each such
+            fault; None: it did not notice before the network was mended.
     """
 
     def __init__(self, fleet: Fleet, generator: random.Random) -> None:
         self._fleet = fleet
         self._random = generator
         self._pending: list[tuple[float, str, Undo]] = []
-        self._untouchable: set[str] = set()  # what a fault has in its hands
+        self._affected: set[str] = set()  # processes that are under a fault
         self.counts: Counter[str] = Counter()
         self.noticed: list[float | None] = []
 
     def inject(self) -> None:
-        """One fault on something that is under none; of a kind that has not been yet, while there is one."""
+        """Inject a fault into an unaffected process, of a kind that has not occurred yet if there is one."""
         possible = [
             (kind, name)
             for name in (*self._fleet.parts, "broker")
-            if name not in self._untouchable
+            if name not in self._affected
             for kind in self._kinds(name)
         ]
         new = [one for one in possible if not self.counts[self._title(*one)]]
@@ -53,25 +53,25 @@ class Faults:
             self.do(*self._random.choice(new or possible))
 
     def do(self, kind: str, name: str) -> None:
-        """One fault of this kind; nothing where the process has ended."""
+        """Inject a fault of this kind; do nothing if the process has ended."""
         undo = self._fault(kind, name)
         if undo is None:
             return
         self.counts[self._title(kind, name)] += 1
-        self._untouchable.add(name)
+        self._affected.add(name)
         self._later(DURATIONS.get(kind, SHORT), name, undo)
 
     def undo_due(self) -> None:
-        """Bring back what has been away long enough."""
+        """Undo the faults whose time is over."""
         now = time.monotonic()
         due = [item for item in self._pending if item[0] <= now]
         self._pending = [item for item in self._pending if item not in due]
         for _, name, undo in due:
-            self._untouchable.discard(name)
+            self._affected.discard(name)
             undo()
 
     def _later(self, seconds: tuple[float, float], name: str, undo: Undo) -> None:
-        self._untouchable.add(name)
+        self._affected.add(name)
         self._pending.append((time.monotonic() + self._random.uniform(*seconds), name, undo))
 
     def _kinds(self, name: str) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ class Faults:
         return self._fleet.networks[name].mend
 
     def _kill_again(self, name: str) -> None:
-        """Start it, and kill it once more soon."""
+        """Start the process, and kill it again some seconds later."""
         self._fleet.start(name)
 
         def second() -> None:
@@ -154,18 +154,18 @@ class Faults:
 
     def _black_hole(self, name: str) -> Undo:
         began, log = datetime.now(), self._fleet.log(name)
-        said = log.stat().st_size
+        start = log.stat().st_size
         self._fleet.networks[name].cut()
 
         def mend() -> None:
             self._fleet.networks[name].mend()
-            found = NOTICED.search(log.read_bytes()[said:].decode(errors="replace"))
+            found = NOTICED.search(log.read_bytes()[start:].decode(errors="replace"))
             self.noticed.append(_seconds_since(began, found[1]) if found else None)
 
         return mend
 
 
 def _seconds_since(began: datetime, clock: str) -> float:
-    """From `began` to a time of day that a log has, within a day."""
-    then = datetime.combine(began.date(), datetime.strptime(clock, "%H:%M:%S").time())
-    return (then - began).total_seconds() % 86400
+    """Seconds from `began` to the time of day `clock` of a log line, less than a day later."""
+    noticed = datetime.combine(began.date(), datetime.strptime(clock, "%H:%M:%S").time())
+    return (noticed - began).total_seconds() % 86400

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many devices can one server serve? Thousands of synthetic ones, a real broker and a real server.
+"""The costs of a server for each of many devices: synthetic devices with a real broker and a real server.
 
     python -m benchmarks.fleet --devices 1000 [--strategy averaging] [--kill 100] [--slow-trunk]
     python -m benchmarks.fleet --curve 10,100,1000
 
 All devices run in this process, on one epoll, with the product's own agent, session, outbox, messages, codecs
 and link. Only their training and their disks are left out: features are computed once, states are kept in
-memory. The network is tiny, so that the overhead of the fleet is visible beside the trunk's training. Broker
-and `splitee server` are processes of their own. The server records its CPU time by function
+memory. The network is tiny, so that the fleet's overhead is visible beside the trunk's training. Broker and
+`splitee server` are separate processes. The server records its CPU time by function
 (`benchmarks.synthetic.measured_server`).
 
 Prints a table and a line of JSON. Exits with 1 if an event was dropped or nothing moved for `--patience`
@@ -42,19 +42,19 @@ from splitee_lab.local.brokers import RestartableBroker
 
 TOPICS = Topics("many")
 CUTS = (1, 2, 3)
-# Of the server's CPU a batch, over the bare step's. That takes 0.65 ms on a core of a Xeon at 2.8 GHz which
-# nobody else uses: 1.5 ms there. On a shared one it takes up to twice as long, and so does all else.
+# The server's CPU time per batch, divided by that of the bare torch step. On an idle core of a 2.8 GHz Xeon
+# the step takes 0.65 ms, so the bound is 1.5 ms there. On a shared core both may take twice as long.
 MOST_TIMES_BARE = 2.3
-MOST_GROWTH = 1.15  # of it, from GROWS_FROM devices on
+MOST_GROWTH = 1.15  # ratio of the CPU times per batch of two runs, the smaller of at least GROWS_FROM devices
 GROWS_FROM = 100
-MOST_KB = 200.0  # that a further device takes of the server's memory, beyond the models
-START_LIMIT = 120.0  # seconds that a server may take to open its run
-END_LIMIT = 60.0  # seconds that it may take to end, once its devices have
+MOST_KB = 200.0  # of the server's memory for a further device, without the models
+START_LIMIT = 120.0  # seconds in which a server must open its run
+END_LIMIT = 60.0  # seconds in which it must end, after its devices have ended
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the devices do, however many they are."""
+    """The settings of a run, except for the number of devices."""
 
     strategy: str
     averaging: str
@@ -67,7 +67,7 @@ class Work:
     patience: float
 
     def server(self, devices: int, directory: Path) -> list[str]:
-        """Flags of the command, without broker and fleet."""
+        """Flags of `splitee server`, without broker and fleet."""
         flags = {
             "--network": "benchmarks.tiny:network",
             "--input": "3x32x32",
@@ -83,7 +83,7 @@ class Work:
 
 
 def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
-    """The figures of one run; `wedged` where it stood still, with what it waited for."""
+    """The figures of one run; if it made no progress it is `wedged`, `waits_for` has its last log line."""
     directory.mkdir(parents=True)
     broker = RestartableBroker("mosquitto", directory)
     pid = broker.start().pid
@@ -97,12 +97,12 @@ def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
         )
     try:
         _await_run(server, notes, directory)
-        made = _devices(broker, devices, work)
-        fleet = Devices(made)
+        synthetic = _devices(broker, devices, work)
+        fleet = Devices(synthetic)
         started = time.monotonic()
         fleet.start()
         joined = time.monotonic()
-        fleet.run(_Movement(server, notes, made, work.patience))
+        fleet.run(_Progress(server, notes, synthetic, work.patience))
         wedged = not fleet.have_finished
         if not wedged:
             server.wait(END_LIMIT)
@@ -117,7 +117,7 @@ def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
     return result | {
         "joined_seconds": round(joined - started, 1),
         **figures(read_notes(notes), devices, directory / "server"),
-        "killed": sum(len(device.deaths) for device in made),
+        "killed": sum(len(device.deaths) for device in synthetic),
         "connections_lost": fleet.lost,
         "rejected": report["rejected"],
         "weights_sha256": report["weights_sha256"],
@@ -144,8 +144,8 @@ def _devices(broker: RestartableBroker, count: int, work: Work) -> list[Device]:
     ]
 
 
-class _Movement:
-    """Says whether anything has moved within the patience: a phase, or what is acknowledged to a device."""
+class _Progress:
+    """False: the server has failed, or opened no phase and acknowledged nothing for `patience` seconds."""
 
     def __init__(
         self, server: subprocess.Popen[bytes], notes: Path, devices: list[Device], patience: float
@@ -155,7 +155,7 @@ class _Movement:
         self._devices = devices
         self._patience = patience
         self._seen: object = None
-        self._due = self._moved = time.monotonic()
+        self._due = self._changed_at = time.monotonic()
 
     def __call__(self) -> bool:
         now = time.monotonic()
@@ -163,15 +163,15 @@ class _Movement:
             self._due = now + min(5.0, self._patience / 4)
             seen = self._notes.stat().st_size, [device.acknowledged for device in self._devices]
             if seen != self._seen:
-                self._seen, self._moved = seen, now
-        return self._server.poll() in (None, 0) and now - self._moved < self._patience
+                self._seen, self._changed_at = seen, now
+        return self._server.poll() in (None, 0) and now - self._changed_at < self._patience
 
 
 def _await_run(server: subprocess.Popen[bytes], notes: Path, directory: Path) -> None:
     deadline = time.monotonic() + START_LIMIT
     while not read_notes(notes):
         if server.poll() is not None or time.monotonic() > deadline:
-            raise click.ClickException(f"no server: {_last_line(directory / 'server.log')}")
+            raise click.ClickException(f"the server opened no run: {_last_line(directory / 'server.log')}")
         time.sleep(0.1)
 
 
@@ -180,35 +180,35 @@ def _last_line(log: Path) -> str:
 
 
 def failures(results: list[dict[str, Any]]) -> list[str]:
-    """What is not as it must be; of a curve's later runs also how they have grown."""
-    found = []
+    """Describe the bounds that are missed; add `growth` to the later runs of a curve."""
+    missed = []
     for result in results:
         name = f"{result['devices']} devices"
         if result["wedged"]:
-            found.append(f"{name}: nothing moves any more: {result['waits_for']}")
+            missed.append(f"{name}: nothing moves any more: {result['waits_for']}")
         elif result["dropped_events"]:
-            found.append(f"{name}: {result['dropped_events']} events were dropped")
-    if found or len(results) == 1:
-        return found
+            missed.append(f"{name}: {result['dropped_events']} events were dropped")
+    if missed or len(results) == 1:
+        return missed
     for before, after in pairwise(results):
         name, grown = f"{before['devices']} to {after['devices']} devices", growth(before, after)
         after["growth"] = grown
         if before["devices"] < GROWS_FROM:
             continue
         if grown["server_ms"] > MOST_GROWTH:
-            found.append(f"{name}: CPU a batch grows {grown['server_ms']} times, at most {MOST_GROWTH}")
+            missed.append(f"{name}: CPU a batch grows {grown['server_ms']} times, at most {MOST_GROWTH}")
         if after["times_bare"] > MOST_TIMES_BARE:
-            found.append(
+            missed.append(
                 f"{name}: {after['server_ms']} ms of CPU a batch, {after['times_bare']} times the bare step, "
                 f"at most {MOST_TIMES_BARE}"
             )
         if grown["kb_a_further_device"] > MOST_KB:
-            found.append(f"{name}: {grown['kb_a_further_device']} KB a further device, at most {MOST_KB}")
-    return found
+            missed.append(f"{name}: {grown['kb_a_further_device']} KB a further device, at most {MOST_KB}")
+    return missed
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A row for each figure, a column for each run; times are ms of CPU a batch."""
+    """A row for each figure, a column for each run; those in `ms` are milliseconds of CPU per batch."""
     rows: dict[str, list[str]] = {}
     for result in results:
         for name, value in result.items():
@@ -219,7 +219,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 class Counts(click.ParamType[list[int]]):
-    """Numbers of devices, with commas."""
+    """Numbers of devices, separated by commas, in ascending order."""
 
     name = "N,N,..."
 
@@ -235,32 +235,38 @@ class Counts(click.ParamType[list[int]]):
 
 @click.command()
 @click.option("--devices", type=click.IntRange(min=1), default=100, show_default=True)
-@click.option("--curve", type=Counts(), help="Run each of these numbers of devices, and judge the growth.")
+@click.option("--curve", type=Counts(), help="Run with each of these numbers of devices; check the growth.")
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--averaging", type=click.Choice(["none", "same-cut", "layerwise"]), default="none")
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
 @click.option(
-    "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
+    "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches per device."
 )
 @click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64: a batch.")
+@click.option(
+    "--held-out",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Images; 64 are a batch.",
+)
 @click.option("--kill", type=click.IntRange(min=0), default=0, help="Devices that vanish in every round.")
 @click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
 @click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)
 @out_option
 def main(devices: int, curve: list[int] | None, out: Path | None, **work: Any) -> None:
-    """Measure what a server takes for each of many devices."""
+    """Measure a server's CPU time and memory for each of many devices."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of this process and of the broker
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # inherited by the broker
     results = []
     with working_directory(out) as directory:
         for count in curve or [devices]:
             results.append(measure(directory / str(count), count, Work(**work)))
-            click.echo(f"{count} devices: {results[-1].get('server_ms')} ms a batch", err=True)
-    found = failures(results)
+            click.echo(f"{count} devices: {results[-1].get('server_ms')} ms per batch", err=True)
+    missed = failures(results)
     click.echo(table(results))
-    click.echo(json.dumps({"benchmark": "fleet", "runs": results, "failures": found, "passed": not found}))
-    sys.exit(bool(found))
+    click.echo(json.dumps({"benchmark": "fleet", "runs": results, "failures": missed, "passed": not missed}))
+    sys.exit(bool(missed))
 
 
 if __name__ == "__main__":

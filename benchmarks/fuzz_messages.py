@@ -3,8 +3,8 @@
 
     python -m benchmarks.fuzz_messages [-max_total_time=60] [CORPUS]
 
-libFuzzer (atheris) drives the strategies of the tests, so that its inputs are nearly valid; the flags are
-libFuzzer's. An input that fails is written to ./crash-*: name that file to run it again.
+libFuzzer (atheris) drives the Hypothesis strategies of the tests, so that its inputs are nearly valid; the
+flags are libFuzzer's. An input that fails is written to ./crash-*; pass that file to run it again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def payloads(kind: type[Any]) -> st.SearchStrategy[bytes]:
 
 @given(st.sampled_from(MESSAGES).flatmap(lambda kind: st.tuples(st.just(kind), payloads(kind))))
 def as_message(attempt: tuple[type[Any], bytes]) -> None:
-    """What is accepted survives the way back, and goes on to the decoders of its fields."""
+    """An accepted message survives encoding and decoding; its fields are passed to their decoders."""
     kind, payload = attempt
     with contextlib.suppress(MalformedMessage):
         message = kind.decode(payload)
@@ -97,7 +97,7 @@ ATTEMPTS = [test.hypothesis.fuzz_one_input for test in TESTS]
 
 
 def fuzz(data: bytes) -> None:
-    """The first byte chooses what the others are taken for."""
+    """The first byte selects the test, whose input is the rest."""
     if data:
         ATTEMPTS[data[0] % len(ATTEMPTS)](data[1:])
 

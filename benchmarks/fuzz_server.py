@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzes the server's event handler: whatever a member publishes, the server goes on.
+"""Fuzzes the server's event handler: no message of a member may end the server.
 
     python -m benchmarks.fuzz_server [-max_total_time=60] [CORPUS]
 
 A server trains a round on a fake port, with three members that have joined and stay silent. libFuzzer
-(atheris) plays one of them: the first byte of an input is the topic, the second the envelope, the rest the
-payload. An input that ends the server's loop is a finding, and is written to ./crash-*. The flags are
-libFuzzer's. CORPUS is a folder of inputs, to which new ones are added, such as benchmarks/corpus/server.
+(atheris) plays one of them: the first byte of an input selects the topic, the second the envelope, and the
+rest is the payload. An input that ends the server's loop is a finding, and is written to ./crash-*. The flags
+are libFuzzer's. CORPUS is a folder of inputs to which new ones are added, such as benchmarks/corpus/server.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ RETAINED, HAS_TOPIC, OWN_INBOX, HAS_CORRELATION, LONG_CORRELATION = (1 << bit fo
 
 
 class Feed:
-    """Hands the server's loop one event at a time, and waits until it has taken it in."""
+    """Passes events to the server's loop, one at a time, and waits until each is processed."""
 
     def __init__(self, fleet: VirtualFleet) -> None:
         self._fleet = fleet
-        self._others = fleet.port.receive  # what the members say while they join
+        self._receive_queued = fleet.port.receive  # events of the members that join
         self._event: Event | None = None
         self._is_given = threading.Semaphore(0)
         self._is_idle = threading.Semaphore(0)
@@ -48,7 +48,7 @@ class Feed:
         self._is_idle.acquire()
 
     def give(self, event: Event) -> None:
-        """Raises what has ended the server's loop."""
+        """Process one event; raise the error that has ended the server's loop, if any."""
         self._event = event
         self._is_given.release()
         self._is_idle.acquire()
@@ -64,7 +64,7 @@ class Feed:
 
     def _receive(self, timeout: float | None) -> Event | None:
         if self._fleet.port.has_events:
-            event: Event | None = self._others(timeout)
+            event: Event | None = self._receive_queued(timeout)
             return event
         if timeout == 0:
             return None
@@ -74,7 +74,7 @@ class Feed:
 
 
 def message(data: bytes) -> Message:
-    """The message that an input stands for."""
+    """The message that an input describes."""
     route, flags = WRITTEN[data[0] % len(WRITTEN)], data[1]
     topic = None
     if flags & HAS_TOPIC:

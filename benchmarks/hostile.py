@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a flood of malformed messages change anything? A fleet under one, beside a fleet without.
+"""Does a flood of malformed messages change a run? Compares a flooded fleet with an undisturbed one.
 
     python -m benchmarks.hostile [--payloads 1000] [--seed 1]
 
-In the middle of a run on a real Mosquitto, so many payloads go to each topic that the server or a device
-reads: random bytes, crafted ones, and the fleet's own that are cut short or changed. All are malformed by the
-reader's rules, or of another run where the reader says so; what a change leaves well-formed is drawn anew.
-Well-formed lies are not sent: a fatal `inbox/error` or the `round` of a run that is none is believed, because
-the broker's access list lets nobody but the server write them. Memory is each process's peak since the flood
-began, over that of the rounds before it, and beyond what the undisturbed run grows by in as many rounds.
-Prints one JSON line, and exits with 1 when a process stops or grows, when one payload is not counted, or when
-the weights are not the undisturbed run's. Messages go at half the pace that a member may have: 1,000 on each
-topic take minutes.
+During a run on a real Mosquitto, so many payloads are sent to each topic that the server or a device reads:
+random bytes, crafted ones, and truncated or changed messages of the fleet. The readers reject all of them as
+malformed or of another run; a changed message that is still valid is replaced by another one. Valid but false
+messages are not sent. Devices would believe a fatal `inbox/error` or a false `round`, because the broker's
+access list lets only the server write them. Growth is a process's peak memory from the beginning of the flood
+to the last round, less the peak in the rounds before; the growth in the undisturbed run is subtracted.
+Prints one JSON line, and exits with 1 if a process fails or grows, if a payload is not counted, or if weights
+or the number of trained batches differ. Messages are sent at half the rate that a member may have, so 1,000
+on each topic take minutes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from splitee.protocol.sender_limits import RATE
 from splitee_device.agent.session import SUBSCRIPTIONS as READ_BY_DEVICE
 
 VICTIM = "pi-3"  # its features are the smallest
-CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
-PATIENCE = 60.0  # seconds without a reader catching up
-REPLACED = 2.0  # seconds after which a payload that waits is taken to have given way to the fleet's own word
-BACKLOG = 1000  # payloads that a reader has not counted yet: its queue holds them, and they are no growth
-GROWTH = 16 << 20  # bytes; 300 payloads a topic and 10,000 took the same 1 to 11 MB, a leak would take more
-KEPT = 20  # messages of the fleet's own, of each topic
+CALM_ROUNDS = 3  # rounds before the flood, for the memory that the processes need without it
+PATIENCE = 60.0  # seconds in which the readers must catch up
+REPLACED = 2.0  # seconds after which an uncounted payload may have been replaced by the victim's own status
+BACKLOG = 1000  # payloads that a reader has not counted yet, at most; its queue holds them
+GROWTH = 16 << 20  # bytes; 300 payloads and 10,000 on each topic both took 1 to 11 MB
+KEPT = 20  # captured messages for each topic
 CRAFTED = (
     b"",
     b"{}",
@@ -74,12 +74,12 @@ Check = Callable[[bytes], object]  # raises MalformedMessage
 
 @dataclass(frozen=True)
 class Target:
-    """A topic, what its readers take, and who they are."""
+    """A topic, the check of its payloads, and its readers."""
 
     topic: str
     check: Check
     readers: tuple[str, ...]
-    last_counts: bool  # a payload that waits may give way to the next one, and is not read then
+    latest_only: bool  # a newer payload may replace one that has not been read
 
 
 READ_BY_SERVER = (
@@ -89,7 +89,7 @@ READ_BY_SERVER = (
 
 
 def targets(spec: RunSpec) -> list[Target]:
-    """Every topic that is read while a fleet trains."""
+    """The topics that are read while a fleet trains."""
     network = build_network(spec.network, num_classes=spec.num_classes, stem=spec.stem, seed=0)
     shape = network.stages[CUTS[VICTIM] - 1].feature_shape
     readers: dict[Route, list[str]] = {route: [] for route in ROUTES}
@@ -97,21 +97,21 @@ def targets(spec: RunSpec) -> list[Target]:
         readers[route].append("server")
     for route in READ_BY_DEVICE:
         readers[route].extend([VICTIM] if route.of_device else CUTS)
-    del readers[routes.PREDICTIONS]  # that nobody reads but people
+    del readers[routes.PREDICTIONS]  # read by people only
     return [
         Target(
             route.topic(TOPICS, VICTIM),
             _check(route, spec, shape),
-            tuple(who),
+            tuple(names),
             routes.latest_key(TOPICS, Message(route.topic(TOPICS, VICTIM), b"{}")) is not None,
         )
-        for route, who in readers.items()
-        if who
+        for route, names in readers.items()
+        if names
     ]
 
 
 def _check(route: Route, spec: RunSpec, shape: tuple[int, ...]) -> Check:
-    """By the rules of whoever reads a route; a part alone may wait for others."""
+    """A check by the rules of the route's readers, which accept a single part of a larger message."""
 
     def check(payload: bytes) -> None:
         whole = Assembler().add(VICTIM, payload, route.limit) if route.parts else payload
@@ -129,8 +129,8 @@ def _check(route: Route, spec: RunSpec, shape: tuple[int, ...]) -> Check:
     return check
 
 
-def listen(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
-    """The fleet's own messages by topic, until its first rounds are over."""
+def capture(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
+    """The fleet's messages by topic, captured until CALM_ROUNDS are committed."""
     captured: dict[str, list[bytes]] = {}
     link.subscribe(f"{TOPICS.base}/#")
     link.open(10)
@@ -141,7 +141,7 @@ def listen(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
 
     def capture_next() -> None:
         if fleet.finished:
-            raise click.ClickException(f"the fleet did not come to the end of round {CALM_ROUNDS}")
+            raise click.ClickException(f"the fleet did not commit round {CALM_ROUNDS}")
         event = link.receive(1)
         if isinstance(event, Message):
             samples = captured.setdefault(event.topic, [])
@@ -151,8 +151,8 @@ def listen(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
     return captured
 
 
-def with_rare_ones(captured: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
-    """`captured`, and what a fleet publishes seldom."""
+def with_rare_messages(captured: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
+    """`captured`, with a made-up message for each topic that a fleet rarely uses."""
     features = captured[TOPICS.device(VICTIM, "features")][0]
     tensor = Features.decode(features).features
     weights = Weights(run=run, round=1, tensors={"client.layer": tensor})
@@ -174,7 +174,7 @@ def with_rare_ones(captured: dict[str, list[bytes]], run: str) -> dict[str, list
 
 
 class Payloads:
-    """Malformed payloads, made from the fleet's own messages."""
+    """Generates malformed payloads from the fleet's messages."""
 
     def __init__(self, samples: Mapping[str, list[bytes]], generator: random.Random) -> None:
         self._samples = samples
@@ -183,8 +183,8 @@ class Payloads:
         self._makers = (self._noise, self._crafted, self._cut_short, self._changed, self._changed)
 
     def draw(self, target: Target) -> bytes:
-        """The next payload that the target's readers refuse."""
-        samples = self._samples.get(target.topic, self._all)  # others', of what this fleet says nothing of
+        """The next payload that the target's readers reject."""
+        samples = self._samples.get(target.topic, self._all)  # of all topics, if there are none of this one
         while True:
             payload = self._random.choice(self._makers)(self._random.choice(samples))
             try:
@@ -202,7 +202,7 @@ class Payloads:
         return sample[: self._random.randrange(len(sample))]
 
     def _changed(self, sample: bytes) -> bytes:
-        """A few changes: bytes replaced, taken out, or put in; most of them where the fields' names are."""
+        """Make one to five changes: replace or insert bytes, most often in the first 200 bytes."""
         data = bytearray(sample)
         for _ in range(self._random.randint(1, 5)):
             end = self._random.choice((len(data), min(len(data), 200)))
@@ -212,18 +212,18 @@ class Payloads:
 
 
 class Observer:
-    """Counts what the fleet's processes say they have refused."""
+    """Collects how many messages each process of the fleet reports as rejected."""
 
     def __init__(self, link: Link, rounds: int) -> None:
         self.rejected = dict.fromkeys((*CUTS, "server"), 0)
-        self.ending = False  # the last round is open; what ends touches pages of libraries once more
+        self.ending = False  # the last round is open; the memory of ending processes does not count
         self._link = link
         self._rounds = rounds
         link.subscribe(TOPICS.round, TOPICS.server_status, TOPICS.all_devices("status"))
         link.open(10)
 
     def take(self, timeout: float) -> None:
-        """All that has come; the flood's own payloads come back here too."""
+        """Process all events that arrive; those of the flood itself arrive here, too."""
         while (event := self._link.receive(timeout)) is not None:
             timeout = 0
             if not isinstance(event, Message):
@@ -241,32 +241,37 @@ class Observer:
 
 
 class Flood:
-    """Sends, no faster than the readers count."""
+    """Sends payloads no faster than the readers count them.
+
+    Attributes:
+        sent: number of payloads by reader.
+        repeated: number of payloads that were sent again to the server, which may have counted both.
+    """
 
     def __init__(self, fleet: Fleet, link: Link, observer: Observer) -> None:
         self.sent = dict.fromkeys(observer.rejected, 0)
-        self.repeated = 0  # payloads sent once more to the server, which may have counted the first ones
+        self.repeated = 0
         self._fleet = fleet
         self._link = link
         self._observer = observer
 
-    def send(self, count: int, everywhere: list[Target], payloads: Payloads) -> None:
-        """Send `count` payloads on each topic; where only the last counts, each when the one before is read.
+    def send(self, count: int, targets: list[Target], payloads: Payloads) -> None:
+        """Send `count` payloads on each topic; if `latest_only`, each after the one before has been counted.
 
-        Last comes the victim's status. Its own takes the place of a payload that still waits at the server,
-        which nobody can see from outside, so a payload that is not counted soon is repeated.
+        The victim's status comes last. The victim's own messages may replace a payload that waits at the
+        server, which cannot be observed, so a payload that is not counted soon is sent again.
         """
         own = TOPICS.device(VICTIM, "status")
-        last = [target for target in everywhere if target.topic == own]
-        others = [target for target in everywhere if target.topic != own]
-        self._send(count, [target for target in others if not target.last_counts], payloads, BACKLOG)
-        self._send(count, [target for target in others if target.last_counts], payloads, 0)
+        last = [target for target in targets if target.topic == own]
+        others = [target for target in targets if target.topic != own]
+        self._send(count, [target for target in others if not target.latest_only], payloads, BACKLOG)
+        self._send(count, [target for target in others if target.latest_only], payloads, 0)
         if self.sent != self._observer.rejected:
-            raise click.ClickException(f"of {self.sent}, {self._observer.rejected} were counted")
+            raise click.ClickException(f"{self.sent} were sent, {self._observer.rejected} counted")
         self._send(count, last, payloads, 0)
 
     def _send(self, count: int, targets: list[Target], payloads: Payloads, backlog: int) -> None:
-        """The topics take turns; slowly enough that none is dropped as a flood."""
+        """Send to the topics in turn, at a rate at which the readers drop no message."""
         pause, due = len(targets) / (RATE / 2), time.monotonic()
         for _ in range(count):
             due = max(due + pause, time.monotonic())
@@ -279,7 +284,7 @@ class Flood:
             self._wait(backlog, drawn)
 
     def _wait(self, backlog: int, drawn: list[tuple[Target, bytes]]) -> None:
-        """Until no reader is further behind."""
+        """Wait until each reader has counted all but `backlog` of its payloads."""
         started = again = time.monotonic()
         counted = self._observer.rejected
         while any(sent - counted[name] > backlog for name, sent in self.sent.items()):
@@ -287,7 +292,7 @@ class Flood:
                 raise click.ClickException("the run was over before the flood: take more --rounds")
             now = time.monotonic()
             if now - started > PATIENCE:
-                raise click.ClickException(f"of {self.sent} only {counted} were counted")
+                raise click.ClickException(f"{self.sent} were sent, only {counted} counted")
             if now - again > REPLACED and drawn[0][0].topic == TOPICS.device(VICTIM, "status"):
                 again = now
                 self._repeat(drawn[0][1])
@@ -295,7 +300,7 @@ class Flood:
             self._observer.take(0.1)
 
     def _repeat(self, payload: bytes) -> None:
-        """Send a payload as the victim's status once more; the victim itself reads each of them."""
+        """Send a payload as the victim's status again; the victim reads every one."""
         self._link.publish(TOPICS.device(VICTIM, "status"), payload)
         self.sent[VICTIM] += 1
         self.repeated += 1
@@ -303,36 +308,36 @@ class Flood:
 
 @dataclass(frozen=True)
 class Flooded:
-    """A run that was flooded."""
+    """The result of a run that was flooded."""
 
     report: dict[str, Any]
     topics: int
-    sent: dict[str, int]  # to each reader
-    repeated: int  # to the server, which may have counted the first ones too
-    rejected: dict[str, int]  # by each reader, as it says
+    sent: dict[str, int]  # by reader
+    repeated: int  # sent again to the server, which may have counted both
+    rejected: dict[str, int]  # by reader, as it reports
     growth: Bytes
-    seconds: float  # that the flood took
+    seconds: float  # duration of the flood
 
 
 def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> Flooded:
-    """One fleet to its end; after its first rounds it is flooded, with a `count` of 0 only watched."""
-    server = [*settings.server("sequential"), "--quarantine-after", "0"]  # all come under the victim's name
+    """Run a fleet to its end; after CALM_ROUNDS send `count` payloads on each topic."""
+    server = [*settings.server("sequential"), "--quarantine-after", "0"]  # all are in the victim's name
     with (
         Fleet(directory, server, settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "vandal")) as listener,
-        closing(Link(fleet.broker.address, "vandal")) as vandal,  # of one name: the other's session ends
+        closing(Link(fleet.broker.address, "vandal")) as vandal,  # the same client id: replaces the session
     ):
         memory = PeakMemory(fleet.pids)
-        captured = listen(listener, fleet)
+        captured = capture(listener, fleet)
         listener.close()
         calm = memory.peaks()
         spec = RunSpec.decode(captured[TOPICS.run][-1])
-        payloads = Payloads(with_rare_ones(captured, spec.run), random.Random(seed))
-        everywhere = targets(spec)
+        payloads = Payloads(with_rare_messages(captured, spec.run), random.Random(seed))
+        read = targets(spec)
         observer = Observer(vandal, spec.rounds)
         flood = Flood(fleet, vandal, observer)
         started = time.monotonic()
-        flood.send(count, everywhere, payloads)
+        flood.send(count, read, payloads)
         seconds = time.monotonic() - started
         while not observer.ending and not fleet.finished:
             observer.take(0.5)
@@ -343,11 +348,11 @@ def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> F
         report = fleet.report()
     observer.rejected["server"] = report["rejected"]
     growth = {name: flooded[name] - calm[name] for name in calm}
-    return Flooded(report, len(everywhere), flood.sent, flood.repeated, observer.rejected, growth, seconds)
+    return Flooded(report, len(read), flood.sent, flood.repeated, observer.rejected, growth, seconds)
 
 
 def compare(undisturbed: Flooded, flooded: Flooded, payloads: int) -> dict[str, Any]:
-    """The benchmark's figures: MB are 2^20 bytes."""
+    """The benchmark's figures, in MB of 2^20 bytes."""
     calm = undisturbed.report
     beyond = {name: grown - max(undisturbed.growth[name], 0) for name, grown in flooded.growth.items()}
     result: dict[str, Any] = {
@@ -379,19 +384,19 @@ def compare(undisturbed: Flooded, flooded: Flooded, payloads: int) -> dict[str, 
 
 
 @click.command()
-@click.option("--payloads", type=click.IntRange(min=1), default=1000, show_default=True, help="A topic.")
-@click.option("--seed", default=1, show_default=True, help="Of the payloads; the fleet's own is always 1.")
+@click.option("--payloads", type=click.IntRange(min=1), default=1000, show_default=True, help="Per topic.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the payloads; that of the training is 1.")
 @click.option(
     "--rounds",
     type=click.IntRange(min=CALM_ROUNDS + 1),
     default=250,
     show_default=True,
-    help="They must outlast the flood.",
+    help="The rounds must outlast the flood.",
 )
-@click.option("--samples", default=64, show_default=True, help="Training images a device.")
+@click.option("--samples", default=64, show_default=True, help="Training images per device.")
 @out_option
 def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
-    """Flood a fleet with malformed messages; compare with an undisturbed run."""
+    """Flood a fleet with malformed messages; compare it with an undisturbed run."""
     console = Console(stderr=True)
     settings = Settings(rounds, samples)
     with working_directory(out) as directory:

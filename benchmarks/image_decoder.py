@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Estimates images from features by ridge regression, and measures the estimates."""
+"""Estimates images from features by ridge regression, and measures the quality of the estimates."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROWS = 12_000  # places that the regression is fitted on, at most
-MOST_INPUTS = 1200  # values by which a place is estimated: those of its neighbours, too, where they are few
+ROWS = 12_000  # places for the regression, approximately
+MOST_INPUTS = 1200  # inputs of a place; those of its 8 neighbours are included if all are at most so many
 CHUNK = 100  # images
-PENALTIES = (1e-7, 1e-5, 1e-3, 1e-1)  # of the mean variance of an input; a tenth of the rows decides
+PENALTIES = (1e-7, 1e-5, 1e-3, 1e-1)  # relative to the mean variance of the inputs
 Travels = Callable[[Tensor], Tensor]
 
 
 class ImageDecoder:
-    """Each place of a feature map gives the pixels that it stands for; a vector gives the whole image."""
+    """Estimates the block of pixels of each place of a feature map, or the whole image from a vector."""
 
     def __init__(self, features: Tensor, images: Tensor, travels: Travels) -> None:
-        """Fits it.
+        """Fit the regression.
 
         Args:
             features: (N, C, h, w) or (N, C).
             images: (N, 3, H, W), in 0 to 1.
-            travels: what the wire makes of a batch of features.
+            travels: returns a batch of features as it arrives after encoding and decoding.
         """
         self._travels = travels
         self._shape = images.shape[1:]
@@ -37,31 +37,31 @@ class ImageDecoder:
         self._weights = _ridge((inputs - self._mean) / self._std, targets - self._target_mean)
 
     def decode(self, features: Tensor) -> Tensor:
-        """The images' estimates (N, 3, H, W), in 0 to 1."""
-        found = []
+        """The estimated images (N, 3, H, W), in 0 to 1."""
+        estimates = []
         for chunk in torch.split(features, CHUNK):
             rows = (self._inputs(self._travels(chunk)) - self._mean) / self._std
             blocks = (rows @ self._weights + self._target_mean).reshape(
                 len(chunk), -1, self._weights.shape[1]
             )
-            found.append(F.fold(blocks.transpose(1, 2), self._shape[1:], self._block, stride=self._block))
-        return torch.cat(found).clamp(0, 1)
+            estimates.append(F.fold(blocks.transpose(1, 2), self._shape[1:], self._block, stride=self._block))
+        return torch.cat(estimates).clamp(0, 1)
 
     def _rows(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and pixels of at most ROWS places."""
+        """Inputs (n, d) and pixels (n, q) of about ROWS random places."""
         generator = torch.Generator().manual_seed(0)
         each = -(-ROWS * CHUNK // len(features))
         inputs, targets = [], []
-        for chunk, shown in zip(torch.split(features, CHUNK), torch.split(images, CHUNK), strict=True):
+        for chunk, originals in zip(torch.split(features, CHUNK), torch.split(images, CHUNK), strict=True):
             rows = self._inputs(self._travels(chunk))
-            pixels = F.unfold(shown, self._block, stride=self._block).transpose(1, 2).flatten(0, 1)
+            pixels = F.unfold(originals, self._block, stride=self._block).transpose(1, 2).flatten(0, 1)
             chosen = torch.randperm(len(rows), generator=generator)[:each]
             inputs.append(rows[chosen])
             targets.append(pixels[chosen])
         return torch.cat(inputs), torch.cat(targets)
 
     def _inputs(self, features: Tensor) -> Tensor:
-        """(places, inputs) of all places of all images."""
+        """The inputs (n, d) of all places of all images."""
         if features.ndim == 2:
             return features
         patches = F.unfold(features, self._size, padding=self._size // 2)
@@ -70,18 +70,18 @@ class ImageDecoder:
 
 
 def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
-    """The weights (d, q), with the penalty that does best on a tenth of the rows."""
+    """The weights (d, q), fitted on nine tenths of the rows with the penalty that is best on the others."""
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(1))
     tested, fitted = order[: len(order) // 10], order[len(order) // 10 :]
     rows = inputs[fitted]
     variances, vectors = torch.linalg.eigh((rows.T @ rows / len(rows)).double())
     projected = (vectors.T @ (rows.T @ targets[fitted] / len(rows)).double()).float()
     variances, vectors = variances.float().clamp(min=0), vectors.float()
-    shown = inputs[tested] @ vectors
+    test_inputs = inputs[tested] @ vectors
     mean = variances.mean()
 
     def error(penalty: float) -> float:
-        estimate = shown @ (projected / (variances + penalty * mean)[:, None])
+        estimate = test_inputs @ (projected / (variances + penalty * mean)[:, None])
         return float((estimate - targets[tested]).square().mean())
 
     best = min(PENALTIES, key=error)
@@ -90,13 +90,13 @@ def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def psnr(estimates: Tensor, images: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB, the mean over the images; values in 0 to 1."""
+    """Mean peak signal-to-noise ratio of images (N, 3, H, W) with values in 0 to 1, in dB."""
     errors = (estimates - images).square().flatten(1).mean(1).clamp(min=1e-10)
     return float((-10 * errors.log10()).mean())
 
 
 def ssim(estimates: Tensor, images: Tensor) -> float:
-    """Mean structural similarity, a Gaussian window of 11 pixels (Wang et al., 2004); values in 0 to 1."""
+    """Mean structural similarity, Gaussian window of 11 pixels (Wang et al., 2004), of values in 0 to 1."""
     position = torch.arange(11.0) - 5
     line = torch.exp(-position.square() / (2 * 1.5**2))
     window = torch.outer(line, line) / line.sum() ** 2
@@ -110,7 +110,7 @@ def ssim(estimates: Tensor, images: Tensor) -> float:
     var_e = local_mean(estimates.square()) - mean_e.square()
     var_i = local_mean(images.square()) - mean_i.square()
     covariance = local_mean(estimates * images) - mean_e * mean_i
-    steady = (0.01**2, 0.03**2)
-    similarity = (2 * mean_e * mean_i + steady[0]) * (2 * covariance + steady[1])
-    similarity /= (mean_e.square() + mean_i.square() + steady[0]) * (var_e + var_i + steady[1])
+    constants = (0.01**2, 0.03**2)
+    similarity = (2 * mean_e * mean_i + constants[0]) * (2 * covariance + constants[1])
+    similarity /= (mean_e.square() + mean_i.square() + constants[0]) * (var_e + var_i + constants[1])
     return float(similarity.mean())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference on a device: cold start, comparison with torch, adaptive accuracy, a lost server, eight at once.
+"""Inference on a device: cold start, speed against torch, adaptive accuracy, a lost server, eight devices.
 
-    python benchmarks/inference.py [--run DIR] [--broker mosquitto]
+    python -m benchmarks.inference [--run DIR] [--broker mosquitto]
 
-DIR is what `splitee demo --out DIR` wrote; without it, a demo of the default length is trained first. One
-JSON line for each claim, with the measurement and whether its target is met.
+DIR is the output of `splitee demo --out DIR`; without it, a demo of the default length is trained first.
+Prints one JSON line for each claim, with the measurements and whether the target is met.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ MAX_START, MAX_MEMORY = 1.0, 120.0  # seconds, MB
 RUNS, MIN_SPEED_UP = 300, 1.7
 MAX_OFFLOADS = 0.4
 PREDICTIONS, TIMEOUT = 1000, 1.0  # seconds
-DEVICES, REQUESTS = 8, 200  # requests a device
+DEVICES, REQUESTS = 8, 200  # requests per device
 FLEET = "benchmark"
 LONG = 60.0  # seconds
-# A process's peak counts what its parent held when it was forked: a small one starts what is measured.
+# The peak memory of a forked process includes its parent's, so a small process starts the measured one.
 MEASURE = """
 import json, resource, subprocess, sys, time
 started = time.perf_counter()
@@ -73,7 +73,7 @@ print(json.dumps({"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_C
 
 @dataclass(frozen=True)
 class Exported:
-    """Model directories of a run: `clients` by device, and the server's."""
+    """Exported models of a run: directories and states by device, and the server's directory."""
 
     clients: dict[str, Path]
     states: dict[str, DeviceState]
@@ -81,12 +81,12 @@ class Exported:
 
     @property
     def layer2(self) -> str:
-        """The device with the cut that the claims are about: resnet18 after its second layer."""
+        """The device with the cut of the claims, after layer2 of resnet18."""
         return next(device for device, state in self.states.items() if state.cut == 5)
 
 
 def export_run(run: Path, out: Path) -> Exported:
-    """Exports every state of a demo's run."""
+    """Export the client of each device and the trunks of a demo's run."""
     clients, states = {}, {}
     for path in sorted(path.parent for path in run.glob("pi-*/run.json")):
         state = read_state(path)
@@ -100,18 +100,18 @@ def export_run(run: Path, out: Path) -> Exported:
 
 
 def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
-    """From the start of the process to its end, with one prediction."""
+    """Wall time and peak memory of a process that makes one prediction."""
     model = exported.clients[exported.layer2]
     image = directory / "image.png"
     Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(image)
     predict = [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(image)]
-    told = [
+    measurements = [
         json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, *predict]))
         for _ in range(COLD_STARTS)
     ]
     seconds, memory = (
-        [prediction["seconds"] for prediction in told],
-        [prediction["mb"] for prediction in told],
+        [measurement["seconds"] for measurement in measurements],
+        [measurement["mb"] for measurement in measurements],
     )
     return {
         "target": f"cold start <= {MAX_START} s and <= {MAX_MEMORY:.0f} MB",
@@ -123,33 +123,30 @@ def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
 
 
 def against_torch(exported: Exported) -> dict[str, Any]:
-    """The same client network and exit, batch 1, one thread; both take turns."""
+    """Compare torch and ONNX Runtime in turns: the same client network and exit, batch 1, one thread."""
     state, model = exported.states[exported.layer2], exported.clients[exported.layer2]
     module = ClientGraph(state.client, state.exit).eval()
     onnx = GraphRunner((model / CLIENT).read_bytes(), CLIENT, threads=1)
     inputs = normalize(Samples.read(model).held_out[:RUNS], state.spec.mean, state.spec.std)
     tensor = torch.from_numpy(inputs)
-    taken: tuple[list[float], list[float]] = ([], [])
+    durations: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for index in range(RUNS):
             one = slice(index % len(inputs), index % len(inputs) + 1)
-            taken[0].append(_milliseconds(partial(module, tensor[one])))
-            taken[1].append(_milliseconds(partial(onnx, inputs[one])))
-    theirs, ours = (median(times[RUNS // 10 :]) for times in taken)
+            durations[0].append(_milliseconds(partial(module, tensor[one])))
+            durations[1].append(_milliseconds(partial(onnx, inputs[one])))
+    torch_ms, onnx_ms = (median(times[RUNS // 10 :]) for times in durations)
     return {
         "target": f"ONNX Runtime at least {MIN_SPEED_UP}x torch eager, one thread, batch 1",
-        "met": theirs / ours >= MIN_SPEED_UP,
-        "torch_ms": theirs,
-        "onnxruntime_ms": ours,
-        "speed_up": theirs / ours,
+        "met": torch_ms / onnx_ms >= MIN_SPEED_UP,
+        "torch_ms": torch_ms,
+        "onnxruntime_ms": onnx_ms,
+        "speed_up": torch_ms / onnx_ms,
     }
 
 
 def adaptive(exported: Exported) -> dict[str, Any]:
-    """Each half of the held-out images is judged with the threshold and combination that the other chose.
-
-    It is chosen for half of the drop that is allowed: the other half is for what it has not seen.
-    """
+    """Evaluate each half of the held-out images with the threshold and combination chosen on the other."""
     trunks, rows = TrunkModels(exported.server, threads=1), {}
     for device, path in exported.clients.items():
         model, samples, entry = ClientModel(path, threads=1), Samples.read(path), trunks.entry(device)
@@ -162,7 +159,7 @@ def adaptive(exported: Exported) -> dict[str, Any]:
         halves = [
             evaluate(model, trunk, samples.held_out[start::2], samples.labels[start::2]) for start in (0, 1)
         ]
-        rows[device] = {"cut": model.manifest.cut, **_judge(halves)}
+        rows[device] = {"cut": model.manifest.cut, **_cross_validate(halves)}
     return {
         "target": f"adaptive within {MAX_DROP:.0%} of always-trunk at {MAX_OFFLOADS:.0%} offloads or fewer",
         "met": all(
@@ -173,24 +170,24 @@ def adaptive(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _judge(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
+def _cross_validate(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
     fitted = [fit(half) for half in halves]
-    unsure = [normalized_entropy(half.exit) for half in halves]
+    uncertainties = [normalized_entropy(half.exit) for half in halves]
     thresholds = [
-        choose(HeldOut(each, half.exit_right, of.right), max_drop=MAX_DROP, max_offload=None).threshold
-        for each, half, of in zip(unsure, halves, fitted, strict=True)
+        choose(HeldOut(values, half.exit_right, result.right), max_drop=MAX_DROP, max_offload=None).threshold
+        for values, half, result in zip(uncertainties, halves, fitted, strict=True)
     ]
     local = np.concatenate(
-        [each <= threshold for each, threshold in zip(unsure, reversed(thresholds), strict=True)]
+        [values <= threshold for values, threshold in zip(uncertainties, reversed(thresholds), strict=True)]
     )
     exit_right = np.concatenate([half.exit_right for half in halves])
     offloaded_right = np.concatenate(
-        [half.right(of.combination) for half, of in zip(halves, reversed(fitted), strict=True)]
+        [half.right(result.combination) for half, result in zip(halves, reversed(fitted), strict=True)]
     )
     return {
         "images": len(local),
         "thresholds": thresholds,
-        "combinations": [[of.combination.exit, of.combination.trunk] for of in fitted],
+        "combinations": [[result.combination.exit, result.combination.trunk] for result in fitted],
         "always_local": float(exit_right.mean()),
         "always_trunk": float(np.concatenate([half.trunk_right for half in halves]).mean()),
         "always_offloaded": float(offloaded_right.mean()),
@@ -200,32 +197,32 @@ def _judge(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
 
 
 def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -> dict[str, Any]:
-    """A server that is killed, or frozen, in the middle of predictions that are all offloaded."""
+    """Kill or freeze the server half-way through predictions that are all offloaded."""
     device = exported.layer2
     model = ClientModel(exported.clients[device], threads=1)
     images = Samples.read(exported.clients[device]).held_out
-    told = []
+    predictions = []
     with serving(exported.server, options) as server, offloading(model, options, device) as offload:
         predictor = Predictor(model, threshold=0.0, trunk=offload)
         for index in range(PREDICTIONS):
             if index == PREDICTIONS // 2:
                 server.process.send_signal(how)
-            told.append(predictor(images[index % len(images)]))
-    sources = [prediction.source for prediction in told]
-    latest = max(prediction.milliseconds for prediction in told)
-    lost = sources[PREDICTIONS // 2 :].count("local-fallback")
+            predictions.append(predictor(images[index % len(images)]))
+    sources = [prediction.source for prediction in predictions]
+    longest = max(prediction.milliseconds for prediction in predictions)
+    fallbacks = sources[PREDICTIONS // 2 :].count("local-fallback")
     return {
         "target": f"{PREDICTIONS} predictions, none later than the time-out, fallbacks marked",
-        "met": len(told) == PREDICTIONS and latest <= 1000 * TIMEOUT and lost > 0,
+        "met": len(predictions) == PREDICTIONS and longest <= 1000 * TIMEOUT and fallbacks > 0,
         "signal": how.name,
         "timeout_ms": 1000 * TIMEOUT,
-        "latest_ms": latest,
+        "latest_ms": longest,
         "sources": {source: sources.count(source) for source in sorted(set(sources))},
     }
 
 
 def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> dict[str, Any]:
-    """Latency of requests from many devices, each of which waits for its reply before the next."""
+    """Latency of requests from DEVICES devices at once; each waits for a reply before its next request."""
     device = exported.layer2
     model = ClientModel(exported.clients[device], threads=1)
     features = model(Samples.read(exported.clients[device]).held_out[:64])[0]
@@ -270,7 +267,7 @@ def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> 
 
 
 class Server:
-    """A `splitee serve` process, and what it says of itself in `server/status`."""
+    """A `splitee serve` process, and its published status."""
 
     def __init__(self, model: Path, options: LinkOptions) -> None:
         self._topic = Topics(FLEET).server_status
@@ -282,25 +279,25 @@ class Server:
         self.process = subprocess.Popen(
             [*command, "--broker", str(options.address)], stderr=subprocess.DEVNULL
         )
-        self._follow("online")
+        self._await_state("online")
 
     def counts(self) -> tuple[int, int]:
-        """Requests and forward passes, once it has ended."""
-        words = self._doing.split()  # serving: N requests in M passes
+        """Number of requests and of forward passes, after the server has ended."""
+        words = self._doing.split()  # "serving: N requests in M passes"
         return int(words[1]), int(words[4])
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
         self.process.wait(LONG)
-        self._follow("offline")
+        self._await_state("offline")
         self._link.close()
 
-    def _follow(self, state: str) -> None:
-        """Until the status says `state`, passing over what an earlier process has left."""
+    def _await_state(self, state: str) -> None:
+        """Wait until the server publishes `state`; retained messages of earlier processes are ignored."""
         while True:
             event = self._link.receive(LONG)
-            assert event is not None, f"no server that is {state} within {LONG} s"
+            assert event is not None, f"the server is not {state} within {LONG} s"
             if isinstance(event, Message) and not event.retained:
                 status = ServerStatus.decode(event.payload)
                 self._doing = status.doing or self._doing
@@ -337,7 +334,7 @@ def _milliseconds(work: Callable[[], object]) -> float:
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Output of `splitee demo`.")
 @click.option("--broker", default="mosquitto", show_default=True, help="mosquitto, embedded or an address.")
 def main(run_path: Path | None, broker: str) -> None:
-    """Measure inference, one JSON line a claim."""
+    """Measure inference; print one JSON line per claim."""
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does the link cost per message, compared with plain paho-mqtt? CPU time to receive and to publish.
+"""The CPU time of the link to receive or publish a message, compared with that of plain paho-mqtt.
 
     python -m benchmarks.link_cost [--messages 5000] [--turns 7]
 
-Messages of 8 KB at QoS 1 go from one process through a real Mosquitto to another. In turns the receiver, and
-then the publisher, is either paho with a counting callback, or the link with a receiving thread and a
-device's meter. The CPU time of all threads of that process counts, from the first message to the last. Each
-turn of the link is divided by the neighbouring turn of paho, and the median of these ratios counts.
+One process sends messages of 8 KB at QoS 1 through a real Mosquitto to another. The receiver, and then the
+publisher, is alternately plain paho or the link with a device's meter. The CPU time of all threads of that
+process is measured, from the first message to the last. Each turn of the link is divided by the turn of paho
+before it, and the median of these ratios counts.
 Prints one JSON line, and exits with 1 if a ratio is above 1.2.
 """
 
@@ -39,14 +39,14 @@ from splitee_lab.local.brokers import mosquitto
 
 TOPIC = "splitee/link-cost/messages"
 SIZE = 8192  # bytes
-MOST = 1.2  # times what paho takes
-LONGEST = 120.0  # seconds of a turn
+MOST = 1.2  # CPU time, relative to paho's
+LONGEST = 120.0  # seconds that a turn may take
 
 Role = Callable[[str, int, Connection], None]
 
 
 def paho_client(address: str) -> Client:
-    """A client as paho's documentation has it, connected, with its network thread."""
+    """A connected client with a network thread, as in paho's documentation."""
     client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTProtocolVersion.MQTTv5)
     client.max_inflight_messages_set(IN_FLIGHT)
     broker = BrokerAddress.parse(address)
@@ -92,13 +92,13 @@ def publish_with_paho(address: str, messages: int, parent: Connection) -> None:
     client.on_publish = lambda *_: slots.release()
     parent.send("ready")
     parent.recv()
-    began = time.process_time()
+    started = time.process_time()
     for _ in range(messages):
         slots.acquire()
         client.publish(TOPIC, payload, qos=1)
     for _ in range(IN_FLIGHT):
         slots.acquire()
-    parent.send(time.process_time() - began)
+    parent.send(time.process_time() - started)
     client.disconnect()
 
 
@@ -109,15 +109,15 @@ def publish_with_link(address: str, messages: int, parent: Connection) -> None:
         link.open(LONGEST)
         parent.send("ready")
         parent.recv()
-        began = time.process_time()
+        started = time.process_time()
         for _ in range(messages):
             link.publish(TOPIC, payload)
         link.flush(LONGEST)
-        parent.send(time.process_time() - began)
+        parent.send(time.process_time() - started)
 
 
 class Received:
-    """Counts messages, and the CPU seconds of this process from the first of them to the last."""
+    """Counts received messages; `cpu`: CPU seconds of this process from the first to the last."""
 
     def __init__(self, expected: int) -> None:
         self._left = expected
@@ -125,7 +125,7 @@ class Received:
         self.cpu = 0.0
 
     def count(self, payload: bytes | bytearray) -> bool:
-        """True: that was the last."""
+        """Count a message; return whether it was the last."""
         if self._began is None:
             self._began = time.process_time()
         assert len(payload) == SIZE
@@ -136,20 +136,20 @@ class Received:
 
 
 def turn(address: str, messages: int, receive: Role, publish: Role) -> tuple[float, float]:
-    """CPU microseconds a message of the process that receives and of the one that publishes."""
+    """CPU microseconds per message of the receiving and of the publishing process."""
     context = multiprocessing.get_context("spawn")
     processes, ends = [], []
     for role in (receive, publish):
-        here, there = context.Pipe()
-        process = context.Process(target=role, args=(address, messages, there), daemon=True)
+        parent_end, child_end = context.Pipe()
+        process = context.Process(target=role, args=(address, messages, child_end), daemon=True)
         process.start()
         processes.append(process)
-        ends.append(here)
-        if here.recv() != "ready":
-            raise RuntimeError("expected it to be ready")
+        ends.append(parent_end)
+        if parent_end.recv() != "ready":
+            raise RuntimeError("the process did not report that it is ready")
     ends[1].send("go")
     if not all(end.poll(LONGEST) for end in ends):
-        raise click.ClickException(f"no end of {messages} messages within {LONGEST:.0f} s")
+        raise click.ClickException(f"{messages} messages took longer than {LONGEST:.0f} s")
     cpu = [end.recv() for end in ends]
     for process in processes:
         process.join(LONGEST)
@@ -157,10 +157,10 @@ def turn(address: str, messages: int, receive: Role, publish: Role) -> tuple[flo
 
 
 @click.command()
-@click.option("--messages", default=5000, show_default=True, type=click.IntRange(min=100), help="In a turn.")
+@click.option("--messages", default=5000, show_default=True, type=click.IntRange(min=100), help="Per turn.")
 @click.option("--turns", default=7, show_default=True, type=click.IntRange(min=1))
 def main(messages: int, turns: int) -> None:
-    """Measure the link's CPU a message beside paho's."""
+    """Measure the link's CPU time per message, relative to paho's."""
     received: dict[str, list[float]] = {"paho": [], "link": []}
     published: dict[str, list[float]] = {"paho": [], "link": []}
     with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
@@ -172,7 +172,7 @@ def main(messages: int, turns: int) -> None:
             published["link"].append(turn(address, messages, receive_with_paho, publish_with_link)[1])
     report: dict[str, Any] = {"messages": messages, "turns": turns, "most": MOST}
     for name, costs in (("receive", received), ("publish", published)):
-        ratios = [ours / theirs for ours, theirs in zip(costs["link"], costs["paho"], strict=True)]
+        ratios = [link / paho for link, paho in zip(costs["link"], costs["paho"], strict=True)]
         report[name] = {side: round(median(values), 1) for side, values in costs.items()}
         report[name] |= {"ratio": round(median(ratios), 3), "ratios": [round(ratio, 2) for ratio in ratios]}
     click.echo(json.dumps(report))

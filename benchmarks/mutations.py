@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nearly valid messages: valid ones with fields replaced, bytes changed, or an odd envelope."""
+"""Nearly valid messages: valid ones with replaced fields, changed bytes, or unusual MQTT properties."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FLOATS = (float("nan"), float("inf"), -float("inf"), 3e38, -3e38, 65_505.0, 1e-4
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published, with what is unusual about its envelope."""
+    """A payload and its MQTT properties."""
 
     payload: bytes
     retain: bool = False
@@ -46,7 +46,7 @@ class Publication:
 
 
 class Mutations:
-    """Draws one after another, from a seed."""
+    """Draws nearly valid messages at random, from a seed."""
 
     def __init__(
         self, topics: Topics, device: str, samples: Mapping[Route, JsonMessage | PackedMessage], seed: int
@@ -79,7 +79,7 @@ class Mutations:
         )
 
     def _fields(self, route: Route) -> bytes:
-        """One to three fields replaced."""
+        """A message with one to three fields replaced or removed."""
         message = self._samples[route]
         fields = copy.deepcopy(msgspec.to_builtins(message, builtin_types=(bytes,)))
         for _ in range(self._random.randint(1, 3)):
@@ -90,7 +90,7 @@ class Mutations:
         return msgspec.json.encode(fields)
 
     def _replace(self, fields: dict[str, Any]) -> None:
-        if not fields:  # all have been taken out
+        if not fields:  # all are removed
             return
         name = self._random.choice(tuple(fields))
         value = fields[name]
@@ -119,16 +119,16 @@ class Mutations:
         return self._random.choice(self._random.choice(pools))
 
     def _values(self, data: bytes) -> bytes:
-        """A tensor's bytes, some or all of whose values are what no honest device sends."""
+        """A tensor's bytes with one, two or all of its float32 values replaced by one of FLOATS."""
         values = np.frombuffer(data[: len(data) // 4 * 4], "<f4").copy()
         if len(values):
-            share = self._random.choice((1, 2, max(1, len(values))))
-            where = np.linspace(0, len(values) - 1, share).astype(int)
-            values[where] = self._random.choice(FLOATS)
+            count = self._random.choice((1, 2, max(1, len(values))))
+            indices = np.linspace(0, len(values) - 1, count).astype(int)
+            values[indices] = self._random.choice(FLOATS)
         return values.tobytes() + data[len(data) // 4 * 4 :]
 
     def _bytes(self, route: Route) -> bytes:
-        """A few bytes replaced, taken out, or put in."""
+        """An encoded message with bytes replaced or inserted at one to four positions."""
         data = bytearray(self._samples[route].encode())
         for _ in range(self._random.randint(1, 4)):
             start, length = self._random.randrange(len(data) + 1), self._random.randrange(8)

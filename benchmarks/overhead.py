@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does being a fleet cost? CPU seconds of a fleet, over those of the same batches in one process.
+"""What does distribution cost? CPU seconds of a fleet, divided by those of the same training in one process.
 
     python -m benchmarks.overhead [--repetitions 3] [--codec fp16]
 
-A real fleet of resnet18 at 32 pixels on a real Mosquitto, beside the simulation, which trains the same
-batches with the same trainers and codec in one process, and ends with the same bits. Counted are user and
-system time of all processes, the broker among them, over the rounds from the second to the last but one, from
-opening to opening, so training, saving, committing and evaluating, but neither imports nor a first batch.
+A real fleet trains resnet18 at 32 pixels on a real Mosquitto. The simulation trains the same batches with the
+same trainers and codec in one process, and ends with the same weights, bit by bit. The benchmark adds up user
+and system time of all processes, including the broker, from the opening of the second round to that of the
+last. This covers training, saving, committing and evaluating, but neither imports nor the first batches.
 
-A CPU second is worth more or less, by a third here, while others work on the machine. So both run at once,
-one thread a process and all on one core, in turns of half a second in which the other side is stopped: what
-disturbs one disturbs the other as much. The median of the repetitions counts.
+Other load on the machine changes how much a CPU second computes, here by up to a third. Therefore both sides
+run at once, with one thread per process and all on one core, in turns of half a second in which the other
+side is stopped. Other load then disturbs both equally. The median of the repetitions counts.
 
-The processes of a real fleet do not share one core and its caches: here each keeps it for 100 ms at a time
-(`benchmarks.time_slices`).
+The processes of a real fleet do not share one core and its caches. Here each keeps the core for 100 ms at a
+time (`benchmarks.time_slices`).
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from splitee.training.process import prepare_to_train
 from splitee_lab.methods.simulation import Simulation
 
 MOST = 1.06  # CPU seconds of the fleet over those of one process
-TURN = 0.5  # seconds that a side runs for
+TURN = 0.5  # seconds
 
 Seconds = dict[str, float]  # of CPU, by process
 
 
 @dataclass(frozen=True)
 class DefaultBatches(Settings):
-    """Batches of the default size, and a codec."""
+    """Batches of 32 images, the default, and a codec."""
 
     codec: str
 
@@ -76,13 +76,13 @@ class Run:
 
 
 class Turns:
-    """Lets two sides run by turns, until the context is left: stops one while the other goes on."""
+    """Runs two sides in turns until the context is left: one is stopped while the other runs."""
 
     def __init__(self, *sides: list[int]) -> None:
-        """`sides`: the processes of each."""
+        """`sides`: process ids of each side."""
         self._sides = sides
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._take, daemon=True)
+        self._thread = threading.Thread(target=self._alternate, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -91,7 +91,7 @@ class Turns:
         self._over.set()
         self._thread.join()
 
-    def _take(self) -> None:
+    def _alternate(self) -> None:
         for turn in itertools.count():
             running, others = self._sides[turn % 2], self._sides[(turn + 1) % 2]
             _send(signal.SIGSTOP, others)
@@ -108,7 +108,7 @@ def _send(number: signal.Signals, pids: Iterable[int]) -> None:
 
 
 def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Run]:
-    """A fleet's run, and the same in one process."""
+    """A run as a fleet, and the same run in one process."""
     with (
         Fleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
@@ -123,7 +123,7 @@ def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Ru
         single = alone.result()
         report = fleet.report()
         if report["unexpected_exits"]:
-            raise click.ClickException("the fleet did not run undisturbed")
+            raise click.ClickException("a process of the fleet ended unexpectedly")
     return Run(seconds, report["weights_sha256"]), single
 
 
@@ -132,11 +132,11 @@ def _children() -> Iterator[int]:
 
 
 def _await_run(link: Link) -> RunSpec:
-    """The run, once the server has settled what it settles by the fleet: exits, and how images are scaled."""
+    """The run, once all settings that depend on the fleet are decided (RunSpec.awaits_fleet)."""
     while True:
         event = link.receive(LONGEST)
         if event is None:
-            raise click.ClickException("no server has opened a run")
+            raise click.ClickException("no server has published a run")
         if isinstance(event, Message) and event.topic == TOPICS.run:
             spec = RunSpec.decode(event.payload)
             if not spec.awaits_fleet:
@@ -144,7 +144,7 @@ def _await_run(link: Link) -> RunSpec:
 
 
 def _watch(fleet: Fleet, link: Link, rounds: int) -> Seconds:
-    """CPU seconds of the fleet from the opening of round 2 to that of the last, once it has ended."""
+    """Wait for the fleet to finish; CPU seconds from the opening of round 2 to that of the last round."""
     at_opening: dict[int, Seconds] = {}
 
     def note_opening() -> None:
@@ -169,9 +169,9 @@ def in_one_process(spec: RunSpec, samples: int) -> Run:
 
 
 def _cpu_seconds(fleet: Fleet) -> Seconds:
-    """User and system time of every process so far."""
+    """User and system seconds of each process so far."""
     times = {name: psutil.Process(pid).cpu_times() for name, pid in fleet.pids.items()}
-    return {name: used.user + used.system for name, used in times.items()}
+    return {name: spent.user + spent.system for name, spent in times.items()}
 
 
 def compare(fleets: list[Run], singles: list[Run], settings: DefaultBatches, strategy: str) -> dict[str, Any]:
@@ -202,8 +202,8 @@ def compare(fleets: list[Run], singles: list[Run], settings: DefaultBatches, str
 @click.option("--codec", default="fp16", show_default=True)
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
-@click.option("--samples", default=1536, show_default=True, help="Training images a device.")
-@click.option("--core", type=int, help="That everything runs on.  [default: the last]")
+@click.option("--samples", default=1536, show_default=True, help="Training images per device.")
+@click.option("--core", type=int, help="Core for all processes.  [default: the last]")
 @out_option
 def main(
     strategy: str,
@@ -214,8 +214,8 @@ def main(
     core: int | None,
     out: Path | None,
 ) -> None:
-    """Measure what a fleet costs beside the training itself."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a fleet stays behind, half of it stopped
+    """Measure the CPU time of a fleet, relative to training in one process."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else processes of the fleet would remain
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
     take_long_slices()
     settings = DefaultBatches(rounds, samples, codec)

@@ -3,11 +3,11 @@
 
     python -m benchmarks.page_load [--devices 1000] [--browsers 1] [--seconds 30]
 
-Synthetic statuses, with traffic and step like those of devices that train, go over a real Mosquitto to a real
-`splitee page`, to which `--browsers` streams are open. Prints one JSON line: CPU seconds per second of the
-page's process, its resident memory, and the bytes per second to each browser. Exits with 1 if, with one
-browser, it would take more than 0.2 of a core at one status per second and device, scaled from the rate that
-the machine has reached.
+A process publishes synthetic statuses, with traffic and step like those of devices that train, on a real
+Mosquitto. A real `splitee page` receives them, and `--browsers` clients read its event stream. Prints one
+JSON line: CPU seconds per second of the page's process, its resident memory, and bytes per second to each
+browser. Exits with 1 if, with one browser, the page would need more than 0.2 of a core for one status per
+second and device. This is scaled from the rate of statuses that the machine reached.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from splitee_lab.local.brokers import mosquitto
 
 FLEET = "page-load"
 TOPICS = Topics(FLEET)
-MOST = 0.2  # CPU seconds a second, with one browser
+MOST = 0.2  # CPU seconds per second, with one browser
 WARM_UP = 5.0  # seconds
 ROW = b'"id":"'
 CUTS = tuple(
@@ -61,7 +61,7 @@ CAPABILITY = Capability(
 
 
 def publish(address: str, devices: int) -> None:
-    """A fleet that trains; for ever."""
+    """Publish the messages of a training fleet; does not return."""
     with closing(Link(BrokerAddress.parse(address), "page-load-devices")) as link:
         link.open(10)
         run = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=100)
@@ -85,11 +85,11 @@ def publish(address: str, devices: int) -> None:
         for turn in range(1 << 30):
             server = ServerStatus(state="online", instance=1, run="r1", doing="training", time=time.time())
             link.publish(TOPICS.server_status, server.encode(), retain=True)
-            for place, device in enumerate(ids):
+            for index, device in enumerate(ids):
                 link.publish(TOPICS.device(device, "status"), status(turn).encode(), retain=True)
-                late = began + turn + (place + 1) / devices - time.monotonic()
-                if late > 0:
-                    time.sleep(late)
+                ahead = began + turn + (index + 1) / devices - time.monotonic()
+                if ahead > 0:
+                    time.sleep(ahead)
 
 
 def status(turn: int) -> DeviceStatus:
@@ -127,7 +127,7 @@ def page(address: str) -> Iterator[tuple[psutil.Process, str]]:
 
 
 class Browser:
-    """A stream that is read, and counted."""
+    """Reads the page's event stream, and counts its bytes and its devices' rows."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -152,7 +152,7 @@ def cpu(process: psutil.Process) -> float:
 @click.option("--browsers", type=click.IntRange(1, 50), default=1, show_default=True)
 @click.option("--seconds", type=click.FloatRange(1), default=30.0, show_default=True)
 def main(devices: int, browsers: int, seconds: float) -> None:
-    """What the page's process costs under load."""
+    """Measure the CPU time and memory of `splitee page` under load."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         broker = stack.enter_context(mosquitto(folder))
@@ -161,23 +161,25 @@ def main(devices: int, browsers: int, seconds: float) -> None:
         stack.callback(fleet.terminate)
         process, url = stack.enter_context(page(str(broker.address)))
         time.sleep(WARM_UP)
-        looking = [Browser(url) for _ in range(browsers)]
+        readers = [Browser(url) for _ in range(browsers)]
         time.sleep(WARM_UP)
         before, began = cpu(process), time.monotonic()
-        read = [(each.bytes, each.rows) for each in looking]
+        earlier = [(reader.bytes, reader.rows) for reader in readers]
         time.sleep(seconds)
-        took = time.monotonic() - began
-        share = (cpu(process) - before) / took
-        got = [(each.bytes - b, each.rows - r) for each, (b, r) in zip(looking, read, strict=True)]
-        rate = max(rows for _, rows in got) / took
+        elapsed = time.monotonic() - began
+        share = (cpu(process) - before) / elapsed
+        received = [
+            (reader.bytes - b, reader.rows - r) for reader, (b, r) in zip(readers, earlier, strict=True)
+        ]
+        rate = max(rows for _, rows in received) / elapsed
         figures = {
             "devices": devices,
             "browsers": browsers,
             "cpu_seconds_a_second": round(share, 3),
             "cpu_microseconds_a_status": round(1e6 * share / rate),
             "resident_bytes": process.memory_info().rss,
-            "bytes_a_second_a_browser": [round(count / took) for count, _ in got],
-            "statuses_a_second_a_browser": [round(rows / took) for _, rows in got],
+            "bytes_a_second_a_browser": [round(count / elapsed) for count, _ in received],
+            "statuses_a_second_a_browser": [round(rows / elapsed) for _, rows in received],
         }
     click.echo(json.dumps(figures))
     if browsers == 1 and share / rate * devices > MOST:

@@ -19,15 +19,15 @@ class PeakMemory:
         self._peaks: Bytes = {}
 
     def sample(self) -> None:
-        """Remember the peaks so far, of processes that will have ended when they are read."""
+        """Record the peaks so far, for processes that end before the next call of `peaks`."""
         for name, pid in self._pids.items():
             with suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-                if found:
-                    self._peaks[name] = int(found[1]) << 10
+                match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                if match:
+                    self._peaks[name] = int(match[1]) << 10
 
     def peaks(self) -> Bytes:
-        """The most that each process has held since the last call, or since it started."""
+        """The peak of each process since the last call, or since its start."""
         self.sample()
         for pid in self._pids.values():
             with suppress(OSError):
@@ -37,5 +37,5 @@ class PeakMemory:
 
 
 def megabytes(sizes: Bytes) -> dict[str, float]:
-    """In units of 2^20 bytes."""
+    """`sizes` in units of 2^20 bytes."""
     return {name: round(size / (1 << 20), 1) for name, size in sizes.items()}

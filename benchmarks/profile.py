@@ -3,14 +3,14 @@
 
     python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]
 
-Each setting is profiled by the command itself. Then every cut is trained in a process of its own, over a
-Mosquitto on loopback, all cuts one after the other, twice. The results are median errors of the step and of
-peak memory. The machine's speed varies, so both sides time the same reference between their steps
-(profiler/reference.py), and training times are scaled to the speed during the profile. "as timed" is the
-error without scaling, "noise" the difference of the same step between the two passes. Cuts whose rounds are
-close to the best are trained in turns a few times more, to compare the recommended cut's round with the best.
+`splitee profile` predicts each setting. Then every cut is trained twice in a process of its own, one after
+the other, over a Mosquitto on loopback. The results are median errors of the step's time and of peak memory.
+The machine's speed varies, so both sides time the same reference between their steps (profiler/reference.py),
+and training times are scaled to the speed during the profile. "as timed" is the error without scaling,
+"noise" the difference of the same step's time between the two passes. Cuts whose rounds are nearly as short
+as the best are trained a few times more, to compare the recommended cut's round with the best.
 `--memory` trains the recommended `deepest` cut under memory limits. CPU shares and memory limits are control
-groups, which need root. Let nothing else run.
+groups, which need root. Other load on the machine disturbs the result.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from splitee_lab.local.brokers import mosquitto
 
 NETWORKS = ("resnet18", "mobilenet_v3_small")
 SHARES = (0, 25, 50, 100)  # percent of a core; 0: unlimited
-STEPS = 20  # of a round
+STEPS = 20  # per round
 MAX_STEP_ERROR = 0.10
 MAX_MEMORY_ERROR = 0.15
-MAX_REGRET = 0.05  # of the recommended cut's round against the best
-PASSES = 2  # over all cuts
-CLOSE = 1.25  # times the best round: with the recommended one, these cuts are trained again
+MAX_REGRET = 0.05  # by which the recommended cut's round may exceed the shortest, as a ratio
+PASSES = 2  # trainings of each cut
+CLOSE = 1.25  # times the shortest round: cuts up to it, and the recommended one, are trained again
 FINAL_PASSES = 4
 MIB = 1 << 20
 MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
@@ -56,7 +56,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 @contextmanager
 def small_device(share: int = 0, memory: int = 0) -> Iterator[list[str]]:
-    """The start of a command line that runs what follows on `share` percent of a core, in `memory` bytes."""
+    """A prefix that limits a command to `share` percent of a core and `memory` bytes; 0: unlimited."""
     if not share and not memory:
         yield []
         return
@@ -105,8 +105,8 @@ def _own_group(controller: str) -> Path:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What is trained: all stages of a network, or those behind the first `frozen`."""
+class Workload:
+    """A training, of all stages of a network but the first `frozen`."""
 
     network: str
     frozen: int
@@ -119,14 +119,14 @@ class Trained:
         )  # fmt: skip
 
 
-def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
-    """What the command says."""
-    command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", of.network]
+def profile(prefix: list[str], workload: Workload, *flags: str) -> dict[str, Any]:
+    """The JSON output of `splitee profile`."""
+    command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", workload.network]
     settings = {
-        "--freeze": of.frozen,
+        "--freeze": workload.frozen,
         "--steps": STEPS,
         "--samples": 64,
-        "--broker": of.broker,
+        "--broker": workload.broker,
     }
     done = subprocess.run(
         [
@@ -134,20 +134,20 @@ def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
             *command,
             "--input",
             "3x32x32",
-            *(str(part) for one in settings.items() for part in one),
+            *(str(part) for setting in settings.items() for part in setting),
             *flags,
         ],
         stdout=subprocess.PIPE,
         check=False,
     )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    predicted: dict[str, Any] = json.loads(done.stdout)
+    return predicted
 
 
-def truth(prefix: list[str], of: Trained, threads: int, *cuts: int) -> list[dict[str, Any]] | None:
-    """What processes measure that train at the cuts, in their order; None: a single one was killed."""
-    arguments = [of.spec().encode().decode(), str(threads), of.broker, *map(str, cuts)]
-    # -P: in this folder, profile.py would hide the standard library's module of that name.
+def truth(prefix: list[str], workload: Workload, threads: int, *cuts: int) -> list[dict[str, Any]] | None:
+    """Measurements of training at each of `cuts`, in order; None: the process was killed."""
+    arguments = [workload.spec().encode().decode(), str(threads), workload.broker, *map(str, cuts)]
+    # -P: without it, this file would hide the standard library's module `profile`.
     done = subprocess.run(
         [*prefix, sys.executable, "-P", str(TRUTH), *arguments], stdout=subprocess.PIPE, check=False
     )
@@ -157,12 +157,12 @@ def truth(prefix: list[str], of: Trained, threads: int, *cuts: int) -> list[dict
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def compare(of: Trained, share: int, budget: float) -> dict[str, Any]:
-    """One setting: every cut predicted and trained."""
+def compare(workload: Workload, share: int, budget: float) -> dict[str, Any]:
+    """Predict and train every cut on `share` percent of a core; `budget`: seconds of the profile."""
     with small_device(share) as prefix:
-        found = profile(prefix, of, "--budget", str(budget))
-        chosen = found["recommended"]
-        reals = real_costs(prefix, of, found)
+        predicted = profile(prefix, workload, "--budget", str(budget))
+        recommended = predicted["recommended"]
+        reals = real_costs(prefix, workload, predicted)
     rows = [
         {
             "cut": row["cut"],
@@ -172,49 +172,51 @@ def compare(of: Trained, share: int, budget: float) -> dict[str, Any]:
             "timed_step": fmean(real["timed_step"] for real in reals[row["cut"]]),
             "passes": len(reals[row["cut"]]),
         }
-        for row in found["cuts"]
+        for row in predicted["cuts"]
     ]
     real_rounds = {row["cut"]: row["real_round"] for row in rows}
     return {
-        "network": of.network,
-        "frozen": of.frozen,
+        "network": workload.network,
+        "frozen": workload.frozen,
         "share": share,
         "interpolated": sum(row["interpolated"] for row in rows),
         "step_error": median(_error(row["step"], row["real_step"]) for row in rows),
         "error_as_timed": median(_error(row["step"], row["timed_step"]) for row in rows),
         "noise": median(_error(first["step"], second["step"]) for first, second, *_ in reals.values()),
         "memory_error": median(_error(row["memory"], row["real_memory"]) for row in rows),
-        "recommended": chosen,
+        "recommended": recommended,
         "best": min(real_rounds, key=lambda cut: real_rounds[cut]),
-        "regret": real_rounds[chosen] / min(real_rounds.values()) - 1,
+        "regret": real_rounds[recommended] / min(real_rounds.values()) - 1,
         "cuts": rows,
     }
 
 
-def real_costs(prefix: list[str], of: Trained, profiled: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
-    """What training takes at each cut, in several passes; more of them for the recommended and its rivals."""
-    reals: dict[int, list[dict[str, Any]]] = {row["cut"]: [] for row in profiled["cuts"]}
+def real_costs(
+    prefix: list[str], workload: Workload, predicted: dict[str, Any]
+) -> dict[int, list[dict[str, Any]]]:
+    """Measurements of PASSES trainings per cut, and FINAL_PASSES more of the best and the recommended."""
+    reals: dict[int, list[dict[str, Any]]] = {row["cut"]: [] for row in predicted["cuts"]}
 
     def train(cuts: list[int], passes: int) -> None:
         for _ in range(passes):
-            for real in truth(prefix, of, profiled["threads"], *cuts) or []:
-                reals[real["cut"]].append(_at_speed(profiled["reference"], real))
+            for real in truth(prefix, workload, predicted["threads"], *cuts) or []:
+                reals[real["cut"]].append(_at_speed(predicted["reference"], real))
 
     train(list(reals), PASSES)
     rounds = {cut: fmean(real["round"] for real in passes) for cut, passes in reals.items()}
     rivals = [cut for cut in reals if rounds[cut] <= CLOSE * min(rounds.values())]
-    if rivals != [profiled["recommended"]]:
-        train(sorted({profiled["recommended"], *rivals}), FINAL_PASSES)
+    if rivals != [predicted["recommended"]]:
+        train(sorted({predicted["recommended"], *rivals}), FINAL_PASSES)
     return reals
 
 
 def _at_speed(reference: float, real: dict[str, Any]) -> dict[str, Any]:
-    """What it would have taken where the reference takes `reference` seconds."""
-    slower = reference / real["reference"]
+    """`real` with its times scaled to a speed at which the reference takes `reference` seconds."""
+    factor = reference / real["reference"]
     return {
         **real,
-        "step": slower * real["step"],
-        "round": slower * real["round"],
+        "step": factor * real["step"],
+        "round": factor * real["round"],
         "timed_step": real["step"],
     }
 
@@ -223,24 +225,24 @@ def _error(predicted: float, real: float) -> float:
     return abs(predicted - real) / real
 
 
-def limits(of: Trained) -> Iterator[dict[str, Any]]:
-    """The recommended deepest cut under memory limits, from the smallest that fits any cut up."""
-    free = profile([], of, "--threads", "1", "--prefer", "deepest")
+def limits(workload: Workload) -> Iterator[dict[str, Any]]:
+    """Train the recommended deepest cut under memory limits, from the smallest in which any cut fits."""
+    free = profile([], workload, "--threads", "1", "--prefer", "deepest")
     smallest = min(row["needed"] for row in free["cuts"]) + free["reserve"]
     for margin in MEMORY_MARGINS:
         limit = smallest + margin * MIB
         with small_device(memory=limit) as prefix:
-            found = profile(prefix, of, "--threads", "1", "--prefer", "deepest")
-            cut = found["recommended"]
-            trained = None if cut is None else truth(prefix, of, 1, cut) is not None
+            predicted = profile(prefix, workload, "--threads", "1", "--prefer", "deepest")
+            cut = predicted["recommended"]
+            trains = None if cut is None else truth(prefix, workload, 1, cut) is not None
             deeper = None
-            if cut is not None and cut < len(found["cuts"]):
-                deeper = truth(prefix, of, 1, cut + 1) is not None
+            if cut is not None and cut < len(predicted["cuts"]):
+                deeper = truth(prefix, workload, 1, cut + 1) is not None
         yield {
-            "network": of.network,
+            "network": workload.network,
             "limit_mib": limit // MIB,
             "deepest": cut,
-            "trains": trained,
+            "trains": trains,
             "one_deeper_is": "none" if cut is None else "last" if deeper is None else "refused",
             "one_deeper_would_train": deeper,
         }
@@ -277,8 +279,10 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command()
 @click.option("--network", "networks", multiple=True, default=NETWORKS, show_default=True)
-@click.option("--freeze", type=int, default=0, show_default=True, help="Stages that are not trained.")
-@click.option("--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="0: all.")
+@click.option("--freeze", type=int, default=0, show_default=True, help="First stages that are not trained.")
+@click.option(
+    "--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="Percent; 0: all."
+)
 @click.option("--budget", type=float, default=120.0, show_default=True, help="Seconds of each profile.")
 @click.option("--memory", is_flag=True, help="Memory limits instead of CPU shares.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
@@ -290,19 +294,19 @@ def main(
     memory: bool,
     as_json: bool,
 ) -> None:
-    """Compare predictions with training."""
+    """Compare the predictions of `splitee profile` with training."""
     with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
         address = str(broker.address)
-        trained = [Trained(network, freeze, address) for network in networks]
+        workloads = [Workload(network, freeze, address) for network in networks]
         if memory:
-            for of in trained:
-                for result in limits(of):
+            for workload in workloads:
+                for result in limits(workload):
                     click.echo(json.dumps(result))
             return
         results = []
-        for of in trained:
+        for workload in workloads:
             for share in shares:
-                results.append(compare(of, share, budget))
+                results.append(compare(workload, share, budget))
                 click.echo(json.dumps(results[-1]), err=True)
     if as_json:
         click.echo(json.dumps({"benchmark": "profile", "settings": results}))

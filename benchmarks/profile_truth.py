@@ -3,7 +3,7 @@
 
 python benchmarks/profile_truth.py SPEC THREADS BROKER CUT...   (SPEC: RunSpec as JSON)
 
-Several cuts are trained in processes forked from this one, which has only imported torch.
+If there are several cuts, each is trained in a process forked from this one, which has only imported torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
-import torch.fx.experimental.symbolic_shapes  # measuring a network loads it: a device's, not a cut's memory
+import torch.fx.experimental.symbolic_shapes  # loaded at any cut: not the cut's memory
 
-import splitee.cli.main  # noqa: F401  # as a device's process begins: without torch's compiler
+import splitee.cli.main  # noqa: F401  # as in a device's process: keeps torch's compiler out
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.link import Link
 from splitee.protocol.cut_batch import CutBatch
@@ -40,7 +40,7 @@ from splitee_device.profiler.reference import Reference
 from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 INPUT = (3, 32, 32)
-LEAST_SECONDS = 4.0  # of measured rounds, after one that is not
+LEAST_SECONDS = 4.0  # of measured rounds, after a first one that is not measured
 
 
 def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
@@ -52,7 +52,7 @@ def main(spec: RunSpec, threads: int, broker: str, cuts: list[int]) -> None:
     if len(cuts) == 1:
         measure(spec, cuts[0], threads, broker)
         return
-    gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
+    gc.freeze()  # else the garbage collector of each fork would write to, and so copy, torch's pages
     for cut in cuts:
         child = os.fork()
         if child == 0:
@@ -64,7 +64,7 @@ def main(spec: RunSpec, threads: int, broker: str, cuts: list[int]) -> None:
 
 
 class Training:
-    """Rounds as a device trains and sends them, timed."""
+    """Times rounds that are trained and published like those of a device."""
 
     def __init__(self, trainer: ClientTrainer, spec: RunSpec, link: Link) -> None:
         self._trainer = trainer
@@ -72,12 +72,12 @@ class Training:
         self._link = link
         self._window: deque[bytes] = deque(maxlen=spec.window)
         self.steps: list[float] = []
-        self.step_cpu: list[float] = []  # of all threads, but for the link's
+        self.step_cpu: list[float] = []  # of all threads but the link's
         self.walls: list[float] = []  # of rounds
         self.cpu: list[float] = []  # of rounds, all threads
 
     def round(self, number: int, reference: Reference | None) -> None:
-        """One round; the reference runs between its steps and is no part of its time."""
+        """Train a round; the reference runs between its steps, and its time does not count."""
         started, started_cpu = self._now(reference)
         batches = self._trainer.round(number)
         for step in range(self._spec.steps):
@@ -95,8 +95,11 @@ class Training:
         self.cpu.append(ended_cpu - started_cpu)
 
     def times(self, reference: Reference, *, bursty: bool) -> dict[str, float]:
-        """Seconds of a step and of a round. Where a quota makes the process wait, at whichever system call
-        is next, the wait is shared out by CPU time."""
+        """Seconds of a step and of a round.
+
+        `bursty`: a CPU quota makes the process wait at arbitrary points, so waits are distributed over steps
+        in proportion to CPU time.
+        """
         if not bursty:
             return {"step": median(self.steps), "round": fmean(self.walls)}
         stretch = (sum(self.walls) + reference.wall) / (sum(self.cpu) + reference.cpu)
@@ -104,13 +107,13 @@ class Training:
 
     @staticmethod
     def _now(reference: Reference | None) -> tuple[float, float]:
-        """Wall and CPU seconds without the reference's."""
+        """Wall and CPU seconds so far, without those of the reference."""
         wall, cpu = time.perf_counter(), time.process_time()
         return (wall - reference.wall, cpu - reference.cpu) if reference is not None else (wall, cpu)
 
 
 def measure(spec: RunSpec, cut: int, threads: int, broker: str) -> None:
-    """Train at the cut, in a process that has not yet; prints a line of JSON."""
+    """Train at the cut, in a process that has not trained before, and print a JSON line."""
     torch.set_num_threads(threads)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
     before, watch = memory()["RssAnon"], MemoryWatch()
@@ -146,5 +149,5 @@ def measure(spec: RunSpec, cut: int, threads: int, broker: str) -> None:
 
 
 if __name__ == "__main__":
-    described, threads, broker, *cuts = sys.argv[1:]
-    main(RunSpec.decode(described.encode()), int(threads), broker, [int(cut) for cut in cuts])
+    spec_json, threads, broker, *cuts = sys.argv[1:]
+    main(RunSpec.decode(spec_json.encode()), int(threads), broker, [int(cut) for cut in cuts])

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon, and with how much CPU time, do unequal devices reach an accuracy? Compared with Flower.
+"""How soon, and with how much CPU time, do unequal devices reach an accuracy, compared with Flower?
 
     python -m benchmarks.race [--target 0.80] [--rounds N] [--methods splitee,fedavg,fedprox] [--out DIR]
 
-The demo's job, a resnet18 at 32 pixels on the built-in Fashion-MNIST, on three devices that are held to 100,
-40 and 15 % of a core (as root: by control groups). splitee is a Mosquitto, a server and three devices at cuts
-7, 5 and 3. fedavg and fedprox are Flower's: its SuperLink, three SuperNodes and `flwr run`, in an environment
-that is made in --env. Every client trains the whole network, on the same images in the same batches, with the
-same initial weights, optimizer and learning rates. The methods run one after the other, each until it reaches
-the target, its rounds end, or --limit is over. The clock starts with the devices' processes, when the server
-is up. CPU time is that of the devices' processes and of all that they start. Flower starts a new process,
-which imports torch again, for every message to a client. Therefore the time of its training steps alone is
-printed, too; in seconds that of the slowest client of each round. Let nothing else run.
+Three devices, limited to 100, 40 and 15 % of a core (as root: by control groups), train the demo's job: a
+resnet18 at 32 pixels on the built-in Fashion-MNIST. splitee consists of a Mosquitto, a server and three
+devices at cuts 7, 5 and 3. fedavg and fedprox are Flower's: its SuperLink, three SuperNodes and `flwr run`,
+in an environment that is created in --env. Flower's clients train the whole network, on the same images in
+the same batches, with the same initial weights, optimizer and learning rates. The methods run one after the
+other, each until it reaches the target, its rounds end, or --limit is over. The clock starts with the
+devices' processes, when the server is up. CPU time is that of the devices' processes and their child
+processes. Flower starts a new process, which imports torch again, for every message to a client. Therefore
+the table also has the time of training steps alone; in seconds that of the slowest client of each round.
+Other load on the machine disturbs the result.
 Exits with 1 if splitee misses its bounds on time and CPU time, relative to Flower's FedAvg.
 """
 
@@ -48,7 +49,7 @@ WIDTH = 120
 
 
 class Methods(click.ParamType[tuple[str, ...]]):
-    """Some of METHODS, with commas."""
+    """Names from METHODS, separated by commas."""
 
     name = "methods"
 
@@ -60,27 +61,27 @@ class Methods(click.ParamType[tuple[str, ...]]):
 
 
 def run(method: str, job: Job, target: float, limit: float, environment: Path, out: Path) -> Outcome:
-    """One method, to its end."""
+    """Run a method until it reaches `target`, its rounds end, or `limit` seconds have passed."""
     directory = out / method
     directory.mkdir(parents=True)
-    followed: Callable[[], Followed] = (
+    follow_method: Callable[[], Followed] = (
         partial(fleet.follow, job, directory)
         if method == OURS
         else partial(flower.follow, job, method, environment, directory)
     )
     rounds: list[Round] = []
-    first_round, why = None, None
+    first_round, reason = None, None
     deadline = time.monotonic() + limit
-    with closing(followed()) as updates:
-        while why is None:
+    with closing(follow_method()) as updates:
+        while reason is None:
             match next(updates):
                 case Round() as evaluated:
                     rounds.append(evaluated)
                     click.echo(_progress(method, evaluated), err=True)
                 case float() as seconds:
                     first_round = seconds
-            why = ended(rounds, target, job.rounds) or ("limit" if time.monotonic() > deadline else None)
-    return Outcome(method, target, tuple(rounds), why, first_round)
+            reason = ended(rounds, target, job.rounds) or ("limit" if time.monotonic() > deadline else None)
+    return Outcome(method, target, tuple(rounds), reason, first_round)
 
 
 def _progress(method: str, one: Round) -> str:
@@ -91,7 +92,7 @@ def _progress(method: str, one: Round) -> str:
 
 
 def show(console: Console, outcomes: list[Outcome], checked: list[Bound]) -> None:
-    """The table for people, and the bounds."""
+    """Print the results as a table, and whether the bounds are met."""
     ours = next((one.winning for one in outcomes if one.method == OURS), None)
     table = Table(header_style="bold")
     for heading in HEADINGS:
@@ -106,7 +107,7 @@ def show(console: Console, outcomes: list[Outcome], checked: list[Bound]) -> Non
                 highlight=False,
             )
     for bound in checked:
-        figure = "not known" if bound.figure is None else f"{bound.figure:.2f}"
+        figure = "unknown" if bound.figure is None else f"{bound.figure:.2f}"
         console.print(
             f"{OURS} against {RIVAL}: {figure} {bound.name} (bound {bound.bound:g}): "
             f"{'met' if bound.met else 'missed'}",
@@ -134,16 +135,16 @@ def _row(outcome: Outcome, ours: Round | None) -> list[str]:
 
 
 def check_bounds(outcomes: list[Outcome]) -> list[Bound]:
-    """Nothing, where one of the two was not run."""
+    """The bounds of splitee relative to FedAvg; none if one of the two was not run."""
     by_name = {outcome.method: outcome for outcome in outcomes}
     return bounds(by_name[OURS], by_name[RIVAL]) if {OURS, RIVAL} <= by_name.keys() else []
 
 
 @click.command()
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the schedule.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds, at most.")
 @click.option("--methods", type=Methods(), default=",".join(METHODS), show_default=True)
-@click.option("--samples", type=click.IntRange(64), help="Training images per device.  [default: its third]")
+@click.option("--samples", type=click.IntRange(64), help="Training images per device.  [default: a third]")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
     "--limit", type=click.FloatRange(1), default=1500.0, show_default=True, help="Seconds per method."
@@ -154,7 +155,7 @@ def check_bounds(outcomes: list[Outcome]) -> list[Bound]:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("runs") / "flower-environment",
     show_default=True,
-    help="Flower's environment: made if it is not there, several GB.",
+    help="Flower's environment of several GB; created if it does not exist.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep logs and states here.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line per method instead of the table.")

@@ -1,20 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do ranks gain, and what does killing them cost? A server of two ranks beside one of a single process.
+"""How much faster are two ranks, and do kills change their result? Compared with a server of one process.
 
     python -m benchmarks.ranks [--repetitions 3] [--kills 10] [--strategy data-parallel] [--devices 8]
 
-A real server, under torchrun if it has ranks, on a real Mosquitto, with synthetic devices that send features
-computed from (device, round, step) alone. The result of a run is therefore known, and devices cost little.
+A real server, under torchrun if it has ranks, uses a real Mosquitto. Synthetic devices send features that are
+computed from (device, round, step) alone. Runs are therefore reproducible, and devices need little CPU time.
 
-Speed: both servers train a network at 32 pixels at the same time, with --strategy, one thread per process. On
-a shared machine wall time says little, so CPU time counts: the batches trained per CPU second of the busiest
-rank, from the opening of the second round to the last commit. This is the pace of ranks that have a core
-each, with all that rank 0 does while the others wait. Processes keep a core for 100 ms at a time, so that
-none loses its caches to others all the time (`benchmarks.time_slices`). The median of the repetitions counts.
-With four devices a rank has two batches in a joint step, the fewest for which ranks make sense. With more
-devices a larger part of a step is training.
-Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun restarts all of
-them.
+Speed: both servers train a network at 32 pixels at the same time, with --strategy, one thread per process.
+Other load on the machine disturbs wall time, so CPU time counts: batches trained per CPU second of the
+busiest rank, from the opening of the second round to the last commit. This is the pace of ranks that have a
+core each, including the work of rank 0 while the others wait. Processes keep a core for 100 ms at a time, so
+that they seldom lose their caches to each other (`benchmarks.time_slices`). The median of the repetitions
+counts. With four devices a rank has two batches in a joint step, the fewest for which ranks make sense. With
+more devices, training is a larger part of a step.
+Kills: the two ranks are killed in turn with SIGKILL at seeded random moments; torchrun restarts both.
 Prints a JSON line for each part, and exits with 1 if a figure is out of its bounds.
 """
 
@@ -52,19 +51,19 @@ from splitee.protocol.topics import PROTOCOL, Topics
 from splitee.training.seeds import seed_for
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker
 
-LEAST_SPEEDUP = 1.8  # of two ranks over one
+LEAST_SPEEDUP = 1.8  # of two ranks over one process
 CLASSES = tuple(f"class-{number}" for number in range(10))
 CUT = 3
-SYNC_AFTER = 5.0  # seconds without a message of the server after which a device sends a `sync`
+SYNC_AFTER = 5.0  # seconds without a message from the server, after which a device sends a `sync`
 LONGEST = 3600.0  # seconds
 TICK = 0.05  # seconds
-TURN = threading.Lock()  # one thread works at a time: msgspec has been seen to crash in several
+TURN = threading.Lock()  # one thread uses msgspec at a time: it has crashed in several at once
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: network and images' side in pixels, and how much is trained of it."""
+    """A run: its network, devices, rounds, steps per device and round, images per batch, and strategy."""
 
     network: str
     devices: int
@@ -82,7 +81,7 @@ class Settings:
 
 @dataclass
 class Device:
-    """Sends the batches that the server requests, one thread a device; it trains nothing."""
+    """A synthetic device: sends batches of random features within its window, and trains nothing."""
 
     name: str
     topics: Topics
@@ -100,7 +99,7 @@ class Device:
     is_finished: bool = False
 
     def take_part(self) -> None:
-        """Until the run is finished."""
+        """Send batches until the run is finished."""
         inbox = [route.topic(self.topics, self.name) for route in (routes.ACK, routes.PARTICIPATION)]
         self.link.subscribe(self.topics.run, self.topics.round, *inbox)
         self.link.open(30)
@@ -140,13 +139,13 @@ class Device:
         if message.topic == self.topics.run:
             self.run = RunSpec.decode(message.payload)
         elif message.topic == self.topics.round:
-            self._begin(RoundOpen.decode(message.payload))
+            self._on_round_open(RoundOpen.decode(message.payload))
         elif message.topic == routes.PARTICIPATION.topic(self.topics, self.name):
             self.part = Participation.decode(message.payload)
         else:
-            self._go_on(Ack.decode(message.payload))
+            self._on_ack(Ack.decode(message.payload))
 
-    def _begin(self, opened: RoundOpen) -> None:
+    def _on_round_open(self, opened: RoundOpen) -> None:
         self.is_finished = opened.phase == "finished"
         before, self.opened = self.opened, opened
         if before is not None and _key(before) == _key(opened):
@@ -156,11 +155,11 @@ class Device:
         self.room = (
             participation.room if participation is not None and _key(participation) == _key(opened) else 0
         )
-        if self.ack is not None:  # of a rank that has opened the phase before it was announced
-            self._go_on(self.ack)
+        if self.ack is not None:  # may come from a rank before the announcement of its phase
+            self._on_ack(self.ack)
         self._send()
 
-    def _go_on(self, ack: Ack) -> None:
+    def _on_ack(self, ack: Ack) -> None:
         self.ack = ack
         if self.opened is None or (ack.round, ack.attempt, ack.phase) != _key(self.opened):
             return
@@ -171,7 +170,7 @@ class Device:
         self._send()
 
     def _send(self) -> None:
-        """A window full of batches; after the last one is acknowledged, that this was all."""
+        """Publish batches up to the end of the window, and round-done once all are acknowledged."""
         opened, run = self.opened, self.run
         participation = self.part
         if (
@@ -218,9 +217,9 @@ def _done(opened: RoundOpen, steps: int) -> bytes:
 
 
 class Server:
-    """A server with so many ranks, its devices, and what they have come to.
+    """A server with `ranks` ranks, and its synthetic devices.
 
-    Its fleet has the name of its directory, which must be new to the broker.
+    The fleet's name is that of `directory`, and must not be in use on the broker.
     """
 
     def __init__(self, directory: Path, broker: RestartableBroker, ranks: int, settings: Settings) -> None:
@@ -238,11 +237,11 @@ class Server:
 
     @contextmanager
     def running(self, restarts: int = 0) -> Iterator[subprocess.Popen[bytes]]:
-        """The server's process, or torchrun's; `restarts`: that it may make."""
+        """Yield the server's process, or torchrun's, which restarts the ranks at most `restarts` times."""
         started = ("--standalone", "--nproc-per-node", str(self._ranks), "--max-restarts", str(restarts))
         program = [str(TORCHRUN), *started, "-m", "splitee"] if self._ranks > 1 else None
-        where = ("--broker", str(self._broker.address), "--fleet", self.topics.fleet)
-        flags = ("server", *where, "--state", str(self.directory / "state"), *self._settings.flags())
+        connection = ("--broker", str(self._broker.address), "--fleet", self.topics.fleet)
+        flags = ("server", *connection, "--state", str(self.directory / "state"), *self._settings.flags())
         threads = [threading.Thread(target=device.take_part, daemon=True) for device in self._devices]
         with ExitStack() as stack, (self.directory / "log").open("ab") as log:
             for device in self._devices:
@@ -256,14 +255,14 @@ class Server:
             yield process
 
     def processes(self, process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
-        """By rank."""
+        """The running processes of the server, by rank."""
         if self._ranks == 1:
             return {0: psutil.Process(process.pid)}
         found = {}
         for child in psutil.Process(process.pid).children():
             try:
                 found[int(child.environ()["RANK"])] = child
-            except (psutil.Error, KeyError):  # it begins, or has just ended
+            except (psutil.Error, KeyError):  # it is starting, or has just ended
                 continue
         return found
 
@@ -280,7 +279,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Pace:
-    """CPU seconds by rank in which so many batches were trained, and what they took by the clock."""
+    """The CPU seconds of each rank and the wall seconds in which `batches` were trained."""
 
     cpu: Sequence[float]
     batches: int
@@ -288,12 +287,12 @@ class Pace:
 
     @property
     def batches_a_second(self) -> float:
-        """Of CPU, of the rank that takes most."""
+        """Batches per CPU second of the busiest rank."""
         return self.batches / max(self.cpu)
 
 
 def measure(server: Server, settings: Settings, broker: RestartableBroker) -> Pace:
-    """A run to its end."""
+    """Run to the end; the pace over all rounds but the first."""
     with (
         closing(Link(broker.address, f"watches-{server.topics.fleet}")) as link,
         server.running() as process,
@@ -325,11 +324,11 @@ def _round_of(commit: Message) -> int:
 
 
 def _cpu(server: Server, process: subprocess.Popen[bytes]) -> dict[int, float]:
-    return {rank: sum(one.cpu_times()[:2]) for rank, one in server.processes(process).items()}
+    return {rank: sum(found.cpu_times()[:2]) for rank, found in server.processes(process).items()}
 
 
 def speed(directory: Path, broker: RestartableBroker, settings: Settings) -> tuple[Pace, Pace, bool]:
-    """One process, two ranks, at the same time; whether they end with the same weights."""
+    """The paces of one process and of two ranks that run at once, and whether their weights are equal."""
     servers = [
         Server(directory / f"{directory.name}-of-{ranks}", broker, ranks, settings) for ranks in (1, 2)
     ]
@@ -350,61 +349,63 @@ def speed(directory: Path, broker: RestartableBroker, settings: Settings) -> tup
 def kill(
     directory: Path, broker: RestartableBroker, settings: Settings, kills: int, seed: int
 ) -> dict[str, Any]:
-    """A run whose ranks are killed, beside one of one process that nothing happens to."""
+    """Compare a run whose ranks are killed with an undisturbed run of one process."""
     calm = Server(directory / "calm", broker, 1, settings)
     with calm.running() as process:
         assert process.wait(LONGEST) == 0
-    stormy, draw, done = Server(directory / "stormy", broker, 2, settings), random.Random(seed), 0
+    stormy, draw, killed = Server(directory / "stormy", broker, 2, settings), random.Random(seed), 0
     with (
         closing(Link(broker.address, "watches-kills")) as link,
         stormy.running(restarts=kills) as process,
     ):
         link.subscribe(stormy.topics.device("device-0", "features"))
         link.open(30)
-        due, attempt = 0, -1
+        batches_left, attempt = 0, -1
         while process.poll() is None:
             event = link.receive(TICK)
-            if not isinstance(event, Message) or not event.payload or done == kills:
+            if not isinstance(event, Message) or not event.payload or killed == kills:
                 continue
-            # A batch of a new attempt: from here on so many batches until the next rank is killed.
+            # With the first batch of a new attempt, draw the number of batches until the next kill.
             with TURN:
                 message = routes.FEATURES.message.decode(event.payload)
             if message.attempt != attempt:  # type: ignore[union-attr]
-                attempt, due = message.attempt, draw.randrange(settings.steps)  # type: ignore[union-attr]
-            due -= 1
+                attempt, batches_left = message.attempt, draw.randrange(settings.steps)  # type: ignore[union-attr]
+            batches_left -= 1
             running = stormy.processes(process)
-            if due < 0 and len(running) == 2:
-                running[done % 2].kill()
-                running[done % 2].wait()
-                done, due = done + 1, sys.maxsize
+            if batches_left < 0 and len(running) == 2:
+                running[killed % 2].kill()
+                running[killed % 2].wait()
+                killed, batches_left = killed + 1, sys.maxsize
         code = process.wait()
-    one, other = calm.report(), stormy.report()
+    expected, report = calm.report(), stormy.report()
     result = {
         "benchmark": "ranks-killed",
         "strategy": settings.strategy,
-        "kills": done,
-        "same_weights": one["weights_sha256"] == other["weights_sha256"],
-        "weights_sha256": other["weights_sha256"],
-        "batches_lost": max(0, one["batches_trained"] - other["batches_trained"]),
-        "batches_trained_twice": max(0, other["batches_trained"] - one["batches_trained"]),
+        "kills": killed,
+        "same_weights": expected["weights_sha256"] == report["weights_sha256"],
+        "weights_sha256": report["weights_sha256"],
+        "batches_lost": max(0, expected["batches_trained"] - report["batches_trained"]),
+        "batches_trained_twice": max(0, report["batches_trained"] - expected["batches_trained"]),
         "exit_code": code,
     }
     result["passed"] = (
         result["same_weights"]
-        and done == kills
+        and killed == kills
         and not (code or result["batches_lost"] or result["batches_trained_twice"])
     )
     return result
 
 
 @click.command()
-@click.option("--repetitions", default=3, show_default=True, help="Of the speed test; 0: none.")
-@click.option("--kills", default=10, show_default=True, help="Number; 0: none.")
+@click.option("--repetitions", default=3, show_default=True, help="Repetitions of the speed test; 0: none.")
+@click.option("--kills", default=10, show_default=True, help="Number of kills; 0: none.")
 @click.option("--seed", default=1, show_default=True, help="Seed of the kills; the run's own is 1.")
 @click.option("--network", default="resnet18", show_default=True, help="Network of the speed test.")
-@click.option("--rounds", default=3, show_default=True, help="Of the speed test; the first is not measured.")
-@click.option("--devices", default=4, show_default=True, help="Of the speed test; more share a step's costs.")
-@click.option("--steps", default=40, show_default=True, help="Of the speed test, per device and round.")
+@click.option(
+    "--rounds", default=3, show_default=True, help="Rounds of the speed test; the first does not count."
+)
+@click.option("--devices", default=4, show_default=True, help="Devices of the speed test.")
+@click.option("--steps", default=40, show_default=True, help="Steps of the speed test, per device and round.")
 @click.option("--strategy", default="averaging", show_default=True, help="One that ranks can share.")
 @out_option
 def main(
@@ -418,7 +419,7 @@ def main(
     strategy: str,
     out: Path | None,
 ) -> None:
-    """Two ranks beside one process: batches a CPU second, and weights when ranks are killed."""
+    """Compare two ranks with one process: batches per CPU second, and the weights if ranks are killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     passed = True
     with working_directory(out) as directory:

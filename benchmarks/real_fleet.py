@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet that the benchmarks measure: real processes on a real Mosquitto, killed and started at will."""
+"""A fleet of real processes on a real Mosquitto, which benchmarks measure, kill and restart."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep l
 
 @dataclass(frozen=True)
 class Settings:
-    """What the fleet trains: a network for small images, few samples, many rounds."""
+    """Settings of a run of resnet18 at 32 pixels; `samples`: training images per device."""
 
     rounds: int
     samples: int
@@ -66,7 +66,7 @@ class FleetProcess:
 
 
 class Fleet:
-    """Broker, server and devices; everything is ended when the context is left."""
+    """Broker, server and devices; all processes are killed when the context is left."""
 
     def __init__(
         self,
@@ -81,21 +81,21 @@ class Fleet:
         keeps_store: bool = False,
         own_clocks: bool = False,
     ) -> None:
-        """`server`, `devices`: flags of the commands, without broker, fleet and state.
+        """`server`, `devices`: flags of the commands, without those for broker, fleet and state.
 
-        `isolated`: devices with a network of their own that can be cut; None: all have one.
-        `networks`: of devices that have another one, made for the broker's port.
-        `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
-        `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
+        `isolated`: devices with a network of their own that can be cut; None: all.
+        `networks`: factories of other networks, by device; the argument is the broker's port.
+        `throttled`: devices behind a proxy in `throttles`, which has no limit at first.
+        `keeps_store`: the broker has a database. `own_clocks`: `set_clock` changes a process's clock.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         port, namespaces = free_port(), can_make_namespaces()
-        own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
+        isolated_network = Namespace if namespaces else partial(Proxy, "127.0.0.1")
         self.networks: dict[str, Network] = {
             device: networks[device](port)
             if device in networks
-            else own(port)
+            else isolated_network(port)
             if isolated is None or device in isolated
             else Direct(port)
             for device in devices
@@ -143,7 +143,7 @@ class Fleet:
 
     @property
     def finished(self) -> bool:
-        """Whether every process has ended well; one that fell by itself is started again, and noted."""
+        """Whether every process has ended with exit code 0; one that failed is recorded, and restarted."""
         done = True
         for name, part in self.parts.items():
             code = part.process.poll() if part.process is not None else None
@@ -155,14 +155,14 @@ class Fleet:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Every process of the fleet that has been started, the broker among them."""
+        """Ids of all started processes, including the broker."""
         assert self.broker.broker is not None
         assert self.broker.broker.pid is not None
         parts = {name: part.process.pid for name, part in self.parts.items() if part.process is not None}
         return {**parts, "broker": self.broker.broker.pid}
 
     def report(self) -> dict[str, Any]:
-        """The server's report, and exit codes that no fault explains, by process."""
+        """The server's report, with exit codes that no fault explains as `unexpected_exits`, by process."""
         report: dict[str, Any] = json.loads((self.directory / "server" / "report.json").read_text())
         report["unexpected_exits"] = {
             name: part.unexpected for name, part in self.parts.items() if part.unexpected
@@ -185,7 +185,7 @@ class Fleet:
             )
 
     def set_clock(self, name: str, seconds: float) -> None:
-        """From now on the clock of this process is wrong by so many seconds."""
+        """Set how many seconds the clock of process `name` is ahead."""
         self._clock(name).write_text(str(seconds))
 
     def _clock(self, name: str) -> Path:
@@ -195,7 +195,7 @@ class Fleet:
         return self.directory / f"{name}.log"
 
     def kill(self, name: str) -> bool:
-        """SIGKILL; False when the process has ended already."""
+        """Kill a process with SIGKILL; False: it had already ended."""
         process = self.parts[name].process
         if process is None or process.poll() is not None:
             return False
@@ -205,7 +205,7 @@ class Fleet:
         return True
 
     def await_exit(self, name: str) -> int:
-        """The exit code of a process that must end by itself, and is not started again."""
+        """Wait for a process to end; its exit code. The process is not restarted."""
         process = self.parts[name].process
         assert process is not None
         code = process.wait(LONGEST)
@@ -213,26 +213,26 @@ class Fleet:
         return code
 
     def tear_newest_state(self, name: str) -> None:
-        """What a power cut may do to a file that was being written: only its beginning is left."""
+        """Truncate the newest state to half, as a power cut during a write may do."""
         files = sorted((self.directory / name).glob("round-*.state"))
         if files:
             os.truncate(files[-1], files[-1].stat().st_size // 2)
 
     def _command(self, kind: str, address: str, flags: Sequence[str], state: str = "server") -> list[str]:
         link = ("--broker", address, "--fleet", FLEET, "--connect-timeout", "0")
-        where = ("--state", str(self.directory / state), "--threads", "1")
-        return [sys.executable, "-m", "splitee", kind, *link, *where, *flags]
+        state_flags = ("--state", str(self.directory / state), "--threads", "1")
+        return [sys.executable, "-m", "splitee", kind, *link, *state_flags, *flags]
 
 
 def undisturbed_run(directory: Path, strategy: str, settings: Settings) -> dict[str, Any]:
-    """The report of one fleet that runs to its end."""
+    """The report of a fleet that runs to its end without faults."""
     with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
         until(lambda: fleet.finished, lambda: time.sleep(TICK))
         return fleet.report()
 
 
 def until(condition: Callable[[], bool], meanwhile: Callable[[], object]) -> None:
-    """Does `meanwhile` again and again, up to LONGEST. Raises ClickException after that."""
+    """Call `meanwhile` until `condition` is true. Raises ClickException after LONGEST seconds."""
     deadline = time.monotonic() + LONGEST
     while not condition():
         if time.monotonic() > deadline:
@@ -242,11 +242,11 @@ def until(condition: Callable[[], bool], meanwhile: Callable[[], object]) -> Non
 
 @contextmanager
 def working_directory(out: Path | None) -> Iterator[Path]:
-    """`out`, else a directory that is gone afterwards."""
+    """`out`, or a temporary directory if it is None."""
     if out is not None:
         yield out
         return
     with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
         directory = Path(name)
-        directory.chmod(0o711)  # a broker may run as another account, whose folder is below
+        directory.chmod(0o711)  # a broker may run as another account, with its folder in here
         yield directory

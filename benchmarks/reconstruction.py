@@ -4,12 +4,12 @@
     python -m benchmarks.reconstruction --data cifar10-train.parquet [--images 700] [--json FILE]
 
 A server that sends client networks chooses their weights, but not their structure. For each network and cut,
-the features of held-out images go through each codec, and a linear decoder, fitted on other images, estimates
-the images from them: once with weights that were trained for a while, once with weights that pass the image
-on (benchmarks/attacker_weights.py). For comparison, the table has the estimate without any features: the mean
-image. All figures are lower bounds for an attacker: better decoders and weights may exist.
-Prints a table in Markdown. Images smaller than the network's input are scaled up, and have no fine detail to
-lose. Takes about 10 minutes of one core.
+the features of held-out images go through each codec. A linear decoder, which is fitted on other images,
+estimates the images from them: once with weights that were trained for some steps, once with weights that
+pass the image on (benchmarks/attacker_weights.py). For comparison, the table also has an estimate without
+features: the mean image. An attacker may do better, with other decoders and weights.
+Prints a table in Markdown. Images smaller than the network's input are scaled up, and so have no fine detail.
+Takes about 10 minutes of one core.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEARNING_RATE = 0.05
 
 @dataclass(frozen=True)
 class Case:
-    """A network, and the cuts to look at."""
+    """A network, and the cuts to measure."""
 
     network: str
     stem: str
@@ -57,7 +57,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What a decoder makes of the features of one cut; `weights`: honest or hostile."""
+    """The quality of images reconstructed from the features of a cut; `weights`: honest or hostile."""
 
     network: str
     stem: str
@@ -68,12 +68,12 @@ class Row:
     codec: str
     psnr: float  # dB
     ssim: float
-    mean_image_psnr: float  # of an estimate that knows nothing of the image
+    mean_image_psnr: float  # dB, of the mean image as the estimate
     mean_image_ssim: float
 
 
 class Images:
-    """Images in 0 to 1 (N, 3, H, W) to fit on and to test on, and how the network gets them."""
+    """Images (N, 3, H, W) from 0 to 1, to fit decoders and to test them."""
 
     def __init__(self, fitted: ImageSet, tested: ImageSet) -> None:
         self.fitted, self.tested = (torch.from_numpy(part.images).float() / 255 for part in (fitted, tested))
@@ -81,11 +81,12 @@ class Images:
 
     @staticmethod
     def normalized(images: Tensor) -> Tensor:
+        """Images as the network receives them, from -1 to 1."""
         return (images - 0.5) / 0.5
 
 
 def measure(case: Case, images: Images, classes: int, steps: int) -> Iterator[Row]:
-    """A row for each cut, kind of weights and codec."""
+    """A row for each cut, kind of weights, and codec; `steps`: of training the honest weights."""
     last = case.cuts[-1]
     for weights in ("honest", "hostile"):
         network = build_network(
@@ -95,17 +96,17 @@ def measure(case: Case, images: Images, classes: int, steps: int) -> Iterator[Ro
             train(network, images, steps)
             yield from _reconstruct(case, network, images, weights, case.cuts)
             continue
-        shown = images.normalized(images.fitted)
+        inputs = images.normalized(images.fitted)
         is_pooled = len(network.stages[last - 1].feature_shape) == 1
-        hand_images_on(network.module, shown, pooled=False)
+        hand_images_on(network.module, inputs, pooled=False)
         yield from _reconstruct(case, network, images, weights, case.cuts[:-1] if is_pooled else case.cuts)
         if is_pooled:
-            hand_images_on(network.module, shown, pooled=True)
+            hand_images_on(network.module, inputs, pooled=True)
             yield from _reconstruct(case, network, images, weights, (last,))
 
 
 def train(network: SplitNetwork, images: Images, steps: int) -> None:
-    """Some steps of plain SGD on the whole network; then in mode eval."""
+    """Train the whole network for `steps` steps of SGD, then set it to evaluation mode."""
     module = network.module.train()
     optimizer = torch.optim.SGD(module.parameters(), LEARNING_RATE, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
@@ -122,7 +123,7 @@ def train(network: SplitNetwork, images: Images, steps: int) -> None:
 def _reconstruct(
     case: Case, network: SplitNetwork, images: Images, weights: str, cuts: tuple[int, ...]
 ) -> Iterator[Row]:
-    """The rows of these cuts; the features of one cut are computed from those of the one before."""
+    """The rows of `cuts`; features of each stage are computed from those of the stage before."""
     mean = images.fitted.mean(0).expand_as(images.tested)
     fitted, tested = (images.normalized(part) for part in (images.fitted, images.tested))
     for stage in network.stages[: max(cuts)]:
@@ -134,10 +135,10 @@ def _reconstruct(
             continue
         for codec in CODECS:
 
-            def travels(features: Tensor, codec: str = codec) -> Tensor:
+            def transmit(features: Tensor, codec: str = codec) -> Tensor:
                 return _over_the_wire(features, codec)
 
-            estimates = ImageDecoder(fitted, images.fitted, travels).decode(tested)
+            estimates = ImageDecoder(fitted, images.fitted, transmit).decode(tested)
             yield Row(
                 case.network,
                 case.stem,
@@ -154,29 +155,29 @@ def _reconstruct(
 
 
 def _over_the_wire(features: Tensor, codec: str) -> Tensor:
-    """What the server has of features (N, ...): each batch encoded and decoded."""
+    """Features (N, ...) as the server receives them: each batch encoded and decoded."""
     batches = (decode_tensor(encode_tensor(codec, batch.numpy())) for batch in torch.split(features, BATCH))
     return torch.cat([torch.from_numpy(batch.copy()) for batch in batches])
 
 
 def table(rows: list[Row]) -> str:
-    """In Markdown, a line for each cut: PSNR in dB and SSIM."""
+    """A Markdown table with a line for each cut: PSNR in dB, and SSIM."""
     lines = []
     for case in dict.fromkeys((row.network, row.stem) for row in rows):
-        own = [row for row in rows if (row.network, row.stem) == case]
-        blind = own[0]
+        case_rows = [row for row in rows if (row.network, row.stem) == case]
+        first = case_rows[0]
         lines += [
             f"\n{case[0]}, stem {case[1]}; without features (the mean image): "
-            f"{blind.mean_image_psnr:.1f} dB, {blind.mean_image_ssim:.2f}\n",
+            f"{first.mean_image_psnr:.1f} dB, {first.mean_image_ssim:.2f}\n",
             "| cut | stage | features | " + " | ".join(f"{w}, {c}" for w in KINDS for c in CODECS) + " |",
             "|---|---|---|" + "---|" * len(KINDS) * len(CODECS),
         ]
-        for cut in dict.fromkeys(row.cut for row in own):
-            here = {(row.weights, row.codec): row for row in own if row.cut == cut}
-            one = next(iter(here.values()))
-            cells = [f"{here[w, c].psnr:.1f} dB, {here[w, c].ssim:.2f}" for w in KINDS for c in CODECS]
-            shape = "x".join(map(str, one.features))
-            lines.append(f"| {cut} | {one.stage} | {shape} | " + " | ".join(cells) + " |")
+        for cut in dict.fromkeys(row.cut for row in case_rows):
+            at_cut = {(row.weights, row.codec): row for row in case_rows if row.cut == cut}
+            any_row = next(iter(at_cut.values()))
+            cells = [f"{at_cut[w, c].psnr:.1f} dB, {at_cut[w, c].ssim:.2f}" for w in KINDS for c in CODECS]
+            shape = "x".join(map(str, any_row.features))
+            lines.append(f"| {cut} | {any_row.stage} | {shape} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -194,7 +195,7 @@ KINDS = ("honest", "hostile")
 def main(
     data: str, count: int, test: int, steps: int, network: str | None, threads: int, target: Path | None
 ) -> None:
-    """Measure how much of an image comes back at each cut."""
+    """Measure how well images can be reconstructed from the features of each cut."""
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     rows: list[Row] = []
@@ -202,7 +203,7 @@ def main(
         if network in (None, case.network):
             started = time.process_time()
             opened = open_data(data, input_shape=(3, case.size, case.size), limit=max(count, test))
-            images = Images(_first(opened.train, count), _first(opened.held_out, test))
+            images = Images(_spread(opened.train, count), _spread(opened.held_out, test))
             rows += measure(case, images, len(opened.class_names), steps)
             click.echo(f"{case}: {time.process_time() - started:.0f} s of CPU", err=True)
     click.echo(table(rows))
@@ -211,9 +212,9 @@ def main(
     sys.exit(not rows)
 
 
-def _first(every: LabelledImages, count: int) -> ImageSet:
-    """Evenly spread over the images, which are in the order of their source."""
-    images = every.in_memory()
+def _spread(labelled: LabelledImages, count: int) -> ImageSet:
+    """`count` images, evenly spread over the order of their source."""
+    images = labelled.in_memory()
     step = max(1, len(images) // count)
     return ImageSet(images.images[::step][:count], images.labels[::step][:count])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes models and software to release, with the product's own commands, from a run of one device."""
+"""Makes models and software to release, with splitee's own commands, from a run of one device."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from wheels import own_wheel  # type: ignore[import-not-found]
 
 TRAINED = "pi-1"
 NETWORK = ("--network", "benchmarks.release_files:network")
-WIDE = 4096  # features at the cut: a model of 4 MB, which takes many parts
+WIDE = 4096  # features of the second stage: the device's model has 4 MB, and is sent in many parts
 
 
 def network(num_classes: int) -> nn.Module:
-    """Three cuts, the second of them wide; 3x32x32 images to logits (B, num_classes)."""
+    """Three cuts, the second with WIDE features; images (B, 3, 32, 32) to logits (B, num_classes)."""
     return nn.Sequential(
         nn.Sequential(
             nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, WIDE), nn.ReLU()
@@ -42,7 +42,7 @@ def network(num_classes: int) -> nn.Module:
 
 
 def splitee(*arguments: object) -> str:
-    """What a command prints. Raises ClickException with its last words: it has failed."""
+    """The standard output of a command. Raises ClickException if it fails, with the end of its errors."""
     command = [sys.executable, "-m", "splitee", *map(str, arguments)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -51,7 +51,7 @@ def splitee(*arguments: object) -> str:
 
 
 def train(directory: Path) -> tuple[Path, Path]:
-    """The exported models of a device and of the server, after two rounds."""
+    """Folders of the exported models of a device and of the server, after two rounds."""
     server = [*NETWORK, "--input", "3x32x32", "--rounds", "2"]
     device = ["--data", "builtin:fashion-mnist", "--limit", "1000", "--cut", "2", *NETWORK]
     with Fleet(
@@ -65,21 +65,21 @@ def train(directory: Path) -> tuple[Path, Path]:
 
 
 class Models:
-    """Variants of a trained model, for each device its own."""
+    """Copies and variants of a trained model, with a device's name in each manifest."""
 
     def __init__(self, trained: Path, directory: Path) -> None:
         self._trained = trained
         self._directory = directory
 
     def base(self, device: str, *, has_images: bool) -> Path:
-        """What was trained. A device without held-out images cannot tell a worse model from a better one."""
+        """The trained model. Without its held-out images, the device cannot detect a worse model."""
         folder = self._copy(device, "base", 2)
         if not has_images:
             (folder / SAMPLES).unlink()
         return folder
 
     def variants(self, devices: Sequence[str], name: str, number: int, factor: float) -> list[Path]:
-        """Of all devices, as round `number`: the first convolution's weights times `factor`."""
+        """A model of round `number` for each device; the first convolution's weights are times `factor`."""
         folders = [self._copy(device, name, number) for device in devices]
         for folder in folders:
             manifest = read_manifest(folder, ClientManifest)
@@ -102,10 +102,10 @@ class Models:
 
 
 def software(directory: Path, version: str, signing_key: Path, replaced: dict[str, str]) -> Path:
-    """This tree's own wheel under another version, packed and signed.
+    """This source tree's wheel as another version, packed and signed.
 
     Args:
-        replaced: texts of modules that differ.
+        replaced: other source texts, by path in the wheel.
     """
     directory.mkdir(exist_ok=True)
     wheel = own_wheel(directory, version, replaced=replaced)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet that receives releases: a hub with the shipped access rules, devices that predict, a watcher."""
+"""A fleet that receives releases: a hub with the shipped access rules, predicting devices, and a watcher."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from splitee_lab.local.brokers import find_mosquitto, free_port
 
 FLEET = "benchmark"
 HOST = "127.0.0.1"
-LONG = 300.0  # seconds that one step may take
+LONG = 300.0  # seconds, the most for one step
 POLL = 0.05  # seconds
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit: float = LONG) -> float:
-    """The seconds that it took. Raises ClickException: it took longer than `limit`."""
+    """Wait for `condition`; the seconds waited. Raises ClickException after `limit` seconds."""
     began = time.monotonic()
     while not condition():
         if time.monotonic() - began > limit:
@@ -50,8 +50,8 @@ class Hub:
     """Authority, broker and `splitee serve`.
 
     Attributes:
-        authority: folder of `splitee broker`.
-        topics: of the fleet.
+        authority: directory of `splitee broker`.
+        topics: the fleet's topics.
     """
 
     def __init__(self, directory: Path, devices: int) -> None:
@@ -60,9 +60,9 @@ class Hub:
         (state := directory / "broker-state").mkdir(parents=True)
         directory.chmod(0o755)  # the broker may run as another account
         state.chmod(0o777)
-        where = ("--directory", self.authority)
-        names = ("--fleet", FLEET, "--name", HOST, "--port", self._port, "--devices", devices)
-        splitee("broker", "init", *where, *names, "--broker-state", state)
+        authority_flags = ("--directory", self.authority)
+        fleet_flags = ("--fleet", FLEET, "--name", HOST, "--port", self._port, "--devices", devices)
+        splitee("broker", "init", *authority_flags, *fleet_flags, "--broker-state", state)
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -78,7 +78,7 @@ class Hub:
         return self._processes[0].pid
 
     def start(self, model: Path) -> None:
-        """`model`: the server's."""
+        """Start the broker and `splitee serve`; `model`: folder of the server's model."""
         program = find_mosquitto()
         if program is None:
             raise click.ClickException("no mosquitto on PATH: install it (apt install mosquitto)")
@@ -98,18 +98,18 @@ class Hub:
         return False
 
     def add(self, devices: Sequence[str]) -> None:
-        """Identities of devices, made here to be carried to them."""
+        """Create identities of devices as folders, to be copied to them."""
         splitee("broker", "add-device", *devices, "--folder", "--directory", self.authority)
 
     def settings(self, device: str) -> Path:
-        """device.toml, beside the keys, of a device that was added."""
+        """The device.toml of an added device; its keys are in the same folder."""
         return self.authority / "bundles" / device / "device.toml"
 
     @contextmanager
     def invitation(self, *flags: object) -> Iterator[tuple[str, str]]:
-        """Address and code of an invitation; it must have been used when the context is left."""
-        where = ("--directory", self.authority, "--port", "0", "--reload", f"kill -HUP {self.broker_pid}")
-        command = ["broker", "invite", *flags, *where]
+        """Yield address and code of an invitation. It must be used before the context is left."""
+        options = ("--directory", self.authority, "--port", "0", "--reload", f"kill -HUP {self.broker_pid}")
+        command = ["broker", "invite", *flags, *options]
         process = subprocess.Popen(
             [sys.executable, "-m", "splitee", *map(str, command)], stdout=subprocess.PIPE, text=True
         )
@@ -125,7 +125,7 @@ class Hub:
             process.kill()
 
     def release(self, *arguments: object) -> str:
-        """`splitee release`, by the server's identity; what it prints."""
+        """The output of `splitee release` with the server's identity."""
         return splitee("release", *arguments, "--config", self.server_settings)
 
     def link(self, name: str, folder: Path) -> Link:
@@ -133,7 +133,7 @@ class Hub:
         return Link(BrokerAddress(HOST, self._port, tls=True), name, tls=tls)
 
     def is_well(self) -> bool:
-        """Whether neither broker nor server has ended."""
+        """Whether broker and server are running."""
         return all(process.poll() is None for process in self._processes)
 
     def close(self) -> None:
@@ -143,15 +143,15 @@ class Hub:
 
 
 class Device:
-    """`splitee infer` on a device's files; by `splitee-start`, where it is to take software.
+    """`splitee infer` on a device's files, started by the upgrade launcher if it accepts software.
 
     Attributes:
-        images: how many it was given.
-        ends: exit codes of processes that nobody has ended.
+        images: number of images given to it.
+        ends: unexpected exit codes of its processes.
     """
 
     def __init__(self, name: str, settings: Path, directory: Path, *, takes_software: bool = False) -> None:
-        """`settings`: device.toml, as `splitee broker` or `splitee join` wrote it."""
+        """`settings`: device.toml, written by `splitee broker` or `splitee join`."""
         self.name, self.settings, self.images = name, settings, 0
         self.ends: list[int] = []
         self.models, self._watched, self._log = directory / "models", directory / "watched", directory / "log"
@@ -160,7 +160,7 @@ class Device:
         self._process: subprocess.Popen[bytes] | None = None
 
     def adopt(self, model: Path) -> None:
-        """As `splitee infer --model` does, which a later start would do again."""
+        """Install `model`, like `splitee infer --model`, but once and not at every start."""
         ModelStore(self.models).adopt(model)
 
     def start(self) -> None:
@@ -172,24 +172,24 @@ class Device:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 
     def give(self, image: Path) -> None:
-        """Another image to classify."""
+        """Copy an image into the watched folder, to be classified."""
         self.images += 1
         partial = self._watched / f".{self.images}.part"
         shutil.copyfile(image, partial)
         partial.rename(self._watched / f"{self.images}{image.suffix}")
 
     def stop(self) -> None:
-        """As `systemctl stop` does: it says that it is offline."""
+        """End the process with SIGTERM, like `systemctl stop`; the device publishes that it is offline."""
         self._end(signal.SIGTERM, (0,))
 
     def kill(self) -> None:
         self._end(signal.SIGKILL, (-signal.SIGKILL,))
 
-    def _end(self, how: signal.Signals, expected: tuple[int, ...]) -> None:
+    def _end(self, number: signal.Signals, expected: tuple[int, ...]) -> None:
         if self._process is None:
             return
         with suppress(ProcessLookupError):
-            self._process.send_signal(how)
+            self._process.send_signal(number)
         code = self._process.wait(60)
         if code not in expected:
             self.ends.append(code)
@@ -203,13 +203,13 @@ class Device:
 
 
 class Watcher:
-    """What the fleet says, read by the server's identity on a thread of its own.
+    """Receives the fleet's messages with the server's identity, on a thread of its own.
 
     Attributes:
-        wants: offsets of the bytes that a device has requested, by device.
-        sizes: bytes of the releases that a device was to fetch.
-        updates: the newest of the server's words.
-        predictions: by device.
+        wants: offsets in bytes of the parts that were requested, by device.
+        sizes: bytes of the releases that were reported, by device.
+        updates: the server's latest DeviceUpdate, by device.
+        predictions: number of prediction reports, by device.
     """
 
     def __init__(self, hub: Hub) -> None:
@@ -248,7 +248,7 @@ class Watcher:
         return device in self._awake
 
     def when_requested(self, device: str, have: int, action: Callable[[], None]) -> None:
-        """Calls `action` once the device has `have` bytes of a release or more, and requests others."""
+        """Call `action` once, when the device requests a part at offset `have` or higher."""
 
         def act(requester: str, offset: int) -> None:
             if requester == device and offset >= have:
@@ -262,9 +262,9 @@ class Watcher:
             event = self._link.receive(0.2)
             received = self._gate.read(event) if isinstance(event, Message) else None
             if received is not None and received.message is not None:
-                self._take(received)
+                self._on_message(received)
 
-    def _take(self, received: Received) -> None:
+    def _on_message(self, received: Received) -> None:
         device, message = received.device, received.message
         if isinstance(message, ReleaseWant):
             self.wants[device].append(message.offset)
@@ -277,12 +277,12 @@ class Watcher:
         elif isinstance(message, DeviceUpdate):
             self.updates[device] = message
         elif isinstance(message, Rollouts):
-            self._rollouts = {one.rollout: one for one in message.rollouts}
+            self._rollouts = {rollout.rollout: rollout for rollout in message.rollouts}
         elif isinstance(message, PredictionReport):
             self.predictions[device] += 1
 
 
 def join(address: str, code: str, name: str, directory: Path) -> Path:
-    """The settings that `splitee join` writes on a device."""
+    """Join as device `name`; the path of the device.toml that `splitee join` writes."""
     splitee("join", address, code, "--id", name, "--directory", directory)
     return directory / "device.toml"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do releases reach a fleet completely or not at all? Twenty devices, models and software, in waves.
+"""Are releases of models and software, in waves to twenty devices, installed completely or not at all?
 
     python -m benchmarks.releases [--out DIR]
 
-Twenty `splitee infer` use a Mosquitto with TLS and the shipped access rules; `splitee serve` keeps releases.
-Three devices are paired by a code. A bad model stops at its first wave, and is rolled back. A good one
-reaches all devices: five sleep and get it when they wake, one is killed in the middle of its download and
-goes on from there. One software upgrade starts, another one does not and is rolled back. One device is paired
-anew.
+Twenty processes of `splitee infer` use a Mosquitto with TLS and the shipped access rules; `splitee serve`
+distributes releases. Three devices are paired by a code. The rollout of a bad model stops at its first wave,
+and is rolled back. A good model reaches all devices: five are off and receive it when they start again, and
+one is killed during its download, which it resumes. One software upgrade comes into service, another one does
+not and is rolled back. One device is paired again.
 
-Prints a table and a line of JSON, and exits with 1 if a result is wrong.
+Prints a table and a JSON line, and exits with 1 if a result is wrong.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from splitee_server.release.wave_sizes import in_wave_order
 DEVICES = [f"cam-{number:02}" for number in range(1, 21)]
 PAIRED, REPAIRED = DEVICES[16:19], DEVICES[19]
 BAD, GOOD = "bad", "good"
-CREDULOUS, STRICT = in_wave_order(BAD, DEVICES)[:2]  # the first wave; one has no images to try a model on
+CREDULOUS, STRICT = in_wave_order(BAD, DEVICES)[:2]  # the first wave; CREDULOUS has no held-out images
 ORDER = in_wave_order(GOOD, DEVICES)
 OTHERS = [device for device in ORDER if device not in (CREDULOUS, STRICT, REPAIRED)]
 ASLEEP, KILLED = OTHERS[-5:], OTHERS[-6]
 UPGRADED, STUCK = [device for device in OTHERS[2:] if device not in (*ASLEEP, KILLED, *PAIRED)][:2]
 NEXT, SILENT = "90.1.0", "90.2.0"  # versions of software
-MIDDLE = 2 << 20  # bytes of a model that a device has when it is killed
-TRIAL = 75.0  # seconds without service: a minute to come up, and the start of what was there before
+MIDDLE = 2 << 20  # bytes of the model that the device has at least when it is killed
+TRIAL = 75.0  # seconds without service, at most: a minute for the new software, and the start of the old one
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was tried, what came of it, and the seconds that it took."""
+    """A step: its description, its result, and its seconds."""
 
     what: str
     found: str
@@ -60,7 +60,7 @@ class Row:
 
 
 class Scenario:
-    """All that happens to the fleet, one step after the other."""
+    """The steps of the benchmark, one after the other."""
 
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         self._directory, self._stack = directory, stack
@@ -79,7 +79,7 @@ class Scenario:
         self._watcher.start()
 
     def run(self) -> None:
-        """Raises ClickException: a step does not come to its end."""
+        """Run all steps. Raises ClickException if a step does not end in time."""
         steps: tuple[Callable[[], tuple[str, str, bool]], ...] = (
             self._pair,
             self._start,
@@ -88,7 +88,7 @@ class Scenario:
             self._release_good,
             self._wake,
             self._upgrade,
-            self._upgrade_in_vain,
+            self._upgrade_silent,
             self._pair_anew,
             self._count,
         )
@@ -133,7 +133,7 @@ class Scenario:
         self._hub.release(*folders, "--name", BAD, *pace, "--detach")
         self._await_state([CREDULOUS], "in service")
         self._begin(STRICT)
-        wait_until(lambda: self._is(BAD, "stopped"), "the bad model is stopped")
+        wait_until(lambda: self._rollout_is(BAD, "stopped"), "the bad model is stopped")
         rollout = self._watcher.rollout(BAD)
         assert rollout is not None
         reached = sorted(self._watcher.wants)
@@ -144,9 +144,9 @@ class Scenario:
     def _roll_back(self) -> tuple[str, str, bool]:
         self._hub.release("--roll-back", BAD)
         self._await_state([CREDULOUS], "rolled back")
-        wait_until(lambda: self._has(CREDULOUS, 2), "the device has its old model again")
+        wait_until(lambda: self._serves_round(CREDULOUS, 2), "the device has its old model again")
         failed = self._watcher.updates[STRICT].model
-        passed = failed.state == "failed" and self._has(STRICT, 2)
+        passed = failed.state == "failed" and self._serves_round(STRICT, 2)
         return "it is rolled back", f"{CREDULOUS} has gone back; {STRICT}: {failed.reason[:60]}", passed
 
     def _release_good(self) -> tuple[str, str, bool]:
@@ -168,34 +168,34 @@ class Scenario:
         self._await_state(awake, "in service")
         wants = self._watcher.wants[KILLED]
         size = self._size(KILLED)
-        twice = sum(min(PART, size - offset) for offset in wants) - size
+        resent = sum(min(PART, size - offset) for offset in wants) - size
         in_waves = list(self._watcher.wants)[:2] == ORDER[:2]
         found = (
             f"{len(awake)} devices; killed at {have >> 10} of {size >> 10} KiB, went on from "
-            f"{wants[before] >> 10}, {twice >> 10} KiB on their way were sent again"
+            f"{wants[before] >> 10}, {resent >> 10} KiB on their way were sent again"
         )
-        passed = in_waves and 0 < have < size and wants[before] == have and twice <= PART
+        passed = in_waves and 0 < have < size and wants[before] == have and resent <= PART
         return "a good model: 1, then 2, then all", found, passed
 
     def _size(self, name: str) -> int:
-        """Bytes of the release that a device got last."""
+        """Bytes of the largest release that a device has reported."""
         return max(self._watcher.sizes[name])
 
     def _wake(self) -> tuple[str, str, bool]:
-        had = [name for name in ASLEEP if not self._has(name, 2)]
+        early = [name for name in ASLEEP if not self._serves_round(name, 2)]
         for name in ASLEEP:
             self._devices[name].start()
         self._await_state(ASLEEP, "in service")
-        wait_until(lambda: self._is(GOOD, "finished"), "the good model is with all")
-        return "five devices wake up", f"{len(ASLEEP)} have it; the release is finished", not had
+        wait_until(lambda: self._rollout_is(GOOD, "finished"), "all devices have the good model")
+        return "five devices wake up", f"{len(ASLEEP)} have it; the release is finished", not early
 
     def _upgrade(self) -> tuple[str, str, bool]:
         self._release_software(NEXT, UPGRADED, {})
         wait_until(lambda: self._software(UPGRADED) == ("in service", NEXT), "the new software is in service")
         return "software that comes up", f"{UPGRADED} runs {NEXT}", True
 
-    def _upgrade_in_vain(self) -> tuple[str, str, bool]:
-        """The new process is there, but never speaks to the broker."""
+    def _upgrade_silent(self) -> tuple[str, str, bool]:
+        """The new process runs, but never connects to the broker."""
         text = "import time\nwhile True:\n    time.sleep(1)\n"
         self._release_software(SILENT, STUCK, {"splitee/__main__.py": text})
         wait_until(lambda: not self._watcher.is_awake(STUCK), "the software is tried")
@@ -241,7 +241,7 @@ class Scenario:
         given = {name: device.images for name, device in self._devices.items()}
         wait_until(lambda: dict(self._watcher.predictions) == given, "all images are predicted")
         fallen = [name for name, device in self._devices.items() if device.ends or device.has_fallen()]
-        right = sum(self._has(name, 4) for name in DEVICES)
+        right = sum(self._serves_round(name, 4) for name in DEVICES)
         found = (
             f"{sum(given.values())} images predicted, {right} devices with the good model, "
             f"{len(fallen)} processes fallen"
@@ -258,13 +258,13 @@ class Scenario:
 
         wait_until(reached, f"the model is {state} on {', '.join(names)}")
 
-    def _has(self, name: str, number: int) -> bool:
-        """Whether the model of this round is in service there, as the server knows it."""
+    def _serves_round(self, name: str, number: int) -> bool:
+        """Whether the server reports that the model of round `number` is in service on device `name`."""
         return name in self._watcher.updates and self._watcher.updates[name].model.installed.endswith(
             f" round {number}"
         )
 
-    def _is(self, name: str, state: str) -> bool:
+    def _rollout_is(self, name: str, state: str) -> bool:
         rollout = self._watcher.rollout(name)
         return rollout is not None and rollout.state == state
 
@@ -275,7 +275,7 @@ class Scenario:
 
 def table(rows: list[Row]) -> Table:
     shown = Table(title=f"Releases to {len(DEVICES)} devices, fleet {FLEET}")
-    for column in ("what", "what came of it", "seconds", ""):
+    for column in ("step", "result", "seconds", "passed"):
         shown.add_column(column, justify="right" if column == "seconds" else "left")
     for row in rows:
         shown.add_row(row.what, row.found, f"{row.seconds:.1f}", "yes" if row.passed else "NO")
@@ -285,7 +285,7 @@ def table(rows: list[Row]) -> Table:
 @click.command()
 @out_option
 def main(out: Path | None) -> None:
-    """Release models and software to a fleet of which some sleep, are killed, or get something bad."""
+    """Release good and bad models and software to a fleet; some devices are off, one is killed."""
     with working_directory(out) as directory, ExitStack() as stack:
         scenario = Scenario(directory.absolute(), stack)
         try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do trunks cost a server in memory and on disk? Averaging, with all trunks at once or in waves.
+"""How much memory and disk space do trunks need on a server that averages, all at once or in waves?
 
     python -m benchmarks.resident [--devices 3,10,20,100] [--resident 0,1] [--momentum dropped]
 
-The models of a fleet of resnet18 at 32 pixels, called as the server calls them, on random features: a few
-rounds of one batch per device, averaged layer by layer and committed to disk. Each fleet has a process of its
-own, whose peak of resident memory counts. Prints a JSON line per fleet. Exits with 1 if fleets that differ
-only in --resident have different weights, or if a fleet in waves needs too much memory.
+The server's models of a resnet18 fleet train on random features: two rounds of one batch per device, averaged
+layer by layer and committed to disk. Each fleet has a process of its own, whose peak of resident memory
+counts. Prints a JSON line per fleet. Exits with 1 if fleets that differ only in --resident have different
+weights, or if a fleet in waves needs too much memory or too large a commit.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.lanes import in_order
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
-CUTS = (2, 3, 5)  # of the devices in turn
+CUTS = (2, 3, 5)  # assigned to the devices in turn
 BATCH = 8
 ROUNDS = 2
-MOST_MEMORY = 3000.0  # MB of a server whose trunks come in waves, at any number of devices here
-MOST_COMMIT = 200.0  # MB
+MOST_MEMORY = 3000.0  # MB (2^20 bytes) of a server with trunks in waves, at any number of devices
+MOST_COMMIT = 200.0  # MB (2^20 bytes)
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """A server's models. `resident`: trunks in memory at a time, 0: all; `momentum`: as RunSpec has it."""
+    """Settings. `resident`: trunks in memory at a time, 0: all; `momentum`: RunSpec.trunk_momentum."""
 
     devices: int
     resident: int
@@ -67,7 +67,7 @@ class Fleet:
 
 
 class Server:
-    """The models of a fleet and their commits, without devices and broker."""
+    """The server's models of a fleet and their commits, without devices and broker."""
 
     def __init__(self, fleet: Fleet, directory: StateDirectory) -> None:
         self._resident = fleet.resident
@@ -81,7 +81,7 @@ class Server:
         self._clients = {cut: client_model(self._model.network, cut, self._spec).state_dict() for cut in CUTS}
 
     def round(self, number: int) -> str:
-        """Train and commit; the digest of the weights."""
+        """Train and commit round `number`; the digest of its weights."""
         generator = torch.Generator().manual_seed(number)
         for device, cut in self._cuts.items():
             features = torch.randn(BATCH, *self._model.feature_shape(cut), generator=generator)
@@ -90,7 +90,7 @@ class Server:
             if self._resident:
                 self._model.sum_up(device)
         contributions = {
-            device: Contribution({name: one.clone() for name, one in self._clients[cut].items()})
+            device: Contribution({name: weight.clone() for name, weight in self._clients[cut].items()})
             for device, cut in self._cuts.items()
         }
         self._model.commit(number, contributions)
@@ -110,7 +110,7 @@ class Server:
 
 
 def measure(fleet: Fleet) -> dict[str, Any]:
-    """What a fleet takes; in a process of its own."""
+    """Memory, size of a commit and CPU seconds; call it in a process of its own."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, closing(StateDirectory(Path(folder))) as directory:
         server, started = Server(fleet, directory), time.process_time()
@@ -123,12 +123,12 @@ def measure(fleet: Fleet) -> dict[str, Any]:
 
 
 def faults(found: Iterable[dict[str, Any]]) -> list[str]:
-    """What is not as it must be."""
+    """A line for each bound that is missed."""
     lines: list[str] = []
     weights: dict[int, str] = {}
     for row in found:
         if weights.setdefault(row["devices"], row["weights"]) != row["weights"]:
-            lines.append(f"{row['devices']} devices, --resident {row['resident']}: other weights")
+            lines.append(f"{row['devices']} devices, --resident {row['resident']}: different weights")
         if row["resident"] and (row["peak"] > MOST_MEMORY or row["commit"] > MOST_COMMIT):
             lines.append(f"{row['devices']} devices: {row['peak']} MB of memory, {row['commit']} MB a commit")
     return lines
@@ -139,8 +139,8 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 
 @click.command()
-@click.option("--devices", default="3,10,20,100", callback=_numbers, help="Sizes of fleets.")
-@click.option("--resident", default="0,1", callback=_numbers, help="Trunks in memory; 0: all.")
+@click.option("--devices", default="3,10,20,100", callback=_numbers, help="Numbers of devices.")
+@click.option("--resident", default="0,1", callback=_numbers, help="Trunks in memory at a time; 0: all.")
 @click.option("--momentum", type=click.Choice(["kept", "dropped"]), default="dropped")
 def main(devices: list[int], resident: list[int], momentum: str) -> None:
     found = []

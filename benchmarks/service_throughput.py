@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images per second does a device classify on one core? The service, and the model alone.
+"""How many images per second does a device classify on one core, in the service and with the model alone?
 
     python -m benchmarks.service_throughput [--source stdin] [--size 640x480] [--frames 900]
 
 A real `splitee infer` with mobilenet_v3_small at 96 pixels, cut at its last stage, bound to one core and with
 one thread, reads JPEGs from a pipe (or a folder) as fast as it can, and publishes each prediction on a real
 Mosquitto. The CPU time per image counts, which other load on the machine disturbs less than wall time: 1 /
-CPU seconds is the number of images per second on a core of its own. The same run measures on the same core,
-without the service, reading and preparing an image, and a forward pass of one and of several images.
+CPU seconds is the number of images per second on a core of its own. The same run measures in this process, on
+one thread and without the service, how long it takes to read and prepare an image, and to compute a forward
+pass of one and of several images.
 
-Then it gets 30 images per second, like from a camera, and must not drop any.
+Then another service receives 30 images per second, like from a camera, and must not drop any.
 
 Prints one JSON line, and exits with 1 if fewer than MIN images per second are classified, or one is dropped.
 """
@@ -52,16 +53,16 @@ from splitee_export.models import export_client
 from splitee_export.states import device_state
 from splitee_lab.local.brokers import RunningBroker, open_broker
 
-MIN = 30.0  # images a second of a core
-RATE = 30.0  # images a second of a camera
+MIN = 30.0  # images per CPU second
+RATE = 30.0  # images per second of the camera
 REPEATS = 200
 DEVICE, TOPICS = "pi-1", Topics("throughput")
 LONG = 120.0  # seconds
-VARIANTS = 16  # images that differ
+VARIANTS = 16  # different images
 
 
 def export_model(out: Path) -> ClientModel:
-    """The network with the weights of its seed: how long it takes does not depend on them."""
+    """Export the untrained network: its speed does not depend on its weights."""
     spec = RunSpec(
         protocol=1,
         run="run-throughput",
@@ -79,7 +80,7 @@ def export_model(out: Path) -> ClientModel:
 
 
 def jpegs(size: tuple[int, int]) -> list[bytes]:
-    """Images with edges and texture, of about the bytes that a camera makes of such."""
+    """Synthetic JPEGs of `size` (width, height), with texture; about as large as those of a camera."""
     generator, images = np.random.default_rng(0), []
     for _ in range(VARIANTS):
         coarse = generator.integers(0, 256, (size[1] // 16, size[0] // 16, 3), dtype=np.uint8)
@@ -92,7 +93,7 @@ def jpegs(size: tuple[int, int]) -> list[bytes]:
 
 
 def cpu_ms(work: Callable[[int], object]) -> float:
-    """CPU milliseconds of one call, the median."""
+    """Median CPU milliseconds of one call of `work`, which gets the number of the call."""
     taken = []
     for index in range(REPEATS):
         started = time.process_time()
@@ -102,7 +103,7 @@ def cpu_ms(work: Callable[[int], object]) -> float:
 
 
 def alone(model: ClientModel, images: list[bytes]) -> dict[str, float]:
-    """CPU milliseconds an image of what a service does, without one."""
+    """CPU milliseconds per image of preparation and model, without a service."""
     prepare = model.manifest.preparation(None)
     one = load_image(images[0], prepare)[None]
     several = np.concatenate([one] * LARGEST_BATCH)
@@ -114,7 +115,7 @@ def alone(model: ClientModel, images: list[bytes]) -> dict[str, float]:
 
 
 class Watcher:
-    """Counts predictions, and keeps what the device says of itself."""
+    """Counts predictions, and keeps the latest Serving message of the device while it is online."""
 
     def __init__(self, broker: RunningBroker) -> None:
         self.predictions = 0
@@ -135,7 +136,9 @@ class Watcher:
     def wait_for(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LONG
         while not condition():
-            assert time.monotonic() < deadline, f"{self.predictions} predictions came"
+            assert time.monotonic() < deadline, (
+                f"not within {LONG:.0f} s: {self.predictions} predictions received"
+            )
             self.read()
 
     def close(self) -> None:
@@ -144,11 +147,11 @@ class Watcher:
 
 @contextmanager
 def service(broker: RunningBroker, models: Path, *source: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `splitee infer` on one core."""
-    where = ("--broker", str(broker.address), "--fleet", TOPICS.fleet, "--id", DEVICE)
+    """`splitee infer` bound to one core."""
+    connection = ("--broker", str(broker.address), "--fleet", TOPICS.fleet, "--id", DEVICE)
     flags = ("--models", str(models), "--model", str(models.parent / "model"), "--threads", "1", "--quiet")
     process = subprocess.Popen(
-        [sys.executable, "-m", "splitee", "infer", *where, *flags, *source, "--threshold", "1"],
+        [sys.executable, "-m", "splitee", "infer", *connection, *flags, *source, "--threshold", "1"],
         stdin=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
@@ -161,7 +164,7 @@ def service(broker: RunningBroker, models: Path, *source: str) -> Iterator[subpr
 
 
 def feed(process: subprocess.Popen[bytes], images: list[bytes], count: int, rate: float | None) -> None:
-    """Into its pipe: `rate` images a second, or as fast as it takes them."""
+    """Write `count` images to the pipe of `process`: `rate` per second, or as fast as it reads them."""
     assert process.stdin is not None
     due = time.monotonic()
     for index in range(count):
@@ -180,7 +183,7 @@ def fill(folder: Path, images: list[bytes], count: int) -> None:
 def measure(
     broker: RunningBroker, directory: Path, images: list[bytes], count: int, source: str, rate: float | None
 ) -> dict[str, Any]:
-    """What a service takes for `count` images, from the first prediction on."""
+    """CPU time, speed and memory of a service for `count` images, from the first prediction on."""
     folder = directory / "watched"
     folder.mkdir(exist_ok=True)
     flags = ("--watch", str(folder)) if source == "folder" else ("--stdin", "--every", "0")
@@ -203,19 +206,19 @@ def measure(
         watcher.wait_for(lambda: settled(watcher))
         cpu = sum(usage.cpu_times()[:2]) - before
         memory = usage.memory_info().rss
-        made = watcher.predictions - first
+        counted = watcher.predictions - first
     watcher.close()
     return {
-        "cpu_ms": 1000 * cpu / made,
-        "images_a_second_of_a_core": made / cpu,
-        "images_a_second_by_the_clock": made / seconds,
+        "cpu_ms": 1000 * cpu / counted,
+        "images_a_second_of_a_core": counted / cpu,
+        "images_a_second_by_the_clock": counted / seconds,
         "dropped": count - watcher.predictions,
         "rss_mb": memory / 1e6,
     }
 
 
 def settled(watcher: Watcher) -> bool:
-    """Whether no more predictions come."""
+    """Whether no prediction is received for 2 seconds."""
     before, until = watcher.predictions, time.monotonic() + 2
     while time.monotonic() < until:
         watcher.read()
@@ -227,7 +230,7 @@ def settled(watcher: Watcher) -> bool:
 @click.option("--size", default="640x480", help="Size of the images, WIDTHxHEIGHT.")
 @click.option("--frames", default=900)
 def main(source: str, size: str, frames: int) -> None:
-    """Prints one JSON line."""
+    """Measure how many images per second a device classifies on one core."""
     torch.set_num_threads(1)
     width, height = map(int, size.split("x"))
     images = jpegs((width, height))
@@ -235,22 +238,22 @@ def main(source: str, size: str, frames: int) -> None:
         directory = Path(name)
         model = export_model(directory / "model")
         parts = alone(model, images)
-        most = measure(broker, directory, images, frames, source, None)
+        fastest = measure(broker, directory, images, frames, source, None)
         camera = measure(broker, directory, images, frames // 3, "stdin", RATE)
         parts_again = alone(model, images)
     parts = {key: min(value, parts_again[key]) for key, value in parts.items()}
-    rest = most["cpu_ms"] - parts["prepare_ms"] - parts["model_of_several_ms"]
+    rest = fastest["cpu_ms"] - parts["prepare_ms"] - parts["model_of_several_ms"]
     result = {
         "target": f"{MIN:.0f} images a second of one core, and none dropped of {RATE:.0f} a second",
-        "met": most["images_a_second_of_a_core"] >= MIN and camera["dropped"] == 0,
+        "met": fastest["images_a_second_of_a_core"] >= MIN and camera["dropped"] == 0,
         "source": source,
         "jpeg": {"size": size, "kb": round(len(images[0]) / 1000)},
-        "service": most,
+        "service": fastest,
         "alone": parts,
         "shares": {
-            "prepare": parts["prepare_ms"] / most["cpu_ms"],
-            "model": parts["model_of_several_ms"] / most["cpu_ms"],
-            "rest": rest / most["cpu_ms"],
+            "prepare": parts["prepare_ms"] / fastest["cpu_ms"],
+            "model": parts["model_of_several_ms"] / fastest["cpu_ms"],
+            "rest": rest / fastest["cpu_ms"],
         },
         "limit_of_the_model": 1000 / parts["model_ms"],
         "at_30_a_second": camera,

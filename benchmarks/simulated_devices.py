@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices of a fleet in one process, each with its shard of the built-in Fashion-MNIST."""
+"""Simulated devices, each with its shard of the built-in Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitee_lab.methods.simulation import SimulatedDevice
 def simulated_devices(
     cuts: Mapping[str, int], input_shape: Shape, seed: int, *, limit: int | None = None
 ) -> dict[str, SimulatedDevice]:
-    """A device for each of `cuts`, by name; `limit`: training images of each."""
+    """A device for each of `cuts`, by name; `limit`: training images per device."""
     return {
         device: SimulatedDevice(
             cut,

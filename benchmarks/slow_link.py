@@ -3,12 +3,12 @@
 
     python -m benchmarks.slow_link [--rate 1000] [--round-trip 0.4] [--loss 5]
 
-A real fleet of resnet18 on a real Mosquitto, with `--missing skip` and a floor far below the time that the
-link needs. The first device is behind a link with --rate kbit/s, which loses --loss percent of the packets
-each way. The kernel's own TCP (cubic, as on most devices) runs over it. The benchmark needs root and
-/dev/net/tun, but no netem.
+A real fleet trains resnet18 on a real Mosquitto, with `--missing skip` and a deadline floor far below the
+time that the link needs. The first device is behind a link of --rate kbit/s, which loses --loss percent of
+the packets each way. The kernel's own TCP (cubic, as on most devices) runs over it. The benchmark needs root
+and /dev/net/tun, but no netem.
 Prints one JSON line, and exits with 1 if the device was left out of a round, lost an established connection,
-was shown as offline, or was never shown as slow.
+was shown as offline, or was never shown as slow, or if a process ended unexpectedly.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from splitee.mqtt.link import Link
 from splitee.protocol.fleet_view import DeviceView, FleetView
 
 SLOW = "pi-1"
-FLOOR = 20  # seconds that a round may always take
-FIRST = 60.0  # seconds without a status, at most, before the first
+FLOOR = 20  # seconds, the least deadline of a round
+CONNECT = 60.0  # seconds to connect
 
 
 @dataclass(frozen=True)
 class Impatient(Settings):
-    """Goes on without who is late."""
+    """Settings with which rounds go on without late devices."""
 
     def server(self, strategy: str) -> list[str]:
         waits = ["--missing", "skip", "--deadline-floor", str(FLOOR)]
@@ -45,11 +45,11 @@ class Impatient(Settings):
 
 
 class Watched:
-    """How the fleet's view shows one device.
+    """Records how the fleet's view shows one device from its first training or evaluation on.
 
     Attributes:
-        shown: seconds for which it was shown as offline, slow, or else as online.
-        oldest: seconds that its latest status was old, at most, while it was at work.
+        shown: seconds for which it was shown as offline, slow, or online.
+        oldest: greatest age of its latest status, in seconds.
     """
 
     def __init__(self, link: Link, device: str) -> None:
@@ -82,7 +82,7 @@ class Watched:
 
 
 def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind) -> dict[str, Any]:
-    """What became of the device behind the link."""
+    """Train a fleet with a device behind a link of `kind`; the figures of this device."""
     began = time.monotonic()
     with Fleet(
         directory,
@@ -92,14 +92,14 @@ def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind)
         networks={SLOW: lambda port: SlowNamespace(port, kind)},
     ) as fleet:
         with closing(Link(fleet.broker.address, "slow-link-benchmark")) as link:
-            link.open(FIRST)
+            link.open(CONNECT)
             watched = Watched(link, SLOW)
             until(lambda: fleet.finished, watched.poll)
         report, log = fleet.report(), fleet.log(SLOW).read_text()
     device = next(device for device in report["devices"] if device["id"] == SLOW)
     return {
         "seconds": round(time.monotonic() - began),
-        "batches": [one["batches"] for one in report["devices"]],
+        "batches": [entry["batches"] for entry in report["devices"]],
         "megabytes": round(device["bytes"] / 1e6, 1),
         "connections_lost": log.count("connection lost"),
         "left_out": (directory / "server.log").read_text().count("going on without"),
@@ -115,7 +115,7 @@ def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind)
 @click.option("--loss", default=5.0, show_default=True, help="Percent of the packets each way.")
 @click.option("--strategy", default="averaging", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--samples", default=96, show_default=True, help="Training images of all devices together.")
+@click.option("--samples", default=96, show_default=True, help="Training images per device.")
 @out_option
 def main(
     rate: float, round_trip: float, loss: float, strategy: str, rounds: int, samples: int, out: Path | None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's network with a slow, distant and lossy link to the broker; it needs no netem in the kernel."""
+"""A device's network with a slow, distant and lossy link to the broker, without the kernel's netem."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from benchmarks.device_network import delete_namespace, ip, namespace_of
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 FRAME = 1 << 16  # bytes, at most
-QUEUE = 0.5  # seconds of what the link carries that wait for it; more is lost
+QUEUE = 0.5  # seconds, the longest wait of a frame for the link; with a longer one it is lost
 
 
 @dataclass(frozen=True)
 class LinkKind:
-    """`rate`: bits a second each way. `round_trip`: seconds. `loss`: of the packets, each way."""
+    """`rate`: bits per second each way. `round_trip`: seconds. `loss`: share of the packets each way."""
 
     rate: float
     round_trip: float
@@ -32,9 +32,9 @@ class LinkKind:
 
 
 class SlowNamespace:
-    """A network namespace of the device's own behind two taps; this process carries frames between them.
+    """A network namespace for a device, behind two tap devices; this process forwards frames between them.
 
-    TCP is the kernel's own at both ends, so what is lost is found missing and sent again as in the field.
+    Both ends use the kernel's TCP, so lost packets are detected and sent again as in the field.
     """
 
     kind = "namespace"
@@ -73,19 +73,19 @@ class SlowNamespace:
             os.close(tap)
 
     def _carry(self) -> None:
-        """Each frame waits until the link has carried those before it, and for half a round trip."""
-        under_way: list[tuple[float, int, int, bytes]] = []  # due, number, to which tap, frame
-        free, numbers = [0.0, 0.0], itertools.count()
+        """Forward each frame half a round trip after it was sent at the link's rate, in order."""
+        under_way: list[tuple[float, int, int, bytes]] = []  # due time, number, target tap, frame
+        free_at, numbers = [0.0, 0.0], itertools.count()
         while not self._closing.is_set():
             pause = max(0.0, min(0.1, under_way[0][0] - time.monotonic())) if under_way else 0.1
             for tap in select.select(self._taps, [], [], pause)[0]:
                 side = self._taps.index(tap)
                 frame, now = os.read(tap, FRAME), time.monotonic()
-                starts = max(now, free[side])
-                if self._random.random() < self._link.loss or starts - now > QUEUE:
+                start = max(now, free_at[side])
+                if self._random.random() < self._link.loss or start - now > QUEUE:
                     continue
-                free[side] = starts + 8 * len(frame) / self._link.rate
-                due = free[side] + self._link.round_trip / 2
+                free_at[side] = start + 8 * len(frame) / self._link.rate
+                due = free_at[side] + self._link.round_trip / 2
                 heapq.heappush(under_way, (due, next(numbers), self._taps[1 - side], frame))
             while under_way and under_way[0][0] <= time.monotonic():
                 _, _, tap, frame = heapq.heappop(under_way)
@@ -93,7 +93,7 @@ class SlowNamespace:
 
 
 def _tap(name: str) -> int:
-    """A tap device, of whose frames the descriptor tells."""
+    """A descriptor that reads and writes the frames of a new tap device."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
     return descriptor

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A day in five minutes: twenty devices, and the faults of a day in the field, in one run of one fleet.
+"""Does a fleet survive the faults of a day in the field? Twenty devices, in one run of five minutes.
 
     python -m benchmarks.soak [--devices 20] [--rounds 240]
 
 Real processes use a real Mosquitto with a database. During the run the broker is restarted three times, a
-disk is full, a card dies and is dismissed, a device comes back after the run has gone on without it, a card
-is cloned, and a clock jumps by a year. At the end all rounds must be committed, undisturbed devices must have
-taken part in each of them, no process may have ended that should not have, and memory and descriptors of the
-processes that ran throughout must not grow.
+disk is full, a device is killed and dismissed, another comes back after rounds without it, a device's state
+is cloned, and two clocks jump by a year. At the end all rounds must be committed, undisturbed devices must
+have taken part in each of them, no process may have ended unexpectedly, memory and descriptors of undisturbed
+processes must not have grown, the broker's database must be small, and no abandoned sessions may be left.
 Prints a table (standard error) and a JSON line, and exits with 1 if a figure is out of its bounds.
 """
 
@@ -50,26 +50,26 @@ from splitee.protocol import routes
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee.protocol.rounds import Participation
 
-Steps = Generator[int, None, str]  # of a scenario: yields the rounds to wait for; returns what came of it
+Steps = Generator[int, None, str]  # yields the committed rounds to wait for; returns the outcome
 
-STEPS = 2  # batches a round and device
-DEADLINE = 20.0  # seconds that a round may take before it goes on without who is late
-LONGEST_START = 50  # rounds until a process that was started takes part
+STEPS = 2  # batches per round and device
+DEADLINE = 20.0  # seconds after which a round goes on without late devices
+LONGEST_START = 50  # rounds, the most until a started process takes part
 SMALL_DISK = 4 << 20  # bytes
 SAMPLE_EVERY = 2.0  # seconds between two samples of memory and descriptors
-GROWTH = 1.05  # of the last third's median memory over the first's, after a sixth of the run
+GROWTH = 1.05  # of memory, the most; see Samples.growth
 
 
 @dataclass
 class Scenario:
-    """One thing that happens: when, to whom, and what came of it."""
+    """A fault: its description, its time, its steps, and its outcome."""
 
     what: str
-    at: int  # after so many committed rounds
-    run: Callable[[], Steps]  # yields rounds to wait until, and does its next step then
+    at: int  # number of committed rounds after which it starts
+    run: Callable[[], Steps]
     outcome: str = ""
     steps: Steps | None = None
-    wakes: int = 0
+    resumes_at: int = 0  # number of committed rounds after which it goes on
     over: bool = False
 
 
@@ -81,7 +81,7 @@ class Samples:
     descriptors: list[int] = field(default_factory=list)
 
     def growth(self) -> tuple[float, int]:
-        """First third to last, after a sixth of all: of memory a ratio, of descriptors a count."""
+        """Growth of the medians, first third to last, after a sixth: memory a ratio, descriptors a number."""
         sixth = len(self.memory) // 6
         memory, descriptors = self.memory[sixth:], self.descriptors[sixth:]
         third = max(1, len(memory) // 3)
@@ -98,9 +98,9 @@ class Day:
         self._link = view
         self._directory = directory
         self._view = FleetView(FLEET)
-        self._parts: dict[str, Participation] = {}  # the last of each device
+        self._parts: dict[str, Participation] = {}  # the latest, by device
         view.subscribe(*self._view.filters, TOPICS.all_devices(routes.PARTICIPATION.leaf))
-        self.ended: dict[str, int] = {}  # exit codes that a scenario explains
+        self.ended: dict[str, int] = {}  # expected exit codes, by device
         self.samples: dict[str, Samples] = {}
         self._sampled = 0.0
         broker = [Scenario("broker started anew", at, self._broker) for at in (20, 100, 180)]
@@ -119,8 +119,8 @@ class Day:
     def snapshot(self) -> FleetSnapshot:
         return self._view.snapshot()
 
-    def go_on(self) -> None:
-        """One tick: read the fleet's messages, and run the scenarios that are due."""
+    def tick(self) -> None:
+        """Read the fleet's messages, take samples, and run the next step of a scenario that is due."""
         while (event := self._link.receive(TICK if not self.snapshot.empty else 0.5)) is not None:
             if isinstance(event, Message):
                 self._view.take(event, time.time())
@@ -128,14 +128,14 @@ class Day:
         self._sample()
         committed = self._committed()
         for scenario in self.scenarios:
-            if scenario.over or committed < max(scenario.at, scenario.wakes):
+            if scenario.over or committed < max(scenario.at, scenario.resumes_at):
                 continue
             scenario.steps = scenario.steps or scenario.run()
             try:
-                scenario.wakes = next(scenario.steps)
+                scenario.resumes_at = next(scenario.steps)
             except StopIteration as done:
                 scenario.outcome, scenario.over = str(done.value), True
-            return  # the next one runs with a fresh view
+            return  # other scenarios run after the view is updated
 
     def _sample(self) -> None:
         if time.monotonic() - self._sampled < SAMPLE_EVERY:
@@ -170,7 +170,7 @@ class Day:
         code = self._fleet.await_exit(name)
         (disk / "filler").unlink()
         self._fleet.start(name)
-        yield from self._comes_back(name)
+        yield from self._await_part(name)
         return f"ended with code {code}, came back"
 
     def _dismissed(self) -> Steps:
@@ -185,7 +185,7 @@ class Day:
         yield self._committed() + 2
         listed = [device.id for device in self.snapshot.devices]
         assert done.returncode == 0, done.stderr
-        assert name not in listed, "it is still listed"
+        assert name not in listed, "the dismissed device is still listed"
         self._fleet.start(name)
         code = self._fleet.await_exit(name)
         del self._fleet.parts[name]
@@ -198,7 +198,7 @@ class Day:
         yield self._committed() + 20
         assert not self.takes_part(name)
         self._fleet.start(name)
-        yield from self._comes_back(name)
+        yield from self._await_part(name)
         return "takes part again"
 
     def _cloned(self) -> Steps:
@@ -211,14 +211,14 @@ class Day:
         code = self._fleet.await_exit(name)
         del self._fleet.parts[name]
         self.ended[name] = code
-        yield from self._comes_back(name)
+        yield from self._await_part(name)
         return f"the older ended with code {code}, the newer takes part"
 
-    def _comes_back(self, name: str) -> Iterator[int]:
-        """Round after round until it takes part; a process takes its time to start while rounds go on."""
+    def _await_part(self, name: str) -> Iterator[int]:
+        """Wait until a started device takes part, for LONGEST_START rounds at most."""
         last = self._committed() + LONGEST_START
         while not self.takes_part(name):
-            assert self._committed() < last, f"{name} has not come back in {LONGEST_START} rounds"
+            assert self._committed() < last, f"{name} has not taken part within {LONGEST_START} rounds"
             yield self._committed() + 1
 
     def _clock(self) -> Steps:
@@ -237,7 +237,7 @@ class Day:
         yield self._committed() + 1
 
     def takes_part(self, device: str) -> bool:
-        """Whether the device is in the phase that is under way."""
+        """Whether the device takes part in the current phase."""
         phase, participation = self.snapshot.phase, self._parts.get(device)
         if phase is None or participation is None or participation.part is None:
             return False
@@ -248,9 +248,9 @@ class Day:
         )
 
     def _note_part(self, message: Message) -> None:
-        of_device = TOPICS.parse_device(message.topic)
-        if message.payload and of_device is not None and of_device[1] == routes.PARTICIPATION.leaf:
-            self._parts[of_device[0]] = Participation.decode(message.payload)
+        device_topic = TOPICS.parse_device(message.topic)
+        if message.payload and device_topic is not None and device_topic[1] == routes.PARTICIPATION.leaf:
+            self._parts[device_topic[0]] = Participation.decode(message.payload)
 
 
 SPLITEE = [sys.executable, "-m", "splitee"]
@@ -258,7 +258,7 @@ SPLITEE = [sys.executable, "-m", "splitee"]
 
 @contextmanager
 def small_disk(path: Path) -> Iterator[None]:
-    """A disk of SMALL_DISK at `path`."""
+    """Mount a file system of SMALL_DISK bytes at `path`."""
     if os.geteuid() != 0:
         raise click.ClickException("a full disk is a tmpfs that only root may mount: run this as root")
     path.mkdir(parents=True)
@@ -271,7 +271,7 @@ def small_disk(path: Path) -> Iterator[None]:
 
 
 def flags(devices: int, rounds: int) -> tuple[list[str], dict[str, list[str]]]:
-    """Of the server, and of each device by its id."""
+    """Flags of the server, and of each device by its id."""
     network = ["--network", "benchmarks.tiny:network"]
     run = ["--input", "3x32x32", "--rounds", str(rounds), "--steps", str(STEPS), "--batch-size", "8"]
     policy = ["--devices", str(devices), "--missing", "skip", "--deadline-floor", str(DEADLINE)]
@@ -283,25 +283,27 @@ def flags(devices: int, rounds: int) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
-    """The whole day; what came of it."""
+    """Run the fleet with all scenarios; the benchmark's figures."""
     started = time.monotonic()
-    server, each = flags(devices, rounds)
+    server, device_flags = flags(devices, rounds)
     with (
-        Fleet(directory, server, each, isolated=(), keeps_store=True, own_clocks=True) as fleet,
+        Fleet(directory, server, device_flags, isolated=(), keeps_store=True, own_clocks=True) as fleet,
         closing(Link(fleet.broker.address, "soak-view")) as view,
     ):
         view.open(10)
         day = Day(fleet, view, directory)
 
         def meanwhile() -> None:
-            day.go_on()
+            day.tick()
             fleet.database.measure()
 
         until(lambda: fleet.finished, meanwhile)
         report = fleet.report()
         sessions = abandoned_sessions(fleet.broker.address)
         fleet.database.saved(fleet.pids["broker"])
-    untouched = {one["id"]: one["batches"] for one in report["devices"] if one["id"] not in day.touched}
+    untouched = {
+        device["id"]: device["batches"] for device in report["devices"] if device["id"] not in day.touched
+    }
     growth = {name: samples.growth() for name, samples in day.samples.items()}
     grown = sorted(growth, key=lambda name: -growth[name][0])
     result = {
@@ -333,8 +335,8 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """For people."""
-    shown = Table("what", "came of it", box=None, header_style="bold")
+    """The result as a table."""
+    shown = Table("scenario", "outcome", box=None, header_style="bold")
     for what, outcome in result["stories"].items():
         shown.add_row(what, outcome)
     for name in ("batches_of_untouched", "unexpected_exits", "memory_growth"):
@@ -349,7 +351,7 @@ def table(result: dict[str, Any]) -> Table:
 @click.option("--rounds", type=click.IntRange(200), default=240, show_default=True)
 @out_option
 def main(devices: int, rounds: int, out: Path | None) -> None:
-    """Do to a fleet in minutes what a day in the field brings."""
+    """Train a fleet for minutes under the faults of a day in the field."""
     console = Console(stderr=True)
     with (
         working_directory(out) as above,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What grows while the server is stopped? A fleet whose server is stopped during a round, beside one without.
+"""How much does memory grow while the server is stopped during a round? Compared with an undisturbed run.
 
     python -m benchmarks.stall [--seconds 60] [--strategy sequential|averaging]
 
-A real fleet on a real Mosquitto, with big batches. In the middle of round 3 the server gets SIGSTOP, and
-SIGCONT after --seconds; round 4 shows that training goes on. The memory of every process and of the broker is
-sampled all the time. Prints one JSON line, and exits with 1 if a figure is out of its bounds.
+A real fleet trains with big batches on a real Mosquitto. In the middle of round 3 the server receives
+SIGSTOP, and after --seconds SIGCONT; round 4 shows that training goes on. Memory of every process, including
+the broker, is measured throughout. Prints one JSON line, and exits with 1 if a figure is out of its bounds.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from splitee.networks.split import build_network
 from splitee.protocol.rounds import Ack
 from splitee.protocol.run_spec import RunSpec
 
-SLACK = 64 << 20  # bytes that any process may grow by, beside the window's
-STEPS = 16  # batches a device trains in a round: more than the window holds
+SLACK = 64 << 20  # bytes by which any process may grow beyond the window's
+STEPS = 16  # batches per device and round: more than the window holds
 BATCH = 8
 WINDOW = 8
 
 
 @dataclass(frozen=True)
 class BigBatches(Settings):
-    """Features of 1 MiB a batch: the resnet's variant for small images, cut early."""
+    """Batches with features of up to 1 MiB: the resnet's variant for small images, cut early."""
 
     def server(self, strategy: str) -> list[str]:
         sizes = ("--steps", str(STEPS), "--batch-size", str(BATCH), "--window", str(WINDOW))
@@ -57,11 +57,11 @@ class BigBatches(Settings):
 
 
 class Observer:
-    """Reads along what passes the broker, and keeps an eye on the memory."""
+    """Counts trained batches and published features, and samples the memory of all processes."""
 
     def __init__(self, fleet: Fleet, link: Link) -> None:
         self.memory = PeakMemory(fleet.pids)
-        self.trained = (0, 0)  # round, and batches of the device that is furthest in it
+        self.trained = (0, 0)  # latest round, and the most trained batches of a device in it
         self.published: Counter[str] = Counter()  # bytes of features, by device
         self._link = link
         leaves = ("inbox/ack", "features")
@@ -74,10 +74,10 @@ class Observer:
     def _poll(self) -> None:
         event = self._link.receive(0.2)
         if isinstance(event, Message):
-            self._take(event)
+            self._on_message(event)
         self.memory.sample()
 
-    def _take(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         device, leaf = TOPICS.parse_device(message.topic) or ("", "")
         if leaf == "features":
             self.published[device] += len(message.payload)
@@ -89,15 +89,15 @@ class Observer:
 
 @dataclass(frozen=True)
 class Stalled:
-    """A run whose server stood still."""
+    """The figures of a run whose server was stopped."""
 
     report: dict[str, Any]
-    growth: Bytes
-    published: Bytes  # while the server stood still, by device
+    growth: Bytes  # by process
+    published: Bytes  # while the server was stopped, by device
 
 
 def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: float) -> Stalled:
-    """One fleet to its end; its server is stopped for `seconds` in the middle of round 3."""
+    """Run a fleet to its end; its server is stopped for `seconds` in the middle of round 3."""
     with (
         Fleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
@@ -105,7 +105,7 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         observer = Observer(fleet, link)
         memory = observer.memory
         observer.until(lambda: observer.trained >= (1, 1))
-        memory.peaks()  # two commits follow: the peak of one alone varies by some 80 MB
+        memory.peaks()  # then over two commits: the peak of a single one varies by some 80 MB
         observer.until(lambda: observer.trained >= (3, STEPS // 4))
         server = fleet.parts["server"].process
         assert server is not None
@@ -117,7 +117,7 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         during, published = memory.peaks(), dict(observer.published)
         server.send_signal(signal.SIGCONT)
         observer.until(lambda: observer.trained >= (4, 1))
-        after = memory.peaks()  # not of the end: a process that ends touches pages of libraries once more
+        after = memory.peaks()  # without the end: an ending process loads pages of libraries again
         observer.until(lambda: fleet.finished)
         report = fleet.report()
     growth = {name: max(during[name], after[name], before[name]) - before[name] for name in before}
@@ -125,7 +125,7 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
 
 
 def windows() -> Bytes:
-    """The most bytes of features that each device may have unacknowledged."""
+    """The most bytes of unacknowledged features, by device."""
     spec = RunSpec(protocol=1, run="", network="resnet18", num_classes=10, rounds=1)
     stages = build_network(spec.network, num_classes=10, stem="small", seed=0).stages
     result = {}
@@ -137,7 +137,7 @@ def windows() -> Bytes:
 
 
 def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str, Any]:
-    """The benchmark's figures: MB are 2^20 bytes."""
+    """The benchmark's figures; MB are 2^20 bytes."""
     window = windows()
     all_windows = sum(window.values())
     bounds = {name: window.get(name, all_windows) + SLACK for name in stalled.growth}
@@ -170,13 +170,13 @@ def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str,
 @click.option("--rounds", type=click.IntRange(min=4), default=4, show_default=True)
 @out_option
 def main(seconds: float, strategy: str, rounds: int, out: Path | None) -> None:
-    """Stop a fleet's server for a while; measure what grows, and compare with an undisturbed run."""
+    """Stop a fleet's server for a while; measure memory, and compare with an undisturbed run."""
     console = Console(stderr=True)
     settings = BigBatches(rounds, samples=96)
     with working_directory(out) as directory:
         with console.status("undisturbed run"):
             calm = undisturbed_run(directory / "calm", strategy, settings)
-        with console.status(f"a server that stands still for {seconds:.0f} s"):
+        with console.status(f"server stopped for {seconds:.0f} s"):
             stalled = stalled_run(directory / "stalled", strategy, settings, seconds)
     result = compare(calm, stalled, seconds)
     click.echo(json.dumps(result))

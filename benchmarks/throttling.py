@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy that limits how fast each client may publish to a broker, as managed brokers do."""
+"""A proxy that limits the rate of each client's packets to a broker, like managed brokers."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from typing import BinaryIO, Literal
 Way = Literal["disconnect", "refuse"]
 
 PUBLISH, PUBACK, PINGREQ = 3, 4, 12  # types of packets, in the upper half of their first byte
-FREE = {PUBACK, PINGREQ}  # those that do not count: how many a client sends is up to the broker
+FREE = {PUBACK, PINGREQ}  # always forwarded, and not counted
 RATE_TOO_HIGH = bytes((0xE0, 2, 0x96, 0))  # DISCONNECT, "Message rate too high", no properties
 QUOTA_EXCEEDED = 0x97
 
 
 class ThrottlingProxy:
-    """Takes so many packets a second of each connection: too many are told and end it, or are refused.
+    """Forwards at most `rate` packets per second from each client.
+
+    A further packet disconnects the client, or is refused with a PUBACK if it is a PUBLISH, as `way` says.
 
     Attributes:
         address: where clients connect, mqtt://HOST:PORT.
-        complaints: how often a client was told.
-        rate: packets a second, counted over the last second; 0: without a limit. It may be changed.
+        complaints: number of disconnections and refusals.
+        rate: packets per second, counted over the last second; 0: no limit. It may be changed.
     """
 
     def __init__(self, host: str, port: int, rate: int, way: Way, *, listens: str = "127.0.0.1") -> None:
-        """`host`, `port`: of the broker. `listens`: on this address."""
+        """`host`, `port`: of the broker. `rate`, `way`: see above. `listens`: address to listen on."""
         self.rate = rate
         self.complaints = 0
         self._way = way
@@ -39,10 +41,10 @@ class ThrottlingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        for one in (self._listener, *self._open):
+        for end in (self._listener, *self._open):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
 
     def _accept(self) -> None:
         while True:
@@ -52,16 +54,16 @@ class ThrottlingProxy:
                 return
             try:
                 far = socket.create_connection(self._target)
-            except OSError:  # the broker is away
+            except OSError:  # the broker is not running
                 near.close()
                 continue
             self._open += [near, far]
-            lock = threading.Lock()  # of what is written to the client, by both directions
+            lock = threading.Lock()  # for writes to the client, by both threads
             for relay in (self._upwards, self._downwards):
                 threading.Thread(target=relay, args=(near, far, lock), daemon=True).start()
 
     def _upwards(self, near: socket.socket, far: socket.socket, lock: threading.Lock) -> None:
-        taken: deque[float] = deque()
+        times: deque[float] = deque()
         stream = near.makefile("rb")
         with suppress(OSError, EOFError):
             while True:
@@ -70,10 +72,10 @@ class ThrottlingProxy:
                     far.sendall(head + body)
                     continue
                 now = time.monotonic()
-                while taken and taken[0] <= now - 1:
-                    taken.popleft()
-                taken.append(now)
-                if not self.rate or len(taken) <= self.rate:
+                while times and times[0] <= now - 1:
+                    times.popleft()
+                times.append(now)
+                if not self.rate or len(times) <= self.rate:
                     far.sendall(head + body)
                 elif self._way == "disconnect":
                     self.complaints += 1
@@ -99,7 +101,7 @@ class ThrottlingProxy:
 
 
 def _packet(stream: BinaryIO) -> tuple[bytes, bytes]:
-    """The next packet: its type and length, and what follows. Raises EOFError."""
+    """The next packet: its fixed header, and its body. Raises EOFError at the end of the stream."""
     head = stream.read(1)
     length = shift = 0
     while head:
@@ -118,9 +120,9 @@ def _packet(stream: BinaryIO) -> tuple[bytes, bytes]:
 
 
 def _refusal(publish: bytes) -> bytes:
-    """PUBACK of a PUBLISH at QoS 1, with the reason Quota exceeded."""
-    topic = int.from_bytes(publish[:2], "big")
-    return bytes((PUBACK << 4, 3)) + publish[2 + topic : 4 + topic] + bytes((QUOTA_EXCEEDED,))
+    """The PUBACK with reason "Quota exceeded" for the body of a PUBLISH at QoS 1."""
+    length = int.from_bytes(publish[:2], "big")
+    return bytes((PUBACK << 4, 3)) + publish[2 + length : 4 + length] + bytes((QUOTA_EXCEEDED,))
 
 
 def _hang_up(*ends: socket.socket) -> None:

@@ -3,11 +3,11 @@
 
     python -m benchmarks.throughput [--strategy sequential] [--codec fp16]
 
-A real service, on a port that has the devices' messages ready, decodes them, trains the trunk of resnet18 at
-32 pixels, and acknowledges them. In the same process and on one thread, a plain loop trains the same trunk on
-the same batches, which are tensors already, with the same optimizer. The two take turns of a few batches, so
-that other load on the machine disturbs both equally; the median of the turns counts. The time of decoding,
-and of the optimizer's step with one pass over each weight (`fused`, as in runs) and without, is printed, too.
+A real service receives the devices' messages from a port without a broker, decodes them, trains the trunk of
+resnet18 at 32 pixels, and acknowledges them. In the same process and on one thread, a plain loop trains the
+same trunk on the same batches, which are tensors already, with the same optimizer. The two take turns of a
+few batches, so that other load on the machine disturbs both equally; the median of the turns counts. The
+result also has the time of decoding, and that of an optimizer step, `fused` (as in runs) and not.
 
 Prints one JSON line, and exits with 1 if the ratio is above its bound.
 """
@@ -49,23 +49,23 @@ from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
 from splitee_server.service import Service
 
-# To bound the gradient's norm is to read all of it once more: 0.04. Decoding, events, acknowledgements and a
-# copy of BatchNorm's statistics: 0.01. As much again for what a machine with other work adds to the median.
+# Bounding the gradient's norm reads all gradients once more: 0.04. Decoding, events, acknowledgements and a
+# copy of BatchNorm's statistics: 0.01. Another 0.05 is allowed for other load on the machine.
 MOST = 1.1
 CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
 TOPICS = Topics("throughput")
-TURN = 6  # batches of each side: two of each device
-WARM_UP = 3  # turns that do not count
+TURN = 6  # batches per side: two of each device
+WARM_UP = 3  # first turns, which do not count
 CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
 
 
 class ReadyPort:
-    """A port without a broker whose devices have all their messages ready, within their windows.
+    """A port without a broker, which delivers prepared messages of all devices within their windows.
 
-    After each turn of the server's the bare loop has its own.
+    After each turn of the server, the bare loop takes its turn.
 
     Attributes:
-        turns: CPU seconds of the server and of the bare loop, of each turn.
+        turns: CPU seconds of the server and of the bare loop, per turn.
     """
 
     connected = alive = True
@@ -116,7 +116,7 @@ class ReadyPort:
         return True
 
     def _open(self, opened: RoundOpen) -> None:
-        """All messages of the round are encoded before its first turn begins."""
+        """Encode all messages of the round, then deliver a window of each device and start the first turn."""
         if opened.phase != "train":
             return
         for device, batch in self._batches.items():
@@ -144,7 +144,7 @@ class ReadyPort:
         self._begun = time.thread_time()
 
     def _on_ack(self, device: str, ack: Ack) -> None:
-        """What an acknowledgement makes room for is sent."""
+        """Deliver a message for each newly acknowledged batch."""
         for _ in range(ack.step - self._trained[device]):
             if ready := self._ready[device]:
                 self._deliver(
@@ -164,7 +164,7 @@ class ReadyPort:
 
 
 def serve(spec: RunSpec, port: ReadyPort, folder: Path) -> None:
-    """The run of `spec` to its end."""
+    """Serve the run of `spec` to its end."""
     directory = StateDirectory(folder)
     checkpoints = Checkpoints(directory)
     opened, limits = checkpoints.open(spec, fresh=True), SenderLimits(TOPICS)
@@ -177,7 +177,7 @@ def serve(spec: RunSpec, port: ReadyPort, folder: Path) -> None:
 
 
 def typical_ms(work: Callable[[], object], times: int = 30) -> float:
-    """CPU milliseconds of this thread."""
+    """Median CPU milliseconds of a call of `work` in this thread, without the first fifth of the calls."""
     taken = []
     for _ in range(times):
         begun = time.thread_time()
@@ -187,7 +187,7 @@ def typical_ms(work: Callable[[], object], times: int = 30) -> float:
 
 
 def decoding_ms(spec: RunSpec, batches: dict[str, CutBatch]) -> float:
-    """Of a message's bytes to tensors; the mean over the devices."""
+    """CPU milliseconds to decode a message to tensors, the mean over the devices."""
     opened = RoundOpen(run=spec.run, round=1, attempt=1, phase="train")
     found = []
     for batch in batches.values():
@@ -203,7 +203,7 @@ def decoding_ms(spec: RunSpec, batches: dict[str, CutBatch]) -> float:
 
 
 def optimizer_ms(spec: RunSpec) -> float:
-    """A step of all of the network's weights."""
+    """CPU milliseconds of an optimizer step on all weights of the network."""
     parameters = list(build_for(spec).module.parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -250,7 +250,7 @@ def measure(spec: RunSpec) -> dict[str, Any]:
 @click.option("--codec", type=click.Choice(CODECS), default="fp16", show_default=True)
 @click.option("--batches", type=click.IntRange(min=8), default=48, show_default=True, help="Per device.")
 def main(strategy: str, codec: str, batches: int) -> None:
-    """Measure what a server takes beside the training itself."""
+    """Measure the CPU time of a server, relative to training alone."""
     torch.set_num_threads(1)
     spec = build_run_spec(
         network="resnet18",

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does it help if unequal devices train as many batches as they can in the same time? Beside equal steps.
+"""Do unequal devices reach an accuracy sooner with rounds of equal time than with equal numbers of steps?
 
     python -m benchmarks.timed_steps [--seconds 10] [--limit 120] [--target 0.7] [--seeds 1] [--scale 1]
 
-A real fleet on a real Mosquitto: a tiny network on the built-in Fashion-MNIST, cut at the same place on three
-devices that control groups limit to 100, 40 and 15 % of a core (as root) once they have begun; --scale
-reduces these shares if other work runs on the machine. First the fleet runs with `--steps time:SECONDS`;
-then, with the same seed, with a number of steps that gives the fleet as many batches per round, a third of
-them per device. Each side runs for --limit seconds from the opening of its first round, at a constant
+A real fleet on a real Mosquitto trains a tiny network on the built-in Fashion-MNIST, cut at the same place on
+three devices. From the opening of the first round, control groups (as root) limit them to 100, 40 and 15 % of
+a core; --scale reduces these shares if there is other load on the machine. First the fleet runs with
+`--steps time:SECONDS`. Then, with the same seed, each device trains a third of the batches that this fleet
+trained per round. Each side runs for --limit seconds from the opening of its first round, at a constant
 learning rate. The benchmark compares the trunk's accuracy on held-out images at the end, and the time until
 it reached --target.
-Prints a JSON line for each side, and one that compares them: only ratios within one call count.
+Prints a JSON line for each side, and one that compares them. Only ratios within one call are comparable.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ SETTINGS = {
     "--batch-size": 8,
 }
 CONNECT = 30.0  # seconds
-STARTING = 300.0  # seconds until the first round must have been opened
+STARTING = 300.0  # seconds, the most until the first round is opened
 TICK = 0.1  # seconds
 
 
 @dataclass
 class Side:
-    """What one fleet has come to: after each evaluated round the seconds, the accuracy and all batches."""
+    """A fleet's result. `rounds`: seconds, accuracy and batches so far, after each evaluated round."""
 
     strategy: str
     seed: int
@@ -67,11 +67,11 @@ class Side:
     rounds: list[tuple[float, float, int]] = field(default_factory=list)
 
     def reached(self, target: float) -> float | None:
-        """Seconds until the first round that was as good as that."""
+        """Seconds until the first round with an accuracy of `target` or more; None: there was none."""
         return next((seconds for seconds, accuracy, _ in self.rounds if accuracy >= target), None)
 
     def record(self, target: float) -> dict[str, Any]:
-        """For JSON."""
+        """The figures for JSON."""
         reached = self.reached(target)
         return {
             "benchmark": "timed_steps",
@@ -89,23 +89,23 @@ class Side:
 
     @property
     def batches_a_round(self) -> float:
-        """Without the first round, in which little is known of the devices."""
+        """The mean over all rounds but the first, in which the devices' speed is hardly known."""
         later = self.rounds[1:]
         return (later[-1][2] - self.rounds[0][2]) / len(later) if later else self.rounds[0][2]
 
 
 def run(directory: Path, strategy: str, seed: int, steps: str, scale: float, limit: float) -> Side:
-    """One fleet, until its time is up."""
+    """Run a fleet for `limit` seconds from the opening of its first round."""
     directory.mkdir(parents=True)
     side = Side(strategy, seed, steps)
     program = [sys.executable, "-m", "splitee"]
-    own = {"--strategy": strategy, "--seed": seed, "--steps": steps, "--state": directory / "server"}
+    server_flags = {"--strategy": strategy, "--seed": seed, "--steps": steps, "--state": directory / "server"}
     with mosquitto(directory) as broker, closing(Link(broker.address, "timed-steps")) as link:
         settings = {"SPLITEE_BROKER": str(broker.address), "SPLITEE_FLEET": FLEET, "SPLITEE_THREADS": "1"}
         with Processes(directory, without_settings() | settings) as processes:
             link.subscribe(TOPICS.round, TOPICS.metrics)
             link.open(CONNECT)
-            processes.start("server", [*program, "server", "--no-release", *_flags(SETTINGS | own)])
+            processes.start("server", [*program, "server", "--no-release", *_flags(SETTINGS | server_flags)])
             for number, device in enumerate(DEVICES, start=1):
                 flags = {
                     "--id": device,
@@ -127,7 +127,7 @@ def _flags(settings: dict[str, Any]) -> list[str]:
 def _rounds(
     link: Link, processes: Processes, scale: float, limit: float
 ) -> Iterator[tuple[float, float, int]]:
-    """As in Side; raises ClickException where no round is opened, or evaluated, in time."""
+    """Evaluated rounds, as in Side. Raises ClickException if no round is evaluated in time."""
     started, begun = time.monotonic(), None
     evaluated = 0
     while begun is None or time.monotonic() - begun < limit or not evaluated:
@@ -150,7 +150,7 @@ def _rounds(
 
 
 def compare(timed: Side, equal: Side, target: float) -> dict[str, Any]:
-    """The benchmark's figures; `times_sooner` is None where a side has not reached the target."""
+    """The benchmark's figures; `times_sooner` is None if a side did not reach the target."""
     sooner, later = timed.reached(target), equal.reached(target)
     return {
         "benchmark": "timed_steps",
@@ -163,13 +163,15 @@ def compare(timed: Side, equal: Side, target: float) -> dict[str, Any]:
 
 
 def equal_steps(timed: Side) -> int:
-    """Of each device, so that the fleet trains as many batches a round."""
+    """Steps per device with which the fleet trains as many batches per round as in `timed`."""
     return max(1, round(timed.batches_a_round / len(DEVICES)))
 
 
 @click.command()
 @click.option("--strategies", default="sequential,averaging", show_default=True)
-@click.option("--seconds", type=click.IntRange(1), default=10, show_default=True, help="Of a timed round.")
+@click.option(
+    "--seconds", type=click.IntRange(1), default=10, show_default=True, help="Seconds of a timed round."
+)
 @click.option("--limit", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds per side.")
 @click.option("--target", type=click.FloatRange(0, 1), default=0.7, show_default=True)
 @click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the shares.")
@@ -178,15 +180,15 @@ def equal_steps(timed: Side) -> int:
 def main(
     strategies: str, seconds: int, limit: float, target: float, scale: float, seeds: str, out: Path | None
 ) -> None:
-    """Compare rounds of a time with rounds of a number of batches, on three unequal devices."""
+    """Compare rounds of equal time with rounds of equal steps, on three unequal devices."""
     require_shares()
     with signals_unwind(), working_directory(out) as directory:
         for seed in map(int, seeds.split(",")):
             for strategy in strategies.split(","):
-                where = directory / f"{strategy}-{seed}"
-                timed = run(where / "timed", strategy, seed, f"time:{seconds}", scale, limit)
+                folder = directory / f"{strategy}-{seed}"
+                timed = run(folder / "timed", strategy, seed, f"time:{seconds}", scale, limit)
                 click.echo(json.dumps(timed.record(target)))
-                equal = run(where / "equal", strategy, seed, str(equal_steps(timed)), scale, limit)
+                equal = run(folder / "equal", strategy, seed, str(equal_steps(timed)), scale, limit)
                 click.echo(json.dumps(equal.record(target)))
                 click.echo(json.dumps(compare(timed, equal, target)))
 

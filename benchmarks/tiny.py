@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network so small that twenty devices train it on two cores, for `--network benchmarks.tiny:network`."""
+"""A network that twenty devices can train on two cores, for `--network benchmarks.tiny:network`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def network(num_classes: int) -> nn.Module:
-    """Three cuts; 3x32x32 images to logits (B, num_classes)."""
+    """Three cuts; images (B, 3, 32, 32) to logits (B, num_classes)."""
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU()),
         nn.Sequential(nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU()),

@@ -3,8 +3,9 @@
 
     python -m benchmarks.viewer --devices 1000 --rounds 1000
 
-Every device has sent all messages that a viewer reads; then each sends its status, in reality once per
-second. There is no broker: this measures only the view and its snapshot, as in `splitee status` and the page.
+The view first receives all retained messages of every device, then a status of each, which a real device
+publishes once per second. There is no broker: this measures only the view and its snapshot, which
+`splitee status` and the page use.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def metrics(number: int, rounds: int) -> Metrics:
 
 
 def of_fleet(devices: int, rounds: int) -> Iterator[tuple[Route, JsonMessage]]:
-    """What the server says of the whole fleet."""
+    """Messages of the server about the whole fleet."""
     history = [metrics(number + 1, rounds) for number in range(rounds)]
     yield routes.RUN, RunSpec(protocol=1, run=RUN, network="resnet18", num_classes=CLASSES, rounds=rounds)
     yield (
@@ -70,7 +71,7 @@ def of_fleet(devices: int, rounds: int) -> Iterator[tuple[Route, JsonMessage]]:
 
 
 def of_device(rounds: int) -> Iterator[tuple[Route, JsonMessage]]:
-    """What one device says, and the server of it."""
+    """Messages of one device, and of the server about it."""
     size = min(CLASSES, MOST_CONFUSED_BY_DEVICE)
     yield status(0)
     yield (
@@ -111,7 +112,7 @@ def of_device(rounds: int) -> Iterator[tuple[Route, JsonMessage]]:
 
 
 def status(step: int) -> tuple[Route, DeviceStatus]:
-    moved = ByPurpose(training=10_000 * step, evaluation=5000, protocol=2000, headers=900)
+    by_purpose = ByPurpose(training=10_000 * step, evaluation=5000, protocol=2000, headers=900)
     return routes.STATUS, DeviceStatus(
         state="online",
         instance=1,
@@ -121,23 +122,23 @@ def status(step: int) -> tuple[Route, DeviceStatus]:
         steps=100,
         loss=1.25,
         batches=step,
-        bytes=moved.payload,
+        bytes=by_purpose.payload,
         temperature=61.5,
         time=NOW,
-        traffic=Traffic(up=moved, down=moved),
+        traffic=Traffic(up=by_purpose, down=by_purpose),
         memory=300 << 20,
         memory_limit=512 << 20,
     )
 
 
 def cpu(action: Callable[[], object]) -> float:
-    """Seconds of CPU, the least of some tries."""
-    tries = []
+    """The least CPU seconds of REPEATS calls of `action`."""
+    seconds = []
     for _ in range(REPEATS):
         began = time.process_time()
         action()
-        tries.append(time.process_time() - began)
-    return min(tries)
+        seconds.append(time.process_time() - began)
+    return min(seconds)
 
 
 @click.command()
@@ -146,11 +147,11 @@ def cpu(action: Callable[[], object]) -> float:
 def viewer(devices: int, rounds: int) -> None:
     names = [f"device-{index:04}" for index in range(devices)]
 
-    def message(route: Route, said: JsonMessage, device: str = "+") -> Message:
-        return Message(route.topic(TOPICS, device), said.encode(), retained=True)
+    def message(route: Route, content: JsonMessage, device: str = "+") -> Message:
+        return Message(route.topic(TOPICS, device), content.encode(), retained=True)
 
-    retained = [message(*said) for said in of_fleet(devices, rounds)]
-    retained += [message(*said, name) for said in of_device(rounds) for name in names]
+    retained = [message(*published) for published in of_fleet(devices, rounds)]
+    retained += [message(*published, name) for published in of_device(rounds) for name in names]
     statuses = [message(*status(50), name) for name in names]
     view = FleetView(TOPICS.fleet)
 
@@ -165,7 +166,7 @@ def viewer(devices: int, rounds: int) -> None:
     first, a_status = cpu(lambda: take(retained)), cpu(lambda: take(statuses))
 
     def second() -> None:
-        """A status of each device, and a page that is told four times."""
+        """A status of each device, and four snapshots, as for a page."""
         quarter = -(-devices // 4)
         for start in range(0, devices, quarter):
             take(statuses[start : start + quarter])
@@ -177,9 +178,7 @@ def viewer(devices: int, rounds: int) -> None:
     click.echo(f"{devices} devices, {rounds} rounds: {len(retained)} retained messages")
     click.echo(f"all of them   {1e6 * first / len(retained):8.1f} us each, {kept / 1e6:.1f} MB kept")
     click.echo(f"a status      {1e6 * a_status / devices:8.1f} us, {len(statuses[0].payload)} bytes")
-    click.echo(
-        f"a snapshot    {1e3 * snapshot:8.1f} ms where nothing has changed, {1e3 * encoded:.1f} ms as JSON"
-    )
+    click.echo(f"a snapshot    {1e3 * snapshot:8.1f} ms without changes, {1e3 * encoded:.1f} ms as JSON")
     click.echo(f"a second      {1e3 * a_second:8.1f} ms: a status of each device, and four snapshots")
     for route in (routes.TIMING, routes.HISTORY):
         size = next(len(each.payload) for each in retained if each.topic == route.topic(TOPICS))

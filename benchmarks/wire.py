@@ -4,10 +4,10 @@
     python -m benchmarks.wire [--rounds 5] [--seeds 1,2,3]
 
 Every cut of resnet18 is trained for a few batches on one thread, as on a device, on the built-in
-Fashion-MNIST. Each batch's features go through every codec, and for comparison through a plain copy in
+Fashion-MNIST. Each batch's features are encoded and decoded with every codec, and for comparison copied in
 memory. Then a small network is trained with each codec, to measure the loss of accuracy. Prints a table on
 stderr and one JSON line, and exits with 1 if a figure is out of its bounds. int8+zstd may exceed its share of
-the step: a first convolution trains faster than an entropy coder encodes its features. There `--codec auto`
+the step: a first convolution trains faster than an entropy coder encodes its features. `--codec auto` then
 chooses another codec.
 """
 
@@ -37,18 +37,18 @@ from splitee_device.profiler.cost_model import LinkSpeed
 from splitee_device.training.trainer import ClientTrainer
 
 INPUT = (3, 32, 32)
-WARM_UP = 3  # batches that are trained, but not measured
-MAX_SHARE = 0.05  # of the training step that encoding may take
-MIN_SHRINKING = 5.0  # of fp32's bytes by int8+zstd, after the first residual layer
+WARM_UP = 3  # first batches, which are not measured
+MAX_SHARE = 0.05  # of the training step's time for encoding
+MIN_SHRINKING = 5.0  # fp32's bytes over int8+zstd's, in the first residual layer
 MAX_LOST = 0.5  # percentage points of accuracy that int8+zstd may cost
-LINK = LinkSpeed(upload=125e6, round_trip=0.001)  # 1 Gb/s: for which `auto` chooses
+LINK = LinkSpeed(upload=125e6, round_trip=0.001)  # 1 Gbit/s, for which `auto` chooses
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One codec at one cut: best times over the batches, rates as bytes of float32 features in a second."""
+    """One codec at one cut: the best times of all batches; rates in GB of float32 features per second."""
 
     stem: str
     cut: int
@@ -56,7 +56,7 @@ class Row:
     codec: str
     batch_bytes: int
     bytes_a_sample: float
-    shrinking: float  # fp32's bytes over these
+    shrinking: float  # fp32's bytes over batch_bytes
     encode_gb_s: float
     decode_gb_s: float
     copy_gb_s: float
@@ -65,7 +65,7 @@ class Row:
 
 
 class Clock:
-    """How long each named piece of work takes at best, which a machine that is shared disturbs least."""
+    """Measures the shortest time of each named call, which other load on the machine disturbs least."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = {}
@@ -93,7 +93,7 @@ def measure(network: SplitNetwork, cut: int, data: DeviceData, spec: RunSpec) ->
         for codec in CODECS:
             tensor = clock.time(f"encode {codec}", encode_tensor, codec, features)
             clock.time(f"decode {codec}", decode_tensor, tensor)
-            sizes[codec] = len(tensor.data)  # of the last batch: the features are the most realistic there
+            sizes[codec] = len(tensor.data)  # of the last batch, whose features are the most realistic
     gigabytes = copied.nbytes / 1e9
     for codec in CODECS:
         yield Row(
@@ -114,7 +114,7 @@ def measure(network: SplitNetwork, cut: int, data: DeviceData, spec: RunSpec) ->
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a target is met at each cut that it speaks of."""
+    """At how many of its cuts a target is met; `worst`: the worst figure, and where it is."""
 
     target: str
     met: int
@@ -148,13 +148,13 @@ def _share(codec: str, rows: list[Row], *, required: bool = True) -> Verdict:
 
 
 def _chosen(rows: list[Row], place: Row) -> Row:
-    """The codec that `auto` takes where `place` is."""
-    here = {row.codec: row for row in rows if (row.stem, row.cut) == (place.stem, place.cut)}
+    """The row of the codec that `auto` chooses at the cut and stem of `place`."""
+    by_codec = {row.codec: row for row in rows if (row.stem, row.cut) == (place.stem, place.cut)}
     costs = [
-        CodecCost(codec, here[codec].encode_share * place.step_ms / 1000, here[codec].batch_bytes)
+        CodecCost(codec, by_codec[codec].encode_share * place.step_ms / 1000, by_codec[codec].batch_bytes)
         for codec in CANDIDATES
     ]
-    return here[choose_codec(costs, place.step_ms / 1000, LINK, window=8)[0]]
+    return by_codec[choose_codec(costs, place.step_ms / 1000, LINK, window=8)[0]]
 
 
 def _place(row: Row) -> str:
@@ -216,7 +216,7 @@ def main(
     rounds: int,
     seeds: str,
 ) -> None:
-    """Measure the codecs on real features, and what they cost in accuracy."""
+    """Measure the codecs on real features, and the accuracy that they lose."""
     torch.set_num_threads(1)
     console = Console(stderr=True, width=130)
     data = open_data("builtin:fashion-mnist", input_shape=INPUT)

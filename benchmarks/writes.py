@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wears out a card? Bytes and fsyncs of a fleet per round, compared with the state that it must keep.
+"""How much does a fleet write to SD cards? Bytes and fsyncs per round, compared with the size of its state.
 
     python -m benchmarks.writes [--rounds 5] [--averaging layerwise|none] [--idle 0]
 
-A real fleet of resnet18 at 32 pixels, on a real Mosquitto that saves like the shipped configuration. The
-kernel counts the bytes that each process has dirtied on disks (`write_bytes`), from the opening of the second
-round to that of the last; strace counts fsyncs, if it is installed. State is what a process must have on disk
-at the end of a round: its newest file, and for the broker its database.
-With --idle the server then waits for --idle seconds for a device that is not there. This measures the
-broker's saves on a hub that only sends heartbeats.
+A real fleet trains resnet18 at 32 pixels on a real Mosquitto that saves like the shipped configuration. The
+kernel counts the bytes that each process dirties on disks (`write_bytes`), from the opening of the second
+round to that of the last; strace counts fsyncs, if it is installed. The state is the newest round's file of a
+process, or the broker's database.
+With --idle, another fleet then waits for --idle seconds for a missing device. This measures the broker's
+saves while processes only send heartbeats.
 Prints a table, then one JSON line; exits with 1 if a device or the server writes much more than its state.
 """
 
@@ -39,15 +39,15 @@ from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS
 
-MOST = 1.1  # times its state that a device or the server may write a round
-BESIDE = 256 << 10  # bytes that it may write beside it: figures, mistakes, what statistics have changed
+MOST = 1.1  # times its state, that a device or the server may write per round
+BESIDE = 256 << 10  # bytes that it may write in addition: figures, mistakes, changed statistics
 SAVING = ("persistence", "persistence_location", "autosave_interval", "autosave_on_changes")
-FIRST = 2  # the round from which is counted: what is written once is written before
+FIRST = 2  # first counted round: before it, files are written that are written only once
 
 
 @dataclass(frozen=True)
 class Averaged(Settings):
-    """With client networks averaged, or not."""
+    """Settings with `--client-averaging`."""
 
     averaging: str
 
@@ -57,7 +57,7 @@ class Averaged(Settings):
 
 @dataclass(frozen=True)
 class Writes:
-    """What one process has written, so far or between two moments."""
+    """Writes of a process, in total or between two times."""
 
     bytes: int
     fsyncs: int
@@ -67,7 +67,7 @@ class Writes:
 
 
 class Counter:
-    """Counts what the processes of a fleet write."""
+    """Counts the writes of the processes of a fleet."""
 
     def __init__(self, fleet: Fleet, traces: Path) -> None:
         self._fleet = fleet
@@ -76,7 +76,7 @@ class Counter:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """strace notes each fsync while the context lasts; nothing where there is none."""
+        """Record fsyncs with strace, if it is installed, until the context is left."""
         with ExitStack() as stack:
             for name, pid in self._fleet.pids.items() if self.has_strace else ():
                 command = ["strace", "-f", "-q", "-e", "trace=fsync,fdatasync", "-p", str(pid)]
@@ -87,7 +87,7 @@ class Counter:
             yield
 
     def now(self) -> dict[str, Writes]:
-        """By process."""
+        """Writes so far, by process."""
         return {name: Writes(_written(pid), self._fsyncs(name)) for name, pid in self._fleet.pids.items()}
 
     def _fsyncs(self, name: str) -> int:
@@ -95,7 +95,7 @@ class Counter:
         if not trace.exists():
             return 0
         lines = trace.read_text(errors="replace").splitlines()
-        return sum("sync(" in line for line in lines)  # that it goes on after an interruption has no bracket
+        return sum("sync(" in line for line in lines)  # a resumed call has no bracket
 
 
 def _written(pid: int) -> int:
@@ -103,7 +103,7 @@ def _written(pid: int) -> int:
 
 
 def broker_settings(directory: Path, autosave: int | None) -> str:
-    """Those of the fleet's Mosquitto, with the shipped configuration's way of saving."""
+    """Settings of the fleet's Mosquitto, with the settings for saving of the shipped configuration."""
     directory.mkdir(parents=True)
     text = files("splitee_broker").joinpath("mosquitto.conf").read_text()
     lines = (line.split(maxsplit=1) for line in text.splitlines())
@@ -112,12 +112,12 @@ def broker_settings(directory: Path, autosave: int | None) -> str:
     if autosave is not None:
         shipped["autosave_interval"] = str(autosave)
     rest = MOSQUITTO_SETTINGS.replace("persistence false\n", "")
-    rest += f"user {getpass.getuser()}\n"  # as root it would become another, to which this folder is closed
+    rest += f"user {getpass.getuser()}\n"  # else root switches to an account without access to the folder
     return rest + "".join(f"{name} {value}\n" for name, value in shipped.items())
 
 
 def state_sizes(fleet: Fleet, database: Path) -> dict[str, int]:
-    """Bytes that each process must have on disk: its newest round, or its database."""
+    """Bytes of the newest round's file of each process, and of the broker's database."""
     sizes = {"broker": database.stat().st_size if database.exists() else 0}
     for name in fleet.parts:
         newest = max((fleet.directory / name).glob("round-*.state"), default=None)
@@ -126,7 +126,7 @@ def state_sizes(fleet: Fleet, database: Path) -> dict[str, int]:
 
 
 def rounds_of(fleet: Fleet, link: Link, counter: Counter, rounds: int) -> dict[str, Writes]:
-    """What was written from the opening of round FIRST to that of the last one."""
+    """Writes from the opening of round FIRST to that of the last round, by process."""
     seen: dict[int, dict[str, Writes]] = {}
 
     def note_opening() -> None:
@@ -142,7 +142,7 @@ def rounds_of(fleet: Fleet, link: Link, counter: Counter, rounds: int) -> dict[s
 
 
 def measure(directory: Path, settings: Averaged, autosave: int | None) -> dict[str, Any]:
-    """A fleet's writes a round, by process."""
+    """A fleet's writes per round, by process."""
     saving = broker_settings(directory / "broker", autosave)
     with (
         Fleet(
@@ -160,19 +160,19 @@ def measure(directory: Path, settings: Averaged, autosave: int | None) -> dict[s
     rounds = settings.rounds - FIRST
     rows = {}
     for name, found in written.items():
-        each, state = found.bytes / rounds, sizes[name]
+        bytes_a_round, state = found.bytes / rounds, sizes[name]
         rows[name] = {
-            "bytes": round(each),
+            "bytes": round(bytes_a_round),
             "fsyncs": round(found.fsyncs / rounds, 1) if counter.has_strace else None,
             "state": state,
-            "times": round(each / state, 3) if state else None,
+            "times": round(bytes_a_round / state, 3) if state else None,
             "most": round(MOST * state + BESIDE) if name != "broker" else None,
         }
     return {"processes": rows, "seconds_in_all": round(seconds, 1)}
 
 
 def idle(directory: Path, settings: Settings, seconds: float, autosave: int | None) -> dict[str, Any]:
-    """What a hub writes while its server waits for a device that is not there."""
+    """Writes of a fleet while its server waits for a missing device."""
     database = directory / "broker" / "mosquitto.db"
     devices = settings.devices()
     devices.popitem()
@@ -204,9 +204,9 @@ def _note_topic(link: Link, topics: set[str]) -> None:
 
 
 def show(processes: Mapping[str, Mapping[str, Any]]) -> None:
-    """The table, for people."""
+    """Print the writes as a table."""
     table = Table(box=None, header_style="bold")
-    for column in ("process", "kB a round", "fsyncs a round", "state, kB", "times the state"):
+    for column in ("process", "kB per round", "fsyncs per round", "state, kB", "times the state"):
         table.add_column(column, justify="left" if column == "process" else "right")
     for name, row in processes.items():
         fsyncs = "" if row["fsyncs"] is None else f"{row['fsyncs']:.1f}"
@@ -220,12 +220,12 @@ def show(processes: Mapping[str, Mapping[str, Any]]) -> None:
 @click.option("--averaging", type=click.Choice(["layerwise", "none"]), default="layerwise", show_default=True)
 @click.option("--samples", type=click.IntRange(min=3), default=96, show_default=True)
 @click.option("--autosave", type=int, help="The broker's autosave_interval, if not the shipped one.")
-@click.option("--idle", "idle_for", default=0.0, show_default=True, help="Seconds to look at an idle hub.")
+@click.option("--idle", "idle_for", default=0.0, show_default=True, help="Seconds to measure an idle fleet.")
 @out_option
 def main(
     rounds: int, averaging: str, samples: int, autosave: int | None, idle_for: float, out: Path | None
 ) -> None:
-    """Count what each process of a fleet writes to its disk a round."""
+    """Count the bytes and fsyncs that each process of a fleet writes per round."""
     settings = Averaged(rounds, samples, averaging)
     result: dict[str, Any] = {"benchmark": "writes", "averaging": averaging, "devices": len(CUTS)}
     with working_directory(out) as directory:
@@ -234,7 +234,9 @@ def main(
             result["idle"] = idle(directory / "idle", settings, idle_for, autosave)
     limited = [row for row in result["processes"].values() if row["most"] is not None]
     if not any(row["bytes"] for row in limited):
-        raise click.ClickException("nothing is counted here, as in memory: --out names a folder on a disk")
+        raise click.ClickException(
+            "the kernel counted no bytes, as for a folder in memory: name one on a disk with --out"
+        )
     result["passed"] = all(row["bytes"] <= row["most"] for row in limited)
     show(result["processes"])
     click.echo(json.dumps(result))

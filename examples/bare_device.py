@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device with nothing but an MQTT client, msgpack and NumPy, written from docs/reference/protocol.md alone.
+"""A device that needs only an MQTT client, msgpack and NumPy, written from docs/reference/protocol.md alone.
 
-It joins, keeps to the window, resends, begins anew with a new attempt, ends its rounds and is evaluated. Its
-features are made up, each class a direction plus noise, and its exit takes the nearest direction: its weights
-never change, so the run must have `client_averaging: none`. `splitee cuts NETWORK` lists the shape of a cut.
+It joins, keeps to the window, resends, starts again with a new attempt, ends its rounds and is evaluated. Its
+features are made up: the direction of the class plus noise. Its exit predicts the class whose direction has
+the largest inner product with them. Its weights never change, so the run must have `client_averaging: none`.
+`splitee cuts NETWORK` lists the shape of the features at a cut.
 
     python examples/bare_device.py --broker HOST:1883 --fleet home --id pi-1 --cut 3 --classes a,b
 """
@@ -29,9 +30,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 PROTOCOL = 1
 CODECS = {"fp16": "<f2", "fp32": "<f4"}
-BATCH = 64  # images in evaluation
-SILENCE = 15.0  # seconds without a message of the server after which the device sends a request
-PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of those what topic and headers may take
+BATCH = 64  # images per batch in evaluation
+SILENCE = 15.0  # seconds without a message of the server until the device sends a request
+PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of its topic and headers at most
 READ = ("run", "round", "devices/{id}/status", "devices/{id}/inbox/#")
 KEY = ("run", "attempt", "round", "phase")
 Message = dict[str, Any]
@@ -39,7 +40,7 @@ log = partial(print, file=sys.stderr, flush=True)
 
 
 class Model:
-    """Stands for images, client network and exit: makes features up, and predicts from them."""
+    """Replaces images, client network and exit: generates features, and predicts from them."""
 
     def __init__(self, device: str, shape: list[int], classes: int) -> None:
         self.seed, self.shape = device.encode(), shape
@@ -49,18 +50,18 @@ class Model:
         self.digest = hashlib.sha256(head.encode() + self.directions.tobytes()).hexdigest()
 
     def batch(self, size: int, *numbers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features, labels and the exit's probabilities; the same numbers give the same batch."""
+        """Features, labels and the exit's probabilities; equal numbers give equal batches."""
         random = np.random.default_rng([*self.seed, *numbers])
         labels = random.integers(len(self.directions), size=size)
         features = self.directions[labels] + random.standard_normal((size, self.directions.shape[1]))
         logits = features @ self.directions.T / math.sqrt(self.directions.shape[1])
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True)) + 1e-12
-        return features.reshape(size, *self.shape), labels, powers / powers.sum(axis=1, keepdims=True)
+        exps = np.exp(logits - logits.max(axis=1, keepdims=True)) + 1e-12
+        return features.reshape(size, *self.shape), labels, exps / exps.sum(axis=1, keepdims=True)
 
 
 @dataclass
 class Phase:
-    """A phase that the device takes part in. `kept` has the batches that are not acknowledged, by step."""
+    """A phase that the device takes part in. `kept`: the unacknowledged batches, by step."""
 
     key: Message
     steps: int
@@ -75,7 +76,7 @@ class Phase:
 
 
 class Device:
-    """The thread of the MQTT client puts what happens into `events`; `run` takes it from there."""
+    """The MQTT client's thread puts events into a queue, from which `run` takes them."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.id, self.instance = options, options.id, time.time_ns()
@@ -90,17 +91,17 @@ class Device:
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.will_set(self.root + self.own + "status", json.dumps(self.status("offline")), 1, True)
         put = self.events.put
-        self.client.on_connect = lambda _c, _u, _f, reason, more: put((self.on_connect, (reason, more)))
+        self.client.on_connect = lambda _c, _u, _f, reason, props: put((self.on_connect, (reason, props)))
         self.client.on_disconnect = lambda *_: put((log, ("the connection is lost: waits for the broker",)))
-        self.client.on_message = lambda _c, _u, got: put((self.on_message, (got.topic, got.payload)))
+        self.client.on_message = lambda _c, _u, packet: put((self.on_message, (packet.topic, packet.payload)))
 
     def forget_run(self) -> None:
         self.joined, self.attempt, self.committed = False, 0, 0
         self.phase: Phase | None = None
-        self.pending: Message = {}  # the round whose round-done is published and that may count or not
+        self.pending: Message = {}  # the round of a published round-done that is not yet decided
 
     def publish(self, topic: str, message: Message | bytes, retain: bool = False) -> mqtt.MQTTMessageInfo:
-        """Publishes a message, in parts where it does not fit a packet."""
+        """Publish a message, in parts if it does not fit a packet."""
         data = message if isinstance(message, bytes) else json.dumps(message).encode()
         piece, number = self.packet - OVERHEAD, time.time_ns()
         count = math.ceil(len(data) / piece)
@@ -116,7 +117,7 @@ class Device:
         return message | ({"step": phase.acked, "steps": phase.steps} if phase else {})
 
     def request(self) -> None:
-        """Requests to take part, or a fresh acknowledgement."""
+        """Request to take part, or request an acknowledgement."""
         self.last_received, options = time.monotonic(), self.options
         profile = {"protocol": PROTOCOL, "instance": self.instance, "version": "bare 1", "cut": options.cut}
         profile |= {"train_samples": options.train, "held_out_samples": options.held_out}
@@ -127,20 +128,20 @@ class Device:
     def make_batch(self, phase: Phase, train: bool) -> bytes:
         step, codec, held_out = phase.next, self.spec.get("codec", "fp16"), self.options.held_out
         size = self.spec.get("batch_size", 32) if train else min(BATCH, held_out - step * BATCH)
-        features, labels, chances = self.model.batch(size, phase.key["round"] if train else 0, step)
+        features, labels, probabilities = self.model.batch(size, phase.key["round"] if train else 0, step)
         kind = "<u1" if self.spec["num_classes"] <= 256 else "<u2"
-        guesses, losses = chances.argmax(axis=1), -np.log(chances[np.arange(size), labels])
-        phase.scores.append((float(losses.mean()), float((guesses == labels).mean())))
+        predictions, losses = probabilities.argmax(axis=1), -np.log(probabilities[np.arange(size), labels])
+        phase.scores.append((float(losses.mean()), float((predictions == labels).mean())))
         tensor = {"codec": codec, "shape": features.shape, "data": features.astype(CODECS[codec]).tobytes()}
         message = phase.key | {"step": step, "features": tensor, "labels": labels.astype(kind).tobytes()}
         if not train:
-            entropy = -(chances * np.log(chances)).sum(axis=1) / math.log(chances.shape[1])
-            message["exit_labels"] = guesses.astype(kind).tobytes()
+            entropy = -(probabilities * np.log(probabilities)).sum(axis=1) / math.log(probabilities.shape[1])
+            message["exit_labels"] = predictions.astype(kind).tobytes()
             message["exit_entropy"] = entropy.clip(0, 1).astype("<f2").tobytes()
         return bytes(msgpack.packb(message))
 
     def send(self, phase: Phase) -> None:
-        """Sends what the window allows, and round-done behind the last batch of a round."""
+        """Send the batches that the window allows, and round-done after the last batch of a round."""
         train, window = phase.key["phase"] == "train", self.spec.get("window_bytes", 1 << 24)
         end = min(phase.steps, phase.acked + phase.room)
         while phase.next < end and sum(map(len, phase.kept.values())) < window:
@@ -160,7 +161,7 @@ class Device:
         log(f"waits for the commit of round {phase.key['round']}")
 
     def follow(self) -> None:
-        """Begins, keeps or leaves a phase, as the last opening says."""
+        """Begin, continue or leave a phase, by the last opening."""
         opening = self.opening
         if not self.joined or opening.get("run") != self.spec["run"] or opening["attempt"] < self.attempt:
             return
@@ -186,11 +187,11 @@ class Device:
             self.send(self.phase)
 
     def on_run(self, message: Message) -> None:
-        speaks, codec = message["protocol"], message.get("codec", "fp16")
-        if speaks != PROTOCOL or codec not in CODECS:
-            sys.exit(f"the run has protocol {speaks}, codec {codec}; this device 1, {' or '.join(CODECS)}")
-        another, self.spec = message["run"] != self.spec.get("run"), message
-        if another:
+        protocol, codec = message["protocol"], message.get("codec", "fp16")
+        if protocol != PROTOCOL or codec not in CODECS:
+            sys.exit(f"the run has protocol {protocol}, codec {codec}; this device 1, {' or '.join(CODECS)}")
+        is_new, self.spec = message["run"] != self.spec.get("run"), message
+        if is_new:
             log(f"run {message['run']}: waits for the server's plan")
             self.forget_run()
             self.request()
@@ -230,7 +231,7 @@ class Device:
         self.follow()
 
     def settle(self, message: Message, committed: int, digest: str | None) -> None:
-        """Whether the round whose round-done is published counts, where a message decides that."""
+        """Decide whether the pending round counts, if the message is about it."""
         if self.pending == {"run": message["run"], "attempt": message["attempt"], "round": committed}:
             counts, self.pending = digest == self.model.digest, {}
             self.committed = committed if counts else self.committed
@@ -264,7 +265,7 @@ class Device:
                 log(f"{topic}: rejected, {error!r}")
 
     def turn(self) -> None:
-        """Takes the next event, or does what is due every second."""
+        """Handle the next event, or publish the status every second."""
         try:
             handler, arguments = self.events.get(timeout=max(0.0, self.next_status - time.monotonic()))
             handler(*arguments)

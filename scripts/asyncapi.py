@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/reference/asyncapi.json: the protocol for tools (AsyncAPI 3.0), from routes and messages."""
+"""Writes docs/reference/asyncapi.json: the protocol as AsyncAPI 3.0, from routes and messages."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws what the documents show, as SVG for light and dark pages."""
+"""Draws the figures of the documentation as SVG, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LANE = 520  # pixels between two lanes
 
 @dataclass(frozen=True)
 class Send:
-    """An arrow from the lane `left` to `right`, or back; `lost`: it does not arrive."""
+    """A message from the left lane to the right one, or `back`; `lost`: it does not arrive."""
 
     text: str
     back: bool = False
@@ -40,7 +40,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Note:
-    """What one side does; `at`: 0 is the left lane, 1 the right one."""
+    """An action of one side; `at`: 0 is the left lane, 1 the right one."""
 
     text: str
     at: int
@@ -48,7 +48,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that belong together, with their name."""
+    """A named group of rows."""
 
     text: str
     rows: Sequence[Send | Note]
@@ -120,7 +120,7 @@ ROUND: Sequence[Row] = (
 
 
 def sequence(lanes: tuple[str, str], rows: Sequence[Row]) -> str:
-    """Two sides and what they send each other, from top to bottom."""
+    """A sequence diagram: the messages between two sides, from top to bottom."""
     left, right, top = 170, 170 + LANE, 52
     parts, bottom = _rows(rows, left, right, top)
     lines = [f'<path class="line dashed" d="M{x} 36V{bottom}"/>' for x in (left, right)]
@@ -164,7 +164,7 @@ def _arrow(send: Send, left: int, right: int, y: int) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Box:
-    """A thing with its name and what it does."""
+    """A box with a name and a description."""
 
     x: int
     y: int
@@ -200,7 +200,7 @@ LABELS = ((317, 132, "features, labels"), (365, 302, "acks, commits, averages"))
 
 
 def architecture() -> str:
-    """The way of a batch from an image to a commit."""
+    """The path of a batch from an image to a commit."""
     boxes = [_box(b.x, b.y, b.width, b.height, b.lines, top=True) for b in FRAMES]
     boxes += [_box(b.x, b.y, b.width, b.height, b.lines) for b in BOXES]
     arrows = [f'<path class="line" d="M{x} {y} {u} {v}" marker-end="url(#tip)"/>' for x, y, u, v in FLOWS]
@@ -208,15 +208,15 @@ def architecture() -> str:
     return _svg(930, 350, [*boxes, *arrows, *texts])
 
 
-STAGES = 6  # of the overview's network
-STAGE = 38  # pixels
-PITCH = 50
-TRUNK = (590, 146)  # where its first stage stands
+STAGES = 6  # number of stages of the overview's network
+STAGE = 38  # pixels: side of a stage
+PITCH = 50  # pixels between the left sides of two stages
+TRUNK = (590, 146)  # x, y of its first stage
 ROWS = ((32, 4, "strong device"), (132, 1, "weak device"), (232, 2, "another device"))  # y, cut, name
 
 
 def overview(colours: str = BOTH) -> str:
-    """Unequal devices, a broker, and the trunk that learns from all of them."""
+    """Unequal devices, a broker, and the trunk, which learns from all devices."""
     parts = [
         _box(570, 20, 280, 300, ("server",), top=True),
         _box(450, 20, 90, 300, ("MQTT", "broker"), top=True),
@@ -232,7 +232,7 @@ def overview(colours: str = BOTH) -> str:
 
 
 def _device(y: int, cut: int, name: str) -> Iterator[str]:
-    """A device with its stages and exit, and the way of its features into the trunk."""
+    """A device with its stages and exit, and the path of its features into the trunk."""
     yield _box(10, y - 12, 410, 92, ())
     yield _text(24, y + 8, f"{name}, cut {cut}", "head")
     yield _box(24, y + 14, 74, STAGE + 4, ("images", "stay here"), "small")
@@ -242,11 +242,11 @@ def _device(y: int, cut: int, name: str) -> Iterator[str]:
     yield _line(f"M98 {y + 35}H118")
     yield _box(last + STAGE + 20, y + 16, 52, STAGE, ("exit",), "small")
     yield _line(f"M{last + STAGE} {y + 35}H{last + STAGE + 18}")
-    way = y + 71
+    path_y = y + 71
     entry, top = TRUNK[0] + PITCH * (cut - 1) + STAGE // 2, TRUNK[1]
-    into = f"V{top - 2}" if way < top else f"V{top + STAGE + 2}"
-    yield _line(f"M{last + STAGE // 2} {y + 16 + STAGE}V{way}H{entry}{into}")
-    yield _text(412, way - 4, "features, labels", "small", "end")
+    into = f"V{top - 2}" if path_y < top else f"V{top + STAGE + 2}"
+    yield _line(f"M{last + STAGE // 2} {y + 16 + STAGE}V{path_y}H{entry}{into}")
+    yield _text(412, path_y - 4, "features, labels", "small", "end")
 
 
 def _stage(x: int, y: int, text: str, style: str) -> str:
@@ -261,7 +261,7 @@ def _line(path: str) -> str:
 def _box(
     x: int, y: int, width: int, height: int, lines: Sequence[str], style: str = "", *, top: bool = False
 ) -> str:
-    """The first line is the name, the others are small; in the middle, or at the `top`."""
+    """A box with text in its middle or at its `top`: the first line is the name, the others are small."""
     middle = x + width / 2
     first = y + 20 if top else y + height / 2 + 5 - 9 * (len(lines) - 1)
     texts = [
@@ -276,15 +276,15 @@ def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start")
 
 
 def _svg(width: int, height: int, parts: Sequence[str], colours: str = BOTH) -> str:
-    """On a ground of its own, so that it can be read whatever the page's colours are."""
+    """An SVG file with its own background, readable on a page of any colour."""
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    ground = f'<rect class="page" width="{width}" height="{height}" rx="8"/>'
+    background = f'<rect class="page" width="{width}" height="{height}" rx="8"/>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>\n{SHAPES}{colours}</style>\n{TIP}'
-    return "\n".join([head + ground, *parts, "</svg>\n"])
+    return "\n".join([head + background, *parts, "</svg>\n"])
 
 
 def drawings() -> dict[str, str]:
-    """The drawings' files, by name."""
+    """The texts of the SVG files, by name."""
     return {
         "architecture.svg": architecture(),
         "batch.svg": sequence(("device", "server"), BATCH),

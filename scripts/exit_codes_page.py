@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/reference/exit-codes.md: what each exit status of `splitee` means, from the code."""
+"""Writes docs/reference/exit-codes.md: the meaning of each exit code of `splitee`, from the code."""
 
 from __future__ import annotations
 

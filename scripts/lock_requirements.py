@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes requirements/*.txt, what an installation as root takes: make lock.
+"""Writes requirements/*.txt, the pinned packages of an installation as root: make lock.
 
-Each package is pinned to the version of constraints.txt, with the hashes that the package index states for
-its files, for Linux on x86_64 and on aarch64. pip takes nothing else with --require-hashes.
+Each package is pinned to the version of constraints.txt, with the hashes of its files in the package index,
+for Linux on x86_64 and aarch64. With --require-hashes pip installs no other files.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "requirements"
-PYTHON = "3.11"  # the oldest that is supported
+PYTHON = "3.11"  # the oldest supported version
 EXTRAS: dict[str, tuple[str, ...]] = {"base": (), "train": ("train",), "server": ("server", "page")}
 PINNED = re.compile(r"([\w.-]+)==")
 TORCH = ("torch", "torchvision")
-OF_CUDA = (
+CUDA_PREFIXES = (
     "cuda-",
     "nvidia-",
     "triton",
-)  # what the names of packages begin with that only torch with CUDA needs
+)  # prefixes of the packages that only torch with CUDA needs
 
 
 def lock(name: str, source: str, *flags: str) -> str:
-    """Writes requirements/NAME.txt for a requirements file, and returns it; "-": for what builds a wheel.
+    """Write requirements/NAME.txt for `source` and return its text; "-": the packages that build a wheel.
 
-    What constraints.txt does not name keeps the version that the file has.
+    Packages that constraints.txt does not name keep the version in the existing file.
     """
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     path = FOLDER / f"{name}.txt"
@@ -49,9 +49,9 @@ def lock(name: str, source: str, *flags: str) -> str:
 
 
 def without_torch(server: str) -> list[str]:
-    """The flags by which the server's packages are without torch, for a torch that comes from elsewhere."""
+    """Flags that leave out torch and its CUDA packages, for servers where torch is installed otherwise."""
     names = PINNED.findall(server)
-    left_out = sorted({name for name in names if name in TORCH or name.startswith(OF_CUDA)})
+    left_out = sorted({name for name in names if name in TORCH or name.startswith(CUDA_PREFIXES)})
     return [flag for name in left_out for flag in ("--no-emit-package", name)]
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     for name, extras in EXTRAS.items():
         flags = [flag for extra in extras for flag in ("--extra", extra)]
         text = lock(name, "pyproject.toml", *flags)
-    lock("server-without-torch", "pyproject.toml", *flags, *without_torch(text))  # as the last one
+    lock("server-without-torch", "pyproject.toml", *flags, *without_torch(text))  # flags of "server"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of demos that nobody has run: what a page has to show in all its cases, without the hours."""
+"""Made-up reports of demos, for all cases of the demo's page."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ STAGES = {3: "layer1.1", 5: "layer2.1", 7: "layer3.1"}
 CLASSES = (
     "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
 )  # fmt: skip
-SETTLED = 2.5  # rounds after which two thirds of the way are gone
+SETTLED = 2.5  # rounds: time constant of the accuracies, divided by 2.2 after round 1
 
 
 def reports() -> Mapping[str, Report]:
-    """All cases, by name."""
+    """The reports, by the name of their case."""
     return {
         "sequential": report(),
         "averaging": report(strategy="averaging", seed=2, drop=0.06),
@@ -53,7 +53,7 @@ def report(
     drop: float = 0.0,
     names: Sequence[str] = (),
 ) -> Report:
-    """Of a run with these settings. `drop`: by which joining is less worth; `names`: of the devices."""
+    """The report of a run with these settings. `drop`: loss of accuracy; `names`: ids of the devices."""
     random = np.random.default_rng(seed)
     ids = list(names) or [f"pi-{number}" for number in range(1, devices + 1)]
     cuts = {device: tuple(STAGES)[place % 3] for place, device in enumerate(ids)}
@@ -111,7 +111,7 @@ def report(
 
 
 def _score(random: np.random.Generator, images: int, exit_accuracy: float, trunk_accuracy: float) -> Score:
-    """Exit and trunk that are right as often, and mostly unsure where they are wrong."""
+    """Predictions of exit and trunk with these accuracies; wrong ones of the exit have higher uncertainty."""
     labels = np.arange(images) % len(CLASSES)
     predicted = partial(_predicted, random, labels)
     exits, trunks = predicted(exit_accuracy), predicted(trunk_accuracy)
@@ -139,7 +139,7 @@ def _round(
     images: int,
     drop: float,
 ) -> Metrics:
-    """The first is of hardly trained networks. Sequential has one trunk, whose lines coincide."""
+    """Metrics of a round; those of round 1 are low. With `sequential`, all trunk accuracies are equal."""
     learnt = 1 - exp(-number / SETTLED * (2.2 if number > 1 else 0.3))
     trunk = 0.1 + (0.76 - drop) * learnt
     devices = {
@@ -224,7 +224,7 @@ def _choices(cuts: Mapping[str, int]) -> list[DeviceChoice]:
 
 
 def _traffic(sent: int) -> Traffic:
-    """A device's, which has sent so many bytes."""
+    """The traffic of a device that has sent `sent` bytes."""
     up = ByPurpose(
         training=sent * 6 // 10,
         evaluation=sent // 10,
@@ -236,5 +236,5 @@ def _traffic(sent: int) -> Traffic:
 
 
 def as_json(made_up: Report) -> bytes:
-    """As report.json holds it."""
+    """A report in the format of report.json."""
     return msgspec.json.format(msgspec.json.encode(made_up), indent=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what is generated in docs/: make docs, before the site is built."""
+"""Writes the generated files of docs/: make docs, before the site is built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGES = (settings_page, protocol_page, asyncapi, exit_codes_page, report_page)
 
 
 def files() -> dict[Path, str]:
-    """What the generated files should hold."""
+    """The texts of the generated files, by path."""
     pages = {module.PAGE: module.page() for module in PAGES}
     return pages | {drawings.DIRECTORY / name: text for name, text in drawings.drawings().items()}
 

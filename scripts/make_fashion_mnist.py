@@ -39,12 +39,12 @@ def read_idx(path: Path) -> Bytes:
 
 
 def balanced(labels: Bytes, count: int, generator: np.random.Generator) -> npt.NDArray[np.intp]:
-    """The places of `count` labels in ascending order, the same number of each class."""
+    """Indices of `count` random labels in ascending order, equally many of each class."""
     each, rest = divmod(count, len(CLASS_NAMES))
     if rest:
         raise click.ClickException(f"{count} images cannot be shared equally by {len(CLASS_NAMES)} classes")
-    places = [np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES))]
-    return np.sort(np.concatenate([generator.choice(of_class, each, replace=False) for of_class in places]))
+    indices = [np.flatnonzero(labels == label) for label in range(len(CLASS_NAMES))]
+    return np.sort(np.concatenate([generator.choice(in_class, each, replace=False) for in_class in indices]))
 
 
 @click.command()

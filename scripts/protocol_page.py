@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the tables of docs/reference/protocol.md from routes and messages; the text above is by hand."""
+"""Writes the tables of docs/reference/protocol.md from routes and messages; its text is written by hand."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ MARK = "<!-- Below this line: made by `make docs`. -->\n"
 
 
 def page() -> str:
-    """The page's text, with tables that are made from the code as it is now."""
+    """The page's text: the part written by hand, and tables generated from the code."""
     by_hand = PAGE.read_text().partition(MARK)[0]
     messages = dict.fromkeys(route.message for route in ROUTES)
-    messages[RolloutPlan] = None  # it travels as bytes that an order names
+    messages[RolloutPlan] = None  # it is sent as the bytes of a file, which an order names
     inside = (struct for kind in messages for struct in structs_in(type_info(kind)))
     structs = dict.fromkeys([*messages, *inside, Part])
     return f"{by_hand}{MARK}\n{topics()}" + "".join(section(struct) for struct in structs)
@@ -113,7 +113,7 @@ def encoding(info: StructType) -> str:
 
 
 def described(struct: type) -> tuple[str, dict[str, str]]:
-    """A docstring's summary, and the `Attributes` of it and of its bases, by their names."""
+    """A docstring's summary, and the `Attributes` of the struct and its bases, by name."""
     meanings: dict[str, str] = {}
     for kind in reversed(struct.__mro__):
         text = inspect.cleandoc(kind.__doc__ or "")
@@ -126,12 +126,12 @@ def described(struct: type) -> tuple[str, dict[str, str]]:
 def meaning(field: Field, meanings: dict[str, str]) -> str:
     """The meaning of a field. Raises KeyError: no docstring describes it."""
     extra = field.type.extra or {} if isinstance(field.type, Metadata) else {}
-    said: str = extra["help"] if "help" in extra else meanings[field.name]
-    return escape(said[0].upper() + said[1:])
+    help_text: str = extra["help"] if "help" in extra else meanings[field.name]
+    return escape(help_text[0].upper() + help_text[1:])
 
 
 def default(field: Field) -> str:
-    """The value of a field that is left out."""
+    """The default of a field, as Markdown."""
     if field.required:
         return "required"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
@@ -156,11 +156,11 @@ def text(kind: StrType) -> str:
     return f"text `{escape(kind.pattern)}`"
 
 
-def size(kind: Any, of: str) -> str:
+def size(kind: Any, unit: str) -> str:
     least, most = kind.min_length, kind.max_length
     if most is None:
-        return f", at least {least} {of}" if least else ""
-    return f", {least}..{most:,} {of}" if least else f", at most {most:,} {of}"
+        return f", at least {least} {unit}" if least else ""
+    return f", {least}..{most:,} {unit}" if least else f", at most {most:,} {unit}"
 
 
 def between(number: IntType | FloatType) -> str:

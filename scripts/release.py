@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds a release, tries it in empty environments, and tags it: `make release`.
 
-The version is the one in pyproject.toml, and CHANGELOG.md must have a section for it. What is built is
-installed twice: with `[lab]`, where `splitee demo --quick` must train a fleet, and without extras, where
-`splitee predict` must classify an image with a model of that fleet, and torch must not be there. Nothing is
+The version is that of pyproject.toml, and CHANGELOG.md must have a section for it. The wheel is installed
+twice: with `[lab]`, where `splitee demo --quick` must train a fleet, and without extras, where
+`splitee predict` must classify an image with a model of that fleet, and torch must be absent. Nothing is
 pushed.
 """
 
@@ -37,7 +37,7 @@ def version() -> str:
 
 
 def section(changelog: str, of: str) -> str:
-    """The text of a version's section. Raises SystemExit: there is none with a date."""
+    """The text of a version's section. Raises SystemExit: no such section with a date and text."""
     found = re.search(
         rf"^## \[{re.escape(of)}\] - \d{{4}}-\d\d-\d\d\n(.*?)(?=^## |\Z)", changelog, re.DOTALL | re.MULTILINE
     )
@@ -47,7 +47,7 @@ def section(changelog: str, of: str) -> str:
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
-    """What it prints. Raises SystemExit: it failed."""
+    """Run a command; returns its standard output. Raises SystemExit: it failed."""
     done = subprocess.run([*map(str, command)], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
@@ -55,7 +55,7 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
 
 
 def check_tree(tag: str) -> None:
-    """Raises SystemExit: there are changes, or the tag is taken."""
+    """Raises SystemExit: there are uncommitted changes, or the tag exists."""
     if changed := run("git", "status", "--porcelain"):
         raise SystemExit(f"commit or remove first:\n{changed}")
     if run("git", "tag", "--list", tag):
@@ -63,22 +63,22 @@ def check_tree(tag: str) -> None:
 
 
 def build() -> Path:
-    """The wheel; it and the sdist are in dist/."""
+    """Build the wheel and the sdist into dist/; returns the wheel."""
     shutil.rmtree(DIST, ignore_errors=True)
     run(sys.executable, "-m", "uv", "build", "--quiet", "--out-dir", DIST)
     [wheel] = DIST.glob("*.whl")
     return wheel
 
 
-def environment(path: Path, what: str) -> Path:
-    """The programs of a new environment with `what` in it."""
+def environment(path: Path, requirement: str) -> Path:
+    """Make an environment with `requirement` installed; returns the folder of its programs."""
     run(sys.executable, "-m", "venv", path)
-    run(path / "bin" / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", what)
+    run(path / "bin" / "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", requirement)
     return path / "bin"
 
 
 def try_out(wheel: Path, work: Path) -> None:
-    """Raises SystemExit: a fleet does not train, or a device without torch does not predict."""
+    """Raises SystemExit: `splitee demo` or `splitee predict` fails, or the base install has torch."""
     lab = environment(work / "lab", f"{wheel}[lab]")
     started = time.monotonic()
     run(lab / "splitee", "demo", "--quick", "--out", work / "demo", cwd=work)

@@ -30,7 +30,7 @@ run ends; the demo writes its own beside `report.html`, with more fields. Shares
 from 0 to 1, times are in seconds. Unknown values are null. Later versions may add fields; ignore fields that
 you do not know.
 """
-HERE = {  # what no docstring says
+HERE = {  # meanings of fields that no docstring describes
     "seconds": "duration of the run in seconds",
     "weights_sha256": "digest of the committed weights of all networks; equal digests mean equal weights",
     "batches_published": "batches that the devices have sent, including those sent twice",
@@ -76,7 +76,7 @@ HERE = {  # what no docstring says
     "machine": "machine that it ran on",
     "version": "version of splitee",
 }
-RUN = {  # what RunSpec says for people who set it
+RUN = {  # meanings that replace RunSpec's help, which is about setting a field
     "stem": "`imagenet`, or `small`: the resnets' 32-pixel variant",
     "rounds": "number of committed and evaluated rounds",
     "codec": "codec of the features on the wire; `auto`: each device chooses by its CPU and link",
@@ -86,7 +86,7 @@ KINDS = {bool: "true or false", int: "integer", float: "number", str: "text", li
 
 
 def page() -> str:
-    """The page's text. Raises KeyError: nobody has said what a field is."""
+    """The page's text. Raises KeyError: a field has no meaning here or in a docstring."""
     report = sample()
     device = report["devices"][0]
     of_device = documented(DeviceMetrics) | released(ReleasedThreshold) | intervals()
@@ -108,7 +108,7 @@ def page() -> str:
 
 
 def sample() -> dict[str, Any]:
-    """A report of one device, in which nothing is unknown."""
+    """A report with one device and no null values."""
     weakest = ClassRecall(name="bees", images=1, recall=FIGURE)
     accuracies = Accuracies(
         exit_accuracy=FIGURE, trunk_accuracy=FIGURE, adaptive_accuracy=FIGURE, offload_share=FIGURE
@@ -135,12 +135,12 @@ def sample() -> dict[str, Any]:
 
 
 def written(values: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a report, and their types."""
+    """The types of a report's fields, by name."""
     return {name: KINDS.get(type(value), "object") for name, value in values.items()}
 
 
 def declared(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """The same of a struct."""
+    """The types of a struct's fields, by name."""
     info = type_info(struct)
     assert isinstance(info, StructType)
     kinds = {IntType: "integer", FloatType: "number", StrType: "text", ListType: "array"}
@@ -148,16 +148,16 @@ def declared(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def rows(fields: Mapping[str, str], meanings: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """A row a field. What `meanings` lacks, HERE must have."""
+    """One row per field; its meaning is in `meanings`, else in HERE."""
     found = []
     for name, kind in fields.items():
-        said = meanings[name] if name in meanings else HERE[name]
-        found.append((f"`{name}`", kind, said[0].upper() + said[1:].rstrip(".")))
+        text = meanings[name] if name in meanings else HERE[name]
+        found.append((f"`{name}`", kind, text[0].upper() + text[1:].rstrip(".")))
     return found
 
 
 def documented(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """What the fields of a struct are, by their names."""
+    """Meanings of a struct's fields, by name."""
     info = type_info(struct)
     assert isinstance(info, StructType)
     meanings = described(struct)[1]
@@ -165,13 +165,13 @@ def documented(struct: type[msgspec.Struct]) -> dict[str, str]:
 
 
 def released(struct: type[msgspec.Struct]) -> dict[str, str]:
-    """The same of a released threshold, whose `images` are called `threshold_images` here."""
+    """The same for a released threshold, whose `images` are `threshold_images` in a report."""
     found = documented(struct)
     return found | {"threshold_images": found.pop("images")}
 
 
 def intervals() -> dict[str, str]:
-    """Of the accuracies."""
+    """Meanings of the intervals of the accuracies, by name."""
     return {
         f"{of}_interval": f"95 % interval of `{of}_accuracy`: its lower and its upper end"
         for of in ("exit", "trunk", "adaptive")

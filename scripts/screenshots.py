@@ -3,9 +3,9 @@
 
     python scripts/screenshots.py OUT [NAME=REPORT.json ...]
 
-OUT gets NAME-WIDTH-THEME.png of each report: of runs, or, where none is named, of those that are made up for
-every case. A line is printed for each element that is cut off or does not fit; the exit code is 1 where there
-is one. It takes Chromium on PATH (apt install chromium).
+OUT gets NAME-WIDTH-THEME.png for each report; if none is named, for the made-up reports of all cases. A line
+is printed for each element that is cut off or does not fit, at most 10 per page and width; the exit code is 1
+if there are any. It needs Chromium on PATH (apt install chromium).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import made_up_reports
 from splitee_lab.report.demo_page import page, read_report
 
 WIDTHS = (1300, 400)  # pixels
-THEMES = {"dark": 0, "light": 1}  # as Blink counts them
+THEMES = {"dark": 0, "light": 1}  # Blink's values of preferredColorScheme
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 MARK = "measured"
-MOST = 10  # faults of a page that are printed; what fixes the first often fixes others
-LIMIT = 120  # seconds for a browser
+MOST = 10  # printed faults per page and width; often they have one cause
+LIMIT = 120  # seconds that a browser may run
 
-# A page in frames, for a browser's window is no narrower than 500 pixels. It says which elements are wider
-# inside than outside, lie outside the page, or hide a part of their text, and how high each page is.
+# The pages are in frames, because a browser's window has at least 500 pixels. The script measures the height
+# of each page, and finds elements whose content overflows or is cut off, or that leave the page.
 FRAMES = """<!doctype html><meta name="color-scheme" content="light dark">
 <style>body { margin: 0 } iframe { border: 0; display: block; height: 20px }</style>
 %s
@@ -74,7 +74,7 @@ onload = () => {
 
 
 class Browser:
-    """Chromium without a window, with a profile of its own that goes with it."""
+    """Headless Chromium, with a new profile in `folder` for each call."""
 
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
@@ -82,9 +82,11 @@ class Browser:
         self._pages = 0
 
     def measure(self, pages: Mapping[str, str]) -> dict[str, tuple[int, list[str]]]:
-        """By name and width, "NAME-WIDTH": the height of the page in pixels, and what does not fit."""
-        wanted = {f"{name}-{width}": (content, width) for name, content in pages.items() for width in WIDTHS}
-        shown = self._run(_frames(wanted), "--dump-dom").decode()
+        """By "NAME-WIDTH": height of the page in pixels, and elements that do not fit."""
+        by_title = {
+            f"{name}-{width}": (content, width) for name, content in pages.items() for width in WIDTHS
+        }
+        shown = self._run(_frames(by_title), "--dump-dom").decode()
         found = re.search(rf'<pre id="{MARK}"[^>]*>(.*?)</pre>', shown, re.DOTALL)
         if found is None or not found[1]:
             raise SystemExit("the browser has measured nothing")
@@ -92,7 +94,7 @@ class Browser:
         return {name: (one["height"], one["faults"]) for name, one in measured.items()}
 
     def capture(self, content: str, width: int, height: int, theme: str, path: Path) -> None:
-        """Of a whole page."""
+        """Take a screenshot of a whole page as PNG; `width` and `height` in pixels."""
         self._run(
             _frames({path.stem: (content, width)}),
             f"--screenshot={path}",
@@ -117,7 +119,7 @@ class Browser:
 
 
 def _frames(pages: Mapping[str, tuple[str, int]]) -> str:
-    """`pages`: content and width by title."""
+    """A page with a frame for each of `pages`: content and width by title."""
     frames = [
         f'<iframe title="{html.escape(title)}" style="width: {width}px" srcdoc="{html.escape(content)}">'
         "</iframe>"
@@ -127,7 +129,7 @@ def _frames(pages: Mapping[str, tuple[str, int]]) -> str:
 
 
 def browser() -> str | None:
-    """The program, if there is one."""
+    """The path of Chromium; None: it is not on PATH."""
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 

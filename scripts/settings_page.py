@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes docs/reference/commands.md: every command and its settings, read from the commands themselves."""
+"""Writes docs/reference/commands.md: every command and its settings, from the commands themselves."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ With one line the Tab key completes commands, flags and choices, once the shell 
 """
 ROW = "| {} | {} | {} | {} | {} | {} |"
 HEADINGS = ("flag", "variable", "takes", "unit", "default", "for")
-NO_UNIT = ("COUNT", "CUT", "PORT")  # metavars of numbers that name a thing
+NO_UNIT = ("COUNT", "CUT", "PORT")  # metavars of numbers without a unit
 
 
 def page() -> str:
@@ -48,7 +48,7 @@ def page() -> str:
 
 
 def table(name: str, command: click.Command) -> str:
-    """One command's settings, by the sections of its help; of a group, those of each of its commands."""
+    """One command's settings by section of its help; for a group, the tables of all its commands."""
     if isinstance(command, click.Group):
         return "".join(table(f"{name} {part}", command.commands[part]) for part in sorted(command.commands))
     context = click.Context(command, info_name=name)
@@ -71,7 +71,7 @@ def row(option: click.Option, context: click.Context) -> str:
     flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts) if flag.startswith("-"))
     variable = f"`{option.envvar}`" if option.envvar else ""
     shown = _default(option, context)
-    return ROW.format(flags, variable, _takes(option), _unit(option), shown, _escape(option.help or ""))
+    return ROW.format(flags, variable, _values(option), _unit(option), shown, _escape(option.help or ""))
 
 
 def _default(option: click.Option, context: click.Context) -> str:
@@ -80,19 +80,19 @@ def _default(option: click.Option, context: click.Context) -> str:
     if option.required:
         return "required"
     default = option.get_default(context, call=False)
-    known = isinstance(default, str | int | float | Path) and not (option.is_flag and default is False)
-    return f"`{_plain(default)}`" if known and default != "" else ""
+    is_shown = isinstance(default, str | int | float | Path) and not (option.is_flag and default is False)
+    return f"`{_plain(default)}`" if is_shown and default != "" else ""
 
 
 def _unit(option: click.Option) -> str:
-    """Of a number, as its metavar names it."""
+    """The unit of a number, which is its metavar; empty: none."""
     named = option.metavar or ""
     if not isinstance(option.type, Number) or named in NO_UNIT:
         return ""
     return "MiB" if named == "MIB" else named.lower()
 
 
-def _takes(option: click.Option) -> str:
+def _values(option: click.Option) -> str:
     kind = option.type
     if option.is_flag:
         return "on or off" if option.secondary_opts else "on"
@@ -110,7 +110,7 @@ def _plain(default: object) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """A command's help, a paragraph a line."""
+    """A command's help, with each paragraph on one line."""
     parts = inspect.cleandoc(text).replace("\b", "").split("\n\n")
     return "\n\n".join(" ".join(part.split()) for part in parts)
 

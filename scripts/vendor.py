@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch the browser's libraries from their npm packages, or check that those at hand are the recorded ones.
+"""Fetch the browser libraries from their npm packages, or compare the present files with recorded hashes.
 
     python scripts/vendor.py [--check]
 
-Without --check it takes npm on PATH, and a registry that npm reaches. The exit code is 1 where a file differs
-from its recorded SHA-256; nothing is written then.
+Without --check it needs npm on PATH, and a registry that npm can reach. The exit code is 1 if a file differs
+from its recorded SHA-256; in that case nothing is written.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ROOT / "web/splitee_web/static/vendor"  # what browsers get
-TESTS = ROOT / "tests/support/vendor"  # what only tests use
+PAGES = ROOT / "web/splitee_web/static/vendor"  # libraries of the pages
+TESTS = ROOT / "tests/support/vendor"  # libraries of tests
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class Library:
         return self.into / f"{self.name}-{self.version}"
 
     def path(self, member: str) -> Path:
-        """Where a file of the package is kept."""
+        """The path at which a file of the package is stored."""
         return self.folder / Path(member).name
 
 
 LIBRARIES = (
-    # Its standalone module holds preact too, whose licence is kept beside it.
+    # Its standalone module contains preact, whose licence is the next library.
     Library(
         "htm",
         "3.1.1",
@@ -84,7 +84,7 @@ LIBRARIES = (
 
 
 def faults(libraries: Sequence[Library] = LIBRARIES) -> list[str]:
-    """A line for each file that is not the recorded one, and for each that nothing records."""
+    """A line for each file that is missing or differs, and for each unrecorded file."""
     found = []
     for library in libraries:
         for member, digest in library.files.items():
@@ -105,14 +105,14 @@ def faults(libraries: Sequence[Library] = LIBRARIES) -> list[str]:
 
 
 def fetch(library: Library, scratch: Path) -> dict[Path, bytes]:
-    """The files of a package, checked, by where they are to be.
+    """The files of a package after a check of their hashes, by the paths at which to store them.
 
     Raises:
-        SystemExit: one of them is not the recorded one.
+        SystemExit: the hash of a file is not the recorded one.
     """
-    wanted = f"{library.name}@{library.version}"
+    package_version = f"{library.name}@{library.version}"
     packed = subprocess.run(
-        ["npm", "pack", "--silent", wanted], cwd=scratch, capture_output=True, text=True, check=True
+        ["npm", "pack", "--silent", package_version], cwd=scratch, capture_output=True, text=True, check=True
     )
     contents = {}
     with tarfile.open(scratch / packed.stdout.strip()) as package:
@@ -121,7 +121,7 @@ def fetch(library: Library, scratch: Path) -> dict[Path, bytes]:
             content = file.read() if file is not None else b""
             if _sha256(content) != digest:
                 raise SystemExit(
-                    f"{wanted}: {member} has the SHA-256 {_sha256(content)}, recorded is {digest}"
+                    f"{package_version}: {member} has the SHA-256 {_sha256(content)}, recorded is {digest}"
                 )
             contents[library.path(member)] = content
     return contents

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# As every `splitee` process begins: torch's compiler, which takes seconds, is loaded only where it is used.
+# First, as in every `splitee` process: it postpones the import of torch's compiler, which takes seconds.
 import splitee.cli.main  # noqa: F401  # isort: skip
 
 import pytest
@@ -34,15 +34,15 @@ from splitee_lab.local.brokers import (
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that tests start: they run side by side
+os.environ["OMP_NUM_THREADS"] = "1"  # in all processes that tests start, because they run in parallel
 
 DEADLINE = 10.0  # seconds
-FLEET = 3  # CPU seconds of most of the tests that start one
+FLEET = 3  # CPU seconds of most tests that start a fleet
 BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fleets and trained models are slow; the dearest tests begin first, so that no core waits at the end."""
+    """Mark tests of fleets and trained models as slow; starting the slowest first balances the workers."""
     for item in items:
         if item.get_closest_marker("slow") is not None:
             continue
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, Any, Any]:
-    """What is imported meanwhile stays: no garbage collection need look at it, then or later."""
+    """Exempt imported modules from garbage collection, during collection and later."""
     gc.disable()
     try:
         return (yield)
@@ -65,7 +65,7 @@ def pytest_collection() -> Generator[None, Any, Any]:
 
 
 def cost(item: pytest.Item) -> float:
-    """Seconds of a slow test, as its mark tells them; 1 where it tells none, 0 of every other test."""
+    """Seconds of a slow test, by its mark; 1 if the mark has none, 0 for other tests."""
     mark = item.get_closest_marker("slow")
     if mark is None:
         return 0
@@ -73,7 +73,7 @@ def cost(item: pytest.Item) -> float:
 
 
 def require_mosquitto() -> None:
-    """Where a broker must be there (CI), its absence is a failure, never a skip."""
+    """Skip the test without Mosquitto; in CI, fail it."""
     if find_mosquitto() is not None:
         return
     if os.environ.get("CI") == "true":
@@ -83,13 +83,13 @@ def require_mosquitto() -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """Commands that a test calls in this process set their own number; weights depend on it."""
+    """Reset the number of threads, which commands called in this process change; weights depend on it."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def log_levels() -> None:
-    """Commands that other tests have called in this process make loggers quiet."""
+    """Reset the levels of loggers, which commands called in this process change."""
     for name in ("splitee", "splitee_device"):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
@@ -122,7 +122,7 @@ def broker_kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make_broker(tmp_path: Path) -> Iterator[Callable[..., RestartableBroker]]:
-    """`make_broker(kind, settings)`: a broker of the test's own that it may kill and start again."""
+    """`make_broker(kind, settings)`: a broker for one test, which may stop and restart it."""
     with ExitStack() as stack:
 
         def make(kind: str = "mosquitto", settings: str = MOSQUITTO_SETTINGS) -> RestartableBroker:
@@ -138,13 +138,13 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., RestartableBroker]]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A run with its models. Tests that change them take copies."""
+    """A run with its models. Tests that change them must copy them."""
     return trained_once(tmp_path_factory, "sequential")
 
 
 @pytest.fixture(scope="session")
 def averaged(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """The same of the other strategy."""
+    """The same with the strategy `averaging`."""
     return trained_once(tmp_path_factory, "averaging")
 
 
@@ -159,7 +159,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def base(request: pytest.FixtureRequest) -> str:
-    """A topic of the test's own: the brokers are shared."""
+    """A topic for this test alone, because the brokers are shared."""
     return f"test/{request.node.name}".replace("[", "/").replace("]", "")
 
 
@@ -193,5 +193,5 @@ def messages() -> Callable[[Link, int], list[Message]]:
 
 @pytest.fixture
 def public_path(tmp_path: Path) -> Path:
-    """A directory that Mosquitto's own user may enter: pytest's are closed."""
+    """A directory that Mosquitto's user may enter, unlike pytest's own."""
     return open_to_all(tmp_path)

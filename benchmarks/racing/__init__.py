@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two sides of `benchmarks.race`, and what both have in common."""
+"""The two sides of `benchmarks.race`, and their common code."""

@@ -27,7 +27,7 @@ TICK = 0.1  # seconds
 
 
 def follow(job: Job, directory: Path) -> Followed:
-    """Runs the fleet until it is left."""
+    """Run the fleet until the generator is closed."""
     demo = Demo(
         network=NETWORK,
         strategy=job.spec.strategy,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's side of a race: its SuperLink, three SuperNodes and `flwr run`, in an environment of their own."""
+"""Flower's side of a race: its SuperLink, three SuperNodes and `flwr run`, in a separate environment."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from splitee_lab.local.brokers import HOST, free_port
 from splitee_lab.local.forked import without_settings
 
 FLWR = "1.42.0"
-SAME_HERE = ("torch", "torchvision", "numpy")  # the versions that our side computes with
+SAME_HERE = ("torch", "torchvision", "numpy")  # packages that have the same versions on both sides
 APP = Path(__file__).parents[1] / "flower_app"
-PROXIMAL_MU = 0.01  # one of the values that Li et al. tried, arXiv 1812.06127
-SERVER = "superlink"  # and what it starts: the strategy runs there
+PROXIMAL_MU = 0.01  # one of the values of Li et al., arXiv 1812.06127
+SERVER = "superlink"  # its child processes run the strategy
 TICK = 0.1  # seconds
-LOADING = 120.0  # seconds until the SuperLink must accept connections
-LONGEST = 86_400.0  # seconds that Flower's server waits for a round: the race's own limit comes first
+LOADING = 120.0  # seconds within which the SuperLink must accept connections
+LONGEST = 86_400.0  # seconds that Flower's server waits for a round; above the race's default --limit
 
 CONNECTION = """\
 [superlink]
@@ -41,7 +41,7 @@ insecure = true
 
 
 class FlowerRound(msgspec.Struct, frozen=True):
-    """A line of the server's; times are of the epoch's clock."""
+    """A line of the results of Flower's server; times are in seconds since the epoch."""
 
     round: int
     opened: float
@@ -52,28 +52,28 @@ class FlowerRound(msgspec.Struct, frozen=True):
 
 
 def make_environment(folder: Path) -> None:
-    """Makes Flower's environment, if it is not there yet; it shares nothing with this one.
+    """Make Flower's virtual environment, unless it exists; it shares no packages with this one.
 
-    Raises ClickException: pip could not install it.
+    Raises ClickException: the environment could not be created, or pip could not install the packages.
     """
-    wanted = [f"flwr=={FLWR}", *(f"{name}=={version(name).partition('+')[0]}" for name in SAME_HERE)]
+    requirements = [f"flwr=={FLWR}", *(f"{name}=={version(name).partition('+')[0]}" for name in SAME_HERE)]
     made = folder / "race.txt"
-    if made.exists() and made.read_text().split() == wanted:
+    if made.exists() and made.read_text().split() == requirements:
         return
-    click.echo(f"making Flower's environment in {folder}: {' '.join(wanted)}", err=True)
+    click.echo(f"making Flower's environment in {folder}: {' '.join(requirements)}", err=True)
     python = str(folder / "bin" / "python")
     commands = (
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted],
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements],
     )
     for command in commands:
         if (code := subprocess.run(command, check=False).returncode) != 0:
             raise click.ClickException(f"Flower's environment cannot be made: {command[2]} ended with {code}")
-    made.write_text("\n".join(wanted))
+    made.write_text("\n".join(requirements))
 
 
 def follow(job: Job, strategy: str, environment: Path, directory: Path) -> Followed:
-    """Runs Flower until it is left. `strategy`: fedavg or fedprox."""
+    """Run Flower until the generator is closed. `strategy`: fedavg or fedprox."""
     write(job, directory / "job")
     results = directory / "results.jsonl"
     results.touch()
@@ -81,7 +81,7 @@ def follow(job: Job, strategy: str, environment: Path, directory: Path) -> Follo
     home = directory / "flwr"
     home.mkdir()
     (home / "config.toml").write_text(CONNECTION.format(address=address))
-    with Processes(directory, _variables(environment, home)) as processes:
+    with Processes(directory, _environment_variables(environment, home)) as processes:
         processes.start(SERVER, _superlink(address))
         _await_superlink(address, processes)
         started = time.time()
@@ -91,8 +91,8 @@ def follow(job: Job, strategy: str, environment: Path, directory: Path) -> Follo
         yield from _rounds(results, processes, job, started)
 
 
-def _variables(environment: Path, home: Path) -> dict[str, str]:
-    """Flower finds its own programs on PATH; it sends no telemetry and looks for no update."""
+def _environment_variables(environment: Path, home: Path) -> dict[str, str]:
+    """Environment variables: Flower's programs are on PATH; telemetry and update checks are disabled."""
     inherited = without_settings()
     inherited.pop("PYTHONPATH", None)
     return {
@@ -106,14 +106,14 @@ def _variables(environment: Path, home: Path) -> dict[str, str]:
 
 def _superlink(address: str) -> list[str]:
     host, port = address.split(":")
-    where = ["--host", host, "--port", port]
-    return ["flower-superlink", "--insecure", *where, "--disable-runtime-dependency-installation"]
+    listen = ["--host", host, "--port", port]
+    return ["flower-superlink", "--insecure", *listen, "--disable-runtime-dependency-installation"]
 
 
 def _supernode(device: str, superlink: str, job: Path) -> list[str]:
     config = f'client="{device}" job="{job.absolute()}"'
-    where = ["--superlink", superlink, "--host", HOST, "--port", str(free_port())]
-    return ["flower-supernode", "--insecure", *where, "--node-config", config]
+    addresses = ["--superlink", superlink, "--host", HOST, "--port", str(free_port())]
+    return ["flower-supernode", "--insecure", *addresses, "--node-config", config]
 
 
 def _run(strategy: str, job: Path, results: Path) -> list[str]:
@@ -136,7 +136,7 @@ def _await_superlink(address: str, processes: Processes) -> None:
         with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
             return
         time.sleep(TICK)
-    raise click.ClickException(f"Flower's SuperLink accepts nothing on {address} after {LOADING:.0f} s")
+    raise click.ClickException(f"Flower's SuperLink accepts no connection on {address} after {LOADING:.0f} s")
 
 
 def _rounds(results: Path, processes: Processes, job: Job, started: float) -> Followed:
@@ -158,7 +158,7 @@ def _rounds(results: Path, processes: Processes, job: Job, started: float) -> Fo
 
 
 def _as_round(rounds: list[FlowerRound], cpu: dict[str, float], started: float) -> Round:
-    """The last of the rounds. `cpu`: the devices' and the server's, by process."""
+    """The last of `rounds`. `cpu`: CPU seconds so far, by process."""
     last = rounds[-1]
     return Round(
         number=last.round,
@@ -166,7 +166,7 @@ def _as_round(rounds: list[FlowerRound], cpu: dict[str, float], started: float) 
         accuracy=last.accuracy,
         cpu={name: seconds for name, seconds in cpu.items() if name != SERVER},
         server_cpu=cpu[SERVER],
-        sent=sum(len(one.clients) * one.weights_bytes for one in rounds),
-        training=sum(client["cpu-seconds"] for one in rounds for client in one.clients),
-        training_seconds=sum(max(client["seconds"] for client in one.clients) for one in rounds),
+        sent=sum(len(each.clients) * each.weights_bytes for each in rounds),
+        training=sum(client["cpu-seconds"] for each in rounds for client in each.clients),
+        training_seconds=sum(max(client["seconds"] for client in each.clients) for each in rounds),
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all methods of a race train, the demo's job: images, batches, learning rates and initial weights.
+"""The training job of all methods of a race: the demo's images, batches, learning rates and initial weights.
 
-Flower's side has an environment without splitee, so it gets all of that as arrays.
+Flower's environment has no splitee, so its side reads them as arrays.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from splitee_device.data.sources import open_source
 from splitee_lab.demo.fleet import DATA, SMALL, DemoDevice
 
 NETWORK = "resnet18"
-LARGEST_FIRST = (7, 5, 3)  # cuts: the strongest device trains most
-SHARES = (1.0, 0.4, 0.15)  # of a core
+LARGEST_FIRST = (7, 5, 3)  # cuts: the strongest device trains the most stages
+SHARES = (1.0, 0.4, 0.15)  # of a core, by device
 
 
 @dataclass(frozen=True)
 class Job:
-    """`samples`: at most so many training images a device, None for its whole share."""
+    """`samples`: maximum number of training images per device; None: its whole shard."""
 
     rounds: int
     samples: int | None
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def shares(self) -> dict[str, float]:
-        """By device."""
+        """Share of a core, by device."""
         return {device.id: share for device, share in zip(self.devices, SHARES, strict=True)}
 
     @property
@@ -54,7 +54,7 @@ class Job:
 
     @property
     def spec(self) -> RunSpec:
-        """The settings of a demo's run that whole networks have, too; those not named are the defaults."""
+        """The demo's settings that apply to training a whole network, too; all others are defaults."""
         return RunSpec(
             protocol=PROTOCOL,
             run="race",
@@ -68,7 +68,7 @@ class Job:
 
 
 def write(job: Job, folder: Path) -> None:
-    """Writes the job as `benchmarks/flower_app` reads it."""
+    """Write the job in the format of `benchmarks/flower_app`."""
     folder.mkdir()
     spec = job.spec
     settings = {
@@ -85,13 +85,13 @@ def write(job: Job, folder: Path) -> None:
     initial = {name: tensor.numpy() for name, tensor in build_for(spec).module.state_dict().items()}
     _save(folder, "initial", initial)
     for device, data in _images(job):
-        _save(folder, device, _passes(spec, device, data))
+        _save(folder, device, _training_arrays(spec, device, data))
         held_out = data.held_out.in_memory()
     _save(folder, "held-out", {"images": held_out.images, "labels": held_out.labels})
 
 
 def _images(job: Job) -> Iterator[tuple[str, DeviceData]]:
-    """What `splitee device` opens."""
+    """Each device's images, as `splitee device` opens them."""
     for device in job.devices:
         shard = Shard.parse(device.shard)
         yield (
@@ -100,8 +100,8 @@ def _images(job: Job) -> Iterator[tuple[str, DeviceData]]:
         )
 
 
-def _passes(spec: RunSpec, device: str, data: DeviceData) -> dict[str, np.ndarray]:
-    """Images, and of each round the batches (rounds, steps, batch) and learning rates (rounds, steps)."""
+def _training_arrays(spec: RunSpec, device: str, data: DeviceData) -> dict[str, np.ndarray]:
+    """Images, labels, image indices of the batches (rounds, steps, batch), learning rates (rounds, steps)."""
     train = data.train.in_memory()
     steps = steps_per_round(spec, len(train))
     numbers = range(1, spec.rounds + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a race: a method's evaluated rounds, its time and device CPU to the target, the bounds."""
+"""The result of a race: a method's evaluated rounds, its time and CPU seconds to the target, the bounds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FASTER = 3.0  # times, to the target, than Flower's FedAvg
-MOST_CPU = 0.45  # of its device CPU seconds
+FASTER = 3.0  # lower bound: FedAvg's time to the target divided by ours
+MOST_CPU = 0.45  # upper bound: our device CPU seconds to the target divided by FedAvg's
 
 Seconds = dict[str, float]  # by device
 
@@ -18,14 +18,14 @@ class Round:
     """An evaluated round.
 
     Attributes:
-        seconds: from the start of the devices until its network was there (Flower), or was evaluated (ours).
-        accuracy: share of the held-out images that the whole network (ours: the trunk) gets right.
-        cpu: seconds of CPU that each device, with all that it has started, had taken by then.
-        sent: bytes of features, labels and weights that the devices had sent by then.
-        adaptive: accuracy where the exit predicts up to the threshold, and the trunk above it.
-        server_cpu: seconds of CPU that the server had taken by then, which nobody holds to a share.
-        training: seconds of CPU of `cpu` that went into training steps, where they were told apart.
-        training_seconds: what the training of the slowest device of each round took, where it was told.
+        seconds: from the start of the devices until its network was aggregated (Flower) or evaluated (ours).
+        accuracy: share of the held-out images that the whole network (ours: the trunk) predicts correctly.
+        cpu: CPU seconds so far of each device, with its child processes.
+        sent: bytes that the devices have sent so far: of weights (Flower), or of all payloads (ours).
+        adaptive: accuracy if the exit predicts up to the threshold, and the trunk above it.
+        server_cpu: CPU seconds so far of the server, whose CPU is not limited.
+        training: CPU seconds of `cpu` that were spent on training; None: unknown.
+        training_seconds: sum over rounds of the slowest device's seconds of training; None: unknown.
     """
 
     number: int
@@ -44,18 +44,18 @@ class Round:
 
 
 Followed = Generator[Round | float | None, None, None]
-"""Of a method that runs: the seconds after which its first round was opened, then each evaluated round.
+"""The events of a running method: seconds until its first round was opened, then each evaluated round.
 
-None: nothing new. It goes on for ever; closing it ends the method.
+None: no event yet. The generator never ends by itself; closing it ends the method.
 """
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a method came.
+    """The result of one method.
 
     Attributes:
-        ended: why no more rounds were waited for: target, rounds or limit.
+        ended: why the method was ended: target, rounds or limit.
         first_round: seconds from the start of the devices until the first round was opened.
     """
 
@@ -72,11 +72,11 @@ class Outcome:
 
     @property
     def last(self) -> Round | None:
-        """The round that counts: the first that reached the target, else the last."""
+        """The round that is compared: the first that reached the target, else the last."""
         return self.winning or (self.rounds[-1] if self.rounds else None)
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """The outcome as a JSON object."""
         won, last = self.winning, self.last
         return {
             "benchmark": "race",
@@ -98,7 +98,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Bound:
-    """A figure that must be at least, or at most, `bound`; None: it could not be taken."""
+    """A figure that must be at least, or at most, `bound`. `figure` None: it could not be measured."""
 
     name: str
     bound: float
@@ -107,7 +107,7 @@ class Bound:
 
 
 def bounds(ours: Outcome, theirs: Outcome) -> list[Bound]:
-    """Time and device CPU to the target; of `theirs`, if it did not reach it, by its last round."""
+    """Ratios of time and device CPU seconds to the target; to its last round if `theirs` did not reach it."""
     won, last = ours.winning, theirs.last
     if won is None or last is None:
         return [Bound("times faster", FASTER, None, False), Bound("of its device CPU", MOST_CPU, None, False)]
@@ -118,10 +118,10 @@ def bounds(ours: Outcome, theirs: Outcome) -> list[Bound]:
     ]
 
 
-def ended(rounds: Sequence[Round], target: float, wanted: int) -> str | None:
-    """Why a method needs no more time, or None: it goes on."""
+def ended(rounds: Sequence[Round], target: float, total: int) -> str | None:
+    """Why a method is done, target or rounds; None: it continues."""
     if not rounds:
         return None
     if rounds[-1].accuracy >= target:
         return "target"
-    return "rounds" if rounds[-1].number >= wanted else None
+    return "rounds" if rounds[-1].number >= total else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a race, each on its share of a core: measures their CPU time, and ends all they started."""
+"""Processes of a race, each on its share of a core; measures their CPU time, and ends them at the end."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import psutil
 
 from splitee_lab.local.limits import CpuShares
 
-LAST_LINES = 30  # of a failed process's log: Flower says what a client met well before it ends
+LAST_LINES = 30  # of a failed process's log; Flower logs a client's error long before it exits
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process and the file that it writes to."""
+    """A process and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -29,7 +29,7 @@ class Running:
 
 
 class Processes:
-    """Any commands as processes; leaving the context kills them and everything that they have started."""
+    """Runs commands as processes; leaving the context kills them and their descendants."""
 
     def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
         self._logs = logs
@@ -53,7 +53,7 @@ class Processes:
         self._shares.__exit__(kind, error, trace)
 
     def start(self, name: str, command: Sequence[str], *, share: float | None = None) -> None:
-        """Runs `command`, with all that it will start on `share` of a core; its output goes to NAME.log."""
+        """Run `command` and its descendants on `share` of a core; its output goes to NAME.log."""
         path = self._logs / f"{name}.log"
         with path.open("ab") as log:
             process = subprocess.Popen(
@@ -69,11 +69,11 @@ class Processes:
             self.hold(name, share)
 
     def hold(self, name: str, share: float) -> None:
-        """From now on a process, with all that it will start, has `share` of a core."""
+        """Limit a process and its future descendants to `share` of a core."""
         self._shares.limit(self._running[name].process.pid, share)
 
     def check(self) -> None:
-        """Raises ClickException, with the end of its log: a process has ended, which none should yet."""
+        """Raises ClickException, with the end of its log: a process has ended."""
         for running in self._running.values():
             if (code := running.process.poll()) is not None:
                 lines = running.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
@@ -83,12 +83,12 @@ class Processes:
                 )
 
     def cpu_seconds(self, names: Sequence[str]) -> dict[str, float]:
-        """User and system time so far of these processes, each with all that it has started."""
+        """User and system seconds so far of these processes, each with its descendants."""
         return {name: sum(_used(self._running[name].process.pid)) for name in names}
 
 
 def require_shares() -> None:
-    """Raises ClickException where no process can be held to a share of a core."""
+    """Raises ClickException: processes cannot be limited to a share of a core."""
     command = [sys.executable, "-c", "input()"]
     with CpuShares() as shares, subprocess.Popen(command, stdin=subprocess.PIPE) as probe:
         shares.limit(probe.pid, 1.0)
@@ -96,13 +96,13 @@ def require_shares() -> None:
         probe.wait()
         if shares.pinned:
             raise click.ClickException(
-                "the devices of a race are unequal: each is held to its share of a core by a control group, "
+                "the devices of a race are unequal: a control group limits each to its share of a core, "
                 "and none can be made here; root can"
             )
 
 
 def _tree(pid: int) -> list[psutil.Process]:
-    """A process and all that descend from it, parents first; nothing where it is gone."""
+    """A process and its descendants, parents first; empty if it is gone."""
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
@@ -110,7 +110,7 @@ def _tree(pid: int) -> list[psutil.Process]:
 
 
 def _used(pid: int) -> Iterator[float]:
-    """By process of the tree: its own time and that of the children it has waited for."""
+    """CPU seconds of each process of the tree, with those of the children that it has waited for."""
     for process in _tree(pid):
-        with suppress(psutil.NoSuchProcess):  # its parent counts it from now on, if it waited for it
+        with suppress(psutil.NoSuchProcess):  # its time is in its parent's from now on, if that waited for it
             yield sum(process.cpu_times()[:4])

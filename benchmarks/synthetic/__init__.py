@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of `benchmarks.fleet`: devices without training, and a server that is measured."""
+"""Parts of `benchmarks.fleet`: devices without training, and a measured server."""

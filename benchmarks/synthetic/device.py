@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One synthetic device: the product's session and agent, on a polled link, with nothing to train."""
+"""One synthetic device: the product's session and agent on a polled link, without training."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 
 Doomed = Callable[[str, int], bool]
-"""Whether a device, by its name, is to vanish in a round."""
+"""Whether a device, by its name, is to lose its process and connection in a round."""
 
 
 class Device:
-    """One device over its processes; `start` begins each.
+    """One device over several simulated processes; `start` begins each.
 
     Attributes:
-        link: of the process that runs.
-        deaths: rounds in which it has vanished.
+        link: the link of the current process.
+        deaths: rounds in which its process was ended.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Device:
         self.deaths: set[int] = set()
 
     def start(self) -> int:
-        """Begin a process of this device; returns its socket's number. OSError: no connection."""
+        """Begin a process; returns the file descriptor of its socket. Raises OSError: no connection."""
         instance = next(self._instances)
-        self._process = TurnTaker(lambda: self._live(instance))
+        self._process = TurnTaker(lambda: self._participate(instance))
         self.link = PolledLink(
             self._address,
             f"splitee-{self._topics.fleet}-{self.name}",
@@ -68,16 +68,16 @@ class Device:
 
     @property
     def acknowledged(self) -> Ack | None:
-        """What the server has said last of this device's batches."""
+        """The last acknowledgement of this device's batches."""
         return self._session.last_received.ack if self._session is not None else None
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process has finished, or was killed."""
+        """Whether the process has finished or was killed."""
         return self._process.has_ended
 
     def go_on(self, now: float) -> None:
-        """Let the process handle what has come, or notice that it has waited long enough."""
+        """Resume the process if it has received something, or if its wait has timed out."""
         if not self.has_ended and self.link.is_due(now):
             self._process.resume()
         if self._process.error is not None:
@@ -85,15 +85,15 @@ class Device:
 
     @property
     def is_killed(self) -> bool:
-        """Whether the process was ended before it had finished."""
+        """Whether the process was killed before it had finished."""
         return self._process.is_killed
 
     def kill(self) -> None:
-        """The process ends where it is, and its connection breaks."""
+        """End the process where it is, and break its connection."""
         self._process.kill()
         self.link.vanish()
 
-    def _live(self, instance: int) -> None:
+    def _participate(self, instance: int) -> None:
         self._session = session = Session(self.link, self._topics, self.name, instance)
         agent = Agent(
             session,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All synthetic devices of a benchmark: one process, one epoll."""
+"""All synthetic devices of a benchmark, in one process with one epoll."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.synthetic.device import Device
 
-TICK = 0.25  # seconds between two looks at those devices for whom nothing has come
+TICK = 0.25  # seconds between two checks of all devices, also of those without events
 KEEP_ALIVE_EVERY = 20.0  # seconds
-SOME = 256  # devices that are served between two looks at the clock
-BACK_AFTER = 0.5  # seconds until a device that has vanished is back
+MOST_EVENTS = 256  # events that one poll returns
+BACK_AFTER = 0.5  # seconds until a killed device is started again
 
 
 class Devices:
-    """Moves the packets of all devices, gives each its turn, and starts those again that have vanished.
+    """Moves the packets of all devices, resumes each in turn, and starts killed devices again.
 
     Attributes:
-        lost: connections that broke without a device having been killed.
+        lost: connections that broke although the device was not killed.
     """
 
     def __init__(self, devices: Sequence[Device]) -> None:
@@ -27,12 +27,12 @@ class Devices:
         self._epoll = select.epoll()
         self._by_socket: dict[int, Device] = {}
         self._writing: set[int] = set()
-        self._back_at: dict[str, float] = {}  # devices that are away, by name
+        self._back_at: dict[str, float] = {}  # time at which a killed device is started again, by name
         self._tick_due = self._keep_alive_due = 0.0
         self.lost = 0
 
     def start(self) -> None:
-        """Connect all, one after the other, those that are connected meanwhile being served."""
+        """Connect all devices one after another, and serve those that are already connected."""
         for device in self._devices:
             self._start(device)
             self.serve(0)
@@ -42,13 +42,13 @@ class Devices:
         return not self._by_socket and not self._back_at
 
     def run(self, goes_on: Callable[[], bool]) -> None:
-        """Serve until every device has finished, or for as long as it `goes_on`."""
+        """Serve until every device has finished, or until `goes_on` returns False."""
         while not self.have_finished and goes_on():
             self.serve(TICK)
 
     def serve(self, timeout: float) -> None:
-        """What has come within so many seconds."""
-        for number, events in self._epoll.poll(timeout, SOME):
+        """Wait for events, at most `timeout` seconds, and handle them."""
+        for number, events in self._epoll.poll(timeout, MOST_EVENTS):
             if (device := self._by_socket.get(number)) is None:
                 continue
             if events & ~select.EPOLLOUT:
@@ -96,7 +96,7 @@ class Devices:
             self._watch(number, device)
 
     def _watch(self, number: int, device: Device) -> None:
-        """Watch for room to write by epoll only where something is to be written."""
+        """Have epoll watch for a writable socket only while the device has something to send."""
         if device.link.wants_to_write != (number in self._writing):
             self._writing ^= {number}
             writes = select.EPOLLOUT if number in self._writing else 0

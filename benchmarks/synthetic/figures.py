@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run with synthetic devices, from what its server has recorded at each phase."""
+"""The figures of a run with synthetic devices, from the lines that its server records at each phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Line = dict[str, Any]
 
 
 def read_notes(path: Path) -> list[Line]:
-    """The complete lines; none where the server has opened nothing yet."""
+    """The complete lines; none if the server has not opened a phase yet."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
@@ -20,11 +20,11 @@ def read_notes(path: Path) -> list[Line]:
 def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
     """Over the rounds from the second to the last but one, from opening to opening.
 
-    Times are milliseconds of CPU a batch, of those that are evaluated as well; `bare_ms` is what the bare
-    torch loop took for its step meanwhile, `times_bare` what the server took over that. `kb_a_device` is what
-    the server's memory has grown by since it has built the network, at its peak, less the models, which have
-    the size of a commit; in it is what torch takes once, with the first batch, so that of few devices it says
-    nothing.
+    Times are milliseconds of CPU per batch, where evaluated batches count as well; `bare_ms` is the time per
+    step of the bare torch loop in the same rounds, and `times_bare` is `server_ms` / `bare_ms`. `kb_a_device`
+    is the growth of the server's memory, in KiB per device, from the built network to the peak, less the
+    models, which have the size of a commit. It includes memory that torch allocates once, at the first batch,
+    so it means little for few devices.
     """
     trained = [line for line in notes if line["phase"] == "train"]
     first, last = trained[1], trained[-1]
@@ -32,15 +32,16 @@ def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
 
     batches: int = last["batches"] - first["batches"]
 
-    def spent(before: float, after: float) -> float:
+    def per_batch(before: float, after: float) -> float:
         return round(1000 * (after - before) / batches, 3)
 
     by_section = {
-        name: spent(first["sections"].get(name, 0.0), seconds)
+        name: per_batch(first["sections"].get(name, 0.0), seconds)
         for name, seconds in sorted(last["sections"].items())
     }
     bare = 1000 * (last["bare_cpu"] - first["bare_cpu"]) / max(last["bare_steps"] - first["bare_steps"], 1)
-    server, broker = spent(first["cpu"], last["cpu"]), spent(first["broker_cpu"], last["broker_cpu"])
+    server = per_batch(first["cpu"], last["cpu"])
+    broker = per_batch(first["broker_cpu"], last["broker_cpu"])
     commit = max((file.stat().st_size for file in state.glob("round-*.state")), default=0)
     peak = notes[-1]["peak"]
     written = None if last["written"] is None else last["written"] - first["written"]
@@ -64,7 +65,7 @@ def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
 
 
 def growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """From one run to one with more devices: of the CPU a batch, and the KB that each further one takes."""
+    """Compare with a run of more devices: ratio of CPU time per batch, and KiB per further device."""
     more = after["devices"] - before["devices"]
     models = after["commit_bytes"] - before["commit_bytes"]
     kilobytes = 1024 * (after["server_peak_mb"] - before["server_peak_mb"]) - models / 1024

@@ -3,10 +3,10 @@
 
     python -m benchmarks.synthetic.measured_server NOTES BROKER_PID [--slow-trunk] server ...
 
-At each phase that it opens it appends a line of JSON to NOTES, with the CPU time so far. Nothing is sampled.
-Between two lines only the product runs and, around the functions of SECTIONS, two readings of its thread's
-clock (less than a microsecond each). The speed of a shared machine may vary by a factor of two, so every
-BARE_EVERY batches the bare torch loop trains BARE_STEPS more, whose time is recorded separately.
+At each phase that it opens, the server appends a line of JSON to NOTES with its CPU time so far. Times are
+not sampled: each call of a function of SECTIONS is measured by two readings of its thread's clock (less than
+a microsecond each). The speed of a shared machine may vary by a factor of two, so after every BARE_EVERY
+trained batches the bare torch loop trains BARE_STEPS batches, whose time is recorded separately.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.rounds.coordinator import Coordinator
 from splitee_server.rounds.phase import Phase
 
-SECTIONS = {  # what runs within another section is not counted there
+SECTIONS = {  # the time of a section within another is not counted in the outer one
     "decode": ("splitee.protocol.gate:Gate.read", "splitee.protocol.cut_batch:CutBatch.of"),
     "train": ("splitee_server.learning.fleet_model:FleetModel.train",),
     "evaluate": (
@@ -48,16 +48,16 @@ SECTIONS = {  # what runs within another section is not counted there
     ),
 }
 BARE_EVERY, BARE_STEPS = 60, 3
-SLOW_STEPS, SLOW_SECONDS = 6, 8.0  # batches with which a slow trunk begins, and each one's time
+SLOW_STEPS, SLOW_SECONDS = 6, 8.0  # first batches with --slow-trunk, seconds of each
 
 
 class Stopwatch:
-    """CPU seconds of the thread that calls, and how often it does, by section."""
+    """CPU seconds of the calling thread, and number of calls, by section."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
-        self._inner = 0.0  # of sections within the one under way
+        self._inner = 0.0  # seconds of sections within the current one
 
     def timed(self, section: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -75,25 +75,25 @@ class Stopwatch:
         return measured
 
     def attach(self) -> None:
-        """Measure the functions of SECTIONS. AttributeError: the product has one of them no more."""
+        """Measure the functions of SECTIONS. Raises KeyError: a class has no such method."""
         for section, names in SECTIONS.items():
             for name in names:
                 module, _, path = name.partition(":")
                 owner, _, method = path.partition(".")
-                where = getattr(import_module(module), owner)
-                found = vars(where)[method]
+                owner_class = getattr(import_module(module), owner)
+                found = vars(owner_class)[method]
                 if isinstance(found, classmethod):
-                    setattr(where, method, classmethod(self.timed(section, found.__func__)))
+                    setattr(owner_class, method, classmethod(self.timed(section, found.__func__)))
                 else:
-                    setattr(where, method, self.timed(section, found))
+                    setattr(owner_class, method, self.timed(section, found))
 
 
 class BarePeer:
-    """Trains like batches beside the server's, with torch alone, on the server's thread.
+    """Trains batches of the same size with the bare torch loop, on the server's thread.
 
     Attributes:
-        seconds: of CPU that it has taken.
-        steps: that it has made in them.
+        seconds: CPU seconds so far, including those to build the loop.
+        steps: training steps so far.
     """
 
     def __init__(self) -> None:
@@ -104,14 +104,14 @@ class BarePeer:
     def attach(self) -> None:
         train = FleetModel.train
 
-        def beside(model: FleetModel, *arguments: Any, **named: Any) -> float:
+        def train_and_measure_bare(model: FleetModel, *arguments: Any, **named: Any) -> float:
             loss = train(model, *arguments, **named)
             self._left -= 1
             if not self._left:
                 self._train(model)
             return loss
 
-        _replace(FleetModel, train, beside)
+        _replace(FleetModel, train, train_and_measure_bare)
 
     def _train(self, model: FleetModel) -> None:
         started = time.thread_time()
@@ -126,7 +126,7 @@ class BarePeer:
 
 
 class Notes:
-    """What the process has taken so far, a line at each phase."""
+    """Writes a line at each phase: CPU time, memory and counts of the process so far."""
 
     def __init__(self, path: Path, broker: int, stopwatch: Stopwatch, bare: BarePeer) -> None:
         self._path = path
@@ -137,21 +137,21 @@ class Notes:
         self._links: list[Link] = []
 
     def attach(self) -> None:
-        phases, opens = Coordinator.phases, Link.open
+        phases, open_link = Coordinator.phases, Link.open
 
-        def noted(coordinator: Coordinator) -> Iterator[Phase]:
+        def phases_with_notes(coordinator: Coordinator) -> Iterator[Phase]:
             self.note("begin", 0)
             for phase in phases(coordinator):
                 self.note(phase.kind, phase.opened.round)
                 yield phase
             self.note("finished", coordinator.commits.round)
 
-        def opened(link: Link, *arguments: Any) -> None:
+        def open_and_record(link: Link, *arguments: Any) -> None:
             self._links.append(link)
-            opens(link, *arguments)
+            open_link(link, *arguments)
 
-        _replace(Coordinator, phases, noted)
-        _replace(Link, opens, opened)
+        _replace(Coordinator, phases, phases_with_notes)
+        _replace(Link, open_link, open_and_record)
 
     def note(self, phase: str, number: int) -> None:
         memory = Path("/proc/self/status").read_text().split()
@@ -166,7 +166,7 @@ class Notes:
             "sections": {**self._stopwatch.seconds, "receive": sum(link.cpu for link in self._links)},
             "broker_cpu": _cpu_seconds(self._broker.pid),
             "broker_rss": self._broker.memory_info().rss >> 10,
-            "rss": int(memory[memory.index("VmRSS:") + 1]),  # KiB, as the next
+            "rss": int(memory[memory.index("VmRSS:") + 1]),  # KiB, as "peak"
             "peak": int(memory[memory.index("VmHWM:") + 1]),
             "written": bytes_written(),
             "dropped": sum(link.dropped for link in self._links),
@@ -180,27 +180,27 @@ def _replace(owner: type, method: Callable[..., Any], other: Callable[..., Any])
 
 
 def _cpu_seconds(pid: int) -> float:
-    """Of a process with one thread, to the nanosecond; of all threads the system tells hundredths."""
+    """CPU seconds of a process's main thread, exact to the nanosecond: Mosquitto has one thread."""
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def slow_to_begin_with() -> None:
-    """The first steps of the trunk take SLOW_SECONDS each, as all those of a real network may."""
+def slow_first_steps() -> None:
+    """The first SLOW_STEPS steps of the trunk take SLOW_SECONDS each, as those of a large network may."""
     train, left = FleetModel.train, [SLOW_STEPS]
 
-    def slowly(*arguments: Any, **named: Any) -> float:
+    def slow_train(*arguments: Any, **named: Any) -> float:
         if left[0]:
             left[0] -= 1
             time.sleep(SLOW_SECONDS)
         return train(*arguments, **named)
 
-    _replace(FleetModel, train, slowly)
+    _replace(FleetModel, train, slow_train)
 
 
 if __name__ == "__main__":
     notes, broker, *words = sys.argv[1:]
     if words[0] == "--slow-trunk":
-        slow_to_begin_with()
+        slow_first_steps()
         del words[0]
     stopwatch = Stopwatch()
     stopwatch.attach()

@@ -12,11 +12,11 @@ from typing import Any, cast
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.link import Link
 
-KEEP_ALIVE = 600  # seconds: a thousand devices share the CPU here that each has for itself elsewhere
+KEEP_ALIVE = 600  # seconds; long, because a thousand devices share one process
 
 
 class Turn:
-    """In the place of a lock and its condition, where others have their turn while one waits."""
+    """Replaces a lock and its condition: while one device waits, others have their turns."""
 
     def __init__(self, pause: Callable[[], None]) -> None:
         self._pause = pause
@@ -24,13 +24,13 @@ class Turn:
         self._until = 0.0
 
     def __enter__(self) -> None:
-        """Nobody else has the turn."""
+        """No lock is needed: only one device has its turn."""
 
     def __exit__(self, *_: object) -> None:
-        """As above."""
+        """See `__enter__`."""
 
     def notify(self) -> None:
-        """The caller that gives turns checks `is_due`."""
+        """Nothing to do: the caller that gives turns checks `is_due`."""
 
     notify_all = notify
 
@@ -42,31 +42,31 @@ class Turn:
         return bool(condition())
 
     def is_due(self, now: float) -> bool:
-        """Whether what is waited for has come, or the time for it is over."""
+        """Whether the condition holds, or the wait has timed out."""
         return now >= self._until or bool(self._condition())
 
 
 class PolledLink(Link):
-    """One device's link. What would block gives the turn to others instead."""
+    """One device's link. Calls that would block give the turn to other devices instead."""
 
     def __init__(
         self, address: BrokerAddress, client_id: str, will: tuple[str, bytes], pause: Callable[[], None]
     ) -> None:
         super().__init__(address, client_id, will=will, keepalive=KEEP_ALIVE)
         self._turn = Turn(pause)
-        for shared in (self._in_flight, self._inbox):  # nobody holds a lock while others have their turn
+        for shared in (self._in_flight, self._inbox):  # no lock is held while others have their turns
             shared._lock, shared._changed = cast(Any, self._turn), cast(threading.Condition, self._turn)
-        self._client.on_socket_register_write = lambda *_: None  # there is no thread to be woken
+        self._client.on_socket_register_write = lambda *_: None  # there is no network thread to wake
 
     def is_due(self, now: float) -> bool:
         """Whether the device has something to do."""
         return self._turn.is_due(now)
 
     def dial(self) -> int:
-        """Connect; returns the socket's number. The broker's reply, and all else, comes with `read`."""
+        """Connect; returns the socket's file descriptor. `read` receives the broker's reply."""
         self._connection._dial()
         client = self._client
-        for end in (client._sockpairR, client._sockpairW):  # they wake paho's own loop
+        for end in (client._sockpairR, client._sockpairW):  # they would wake paho's own loop
             if end is not None:
                 end.close()
         client._sockpairR = client._sockpairW = None
@@ -78,7 +78,7 @@ class PolledLink(Link):
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection, or one is being made."""
+        """Whether the link is connected or connecting."""
         return self._client.socket() is not None
 
     @property
@@ -86,13 +86,13 @@ class PolledLink(Link):
         return bool(self._client.want_write())
 
     def read(self) -> None:
-        """Take in what has come, also what the socket has read ahead, of which epoll knows nothing."""
+        """Receive all packets, including bytes that TLS has already read, which epoll does not report."""
         self._client.loop_read()
         while (pending := getattr(self._client.socket(), "pending", None)) is not None and pending():
             self._client.loop_read()
 
     def write(self) -> None:
-        """Send what the socket takes."""
+        """Send packets until the socket accepts no more."""
         client = self._client
         while client.want_write():
             before = len(client._out_packet)
@@ -109,13 +109,13 @@ class PolledLink(Link):
         self._client.loop_misc()
 
     def disconnect(self) -> None:
-        """DISCONNECT, so that the last will does not speak, and close."""
+        """Send DISCONNECT, so that the broker does not publish the last will, and close the socket."""
         self._connection.disconnect(with_will=False)
         self.write()
         self.vanish()
 
     def vanish(self) -> None:
-        """Close the socket without a word."""
+        """Close the socket without DISCONNECT."""
         opened = self._client.socket()
         if opened is not None:
             opened.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic device's substitutes for training and disk: features computed once, and states in memory."""
+"""A synthetic device's substitutes for training and disk: random features, and states in memory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Made:
-    """What all devices of one cut share: the batch that they send, and the weights that they begin with."""
+class CutData:
+    """The batches and initial weights of all devices of one cut."""
 
     train: CutBatch
     evaluate: CutBatch
@@ -36,8 +36,8 @@ class Made:
 
 
 @cache
-def made_for(spec: RunSpec, cut: int) -> Made:
-    """Rectified normal values of the shape of the features at `cut`, with labels at random."""
+def cut_data(spec: RunSpec, cut: int) -> CutData:
+    """Rectified normal features (B, *feature shape at `cut`), random labels, and initial weights."""
     network = build_for(spec)
     generator = np.random.default_rng(cut)
     shape = network.stages[cut - 1].feature_shape
@@ -50,7 +50,7 @@ def made_for(spec: RunSpec, cut: int) -> Made:
 
     entropy = np.full(EVALUATION_BATCH, 0.5, np.float32)
     predicted = labels(EVALUATION_BATCH)
-    return Made(
+    return CutData(
         CutBatch(features(spec.batch_size), labels(spec.batch_size)),
         CutBatch(features(EVALUATION_BATCH), predicted, predicted, entropy),
         {name: tensor.detach() for name, tensor in client_model(network, cut, spec).state_dict().items()},
@@ -58,26 +58,26 @@ def made_for(spec: RunSpec, cut: int) -> Made:
 
 
 def images_of(train: int, held_out: int, classes: int) -> DeviceData:
-    """So many images that nobody looks at; they take no memory."""
+    """Black images of 3 x 32 x 32, which share one byte of memory, with labels in turn."""
 
-    def some(count: int) -> ImageSet:
+    def black_images(count: int) -> ImageSet:
         return ImageSet(
             np.broadcast_to(np.uint8(0), (count, 3, 32, 32)), np.arange(count, dtype=np.int64) % classes
         )
 
     names = tuple(f"class-{number}" for number in range(classes))
-    return DeviceData(some(train), some(held_out), names, ())
+    return DeviceData(black_images(train), black_images(held_out), names, ())
 
 
 class SyntheticTrainer:
-    """As `ClientTrainer` for the agent; training changes nothing, and costs nothing."""
+    """A `ClientTrainer` for the agent whose training changes no weights and takes no time."""
 
     def __init__(
         self, spec: RunSpec, cut: int, data: DeviceData, before_step: Callable[[int, int, int], None]
     ) -> None:
-        """`before_step`: is told of each step of training: its round, its number, and how many there are."""
-        self._made = made_for(spec, cut)
-        self._weights: Mapping[str, Tensor] = self._made.weights
+        """`before_step`: called before each step of training with its round, number and number of steps."""
+        self._data = cut_data(spec, cut)
+        self._weights: Mapping[str, Tensor] = self._data.weights
         self._before_step = before_step
         self.samples, self.held_out = len(data.train), len(data.held_out)
         self._steps = steps_per_round(spec, self.samples)
@@ -87,16 +87,16 @@ class SyntheticTrainer:
         steps = self._steps if steps is None else steps
         for step in range(steps):
             self._before_step(number, step, steps)
-            yield self._made.train
+            yield self._data.train
 
     def statistics(self, _number: int, steps: int) -> Iterator[CutBatch]:
-        yield from repeat(self._made.train, steps)
+        yield from repeat(self._data.train, steps)
 
     def fresh_statistics(self) -> dict[str, Tensor]:
         return {name: tensor for name, tensor in self._weights.items() if is_statistic(name)}
 
     def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
-        yield from repeat(self._made.evaluate, evaluation_steps(self.held_out) if steps is None else steps)
+        yield from repeat(self._data.evaluate, evaluation_steps(self.held_out) if steps is None else steps)
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._weights
@@ -119,11 +119,11 @@ class SyntheticTrainer:
         self._weights = weights
 
     def forget_momentum(self) -> None:
-        """There is none."""
+        """It has no momentum."""
 
 
 class SyntheticStore:
-    """As `DeviceStore` for the agent, in memory: it outlives the device's processes, not this one."""
+    """A `DeviceStore` in memory: it survives the device's simulated processes."""
 
     def __init__(self) -> None:
         self._rounds: dict[int, dict[str, Any]] = {}
@@ -146,7 +146,7 @@ class SyntheticStore:
         trainer.load(self._rounds[number] if number in self._rounds else initial())
 
     def finish(self, *_: object) -> None:
-        """Nothing is left to be done."""
+        """Nothing to do."""
 
     request_cut = save_mistakes = save_division = finish
 

@@ -1,29 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocking code of many devices in one process: each on a thread of its own, one at a time, in turns."""
+"""Runs blocking code of many devices in one process: each on its own thread, one at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 
-STACK = 2 << 20  # bytes of a thread's stack: what it does not use takes address space, not memory
+STACK = 2 << 20  # bytes of a thread's stack; unused pages take no memory
 
 
 class Killed(BaseException):
-    """Ends a turn taker from within, as SIGKILL would: nothing of its own may catch it."""
+    """Ends a turn taker's function as SIGKILL would: its code must not catch it."""
 
 
 class TurnTaker:
-    """Runs a function until it pauses; then goes on where it paused, at each `resume`.
+    """Runs a function until it pauses; each `resume` continues it where it paused.
 
     Attributes:
-        error: what the function has raised.
-        is_killed: it was ended by `Killed`.
+        error: the exception that the function has raised.
+        is_killed: whether `Killed` ended it.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
-        self._go, self._back = threading.Lock(), threading.Lock()  # each is released by the other side
+        self._go, self._back = threading.Lock(), threading.Lock()  # each is released by the other thread
         self._go.acquire()
         self._back.acquire()
         self.is_killed = self._has_ended = False
@@ -36,18 +36,18 @@ class TurnTaker:
         return self._has_ended
 
     def resume(self) -> None:
-        """Give the function its turn; returns when it pauses, or has ended."""
+        """Continue the function; returns when it pauses or has ended."""
         self._go.release()
         self._back.acquire()
 
     def kill(self) -> None:
-        """The function gets no further than it is."""
+        """End the function where it has paused."""
         if not self._has_ended:
             self.is_killed = True
             self.resume()
 
     def pause(self) -> None:
-        """Called by the function: let others go on until the next `resume`."""
+        """Called by the function: return to the caller of `resume` until the next one."""
         self._back.release()
         self._go.acquire()
         if self.is_killed:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clock that a benchmark can set: Python imports this file first if its folder is on PYTHONPATH.
+"""Shifts this process's clock: Python imports this file at start-up if its folder is on PYTHONPATH.
 
-The file that CLOCK_FILE names holds the error of this process's clock, in seconds.
+The file named by the variable CLOCK_FILE holds the offset in seconds.
 """
 
 import os

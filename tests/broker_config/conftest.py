@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet's authority, its certificates, and a real Mosquitto on the shipped production configuration."""
+"""A fleet's authority, its certificates, and a real Mosquitto with the shipped production configuration."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Fleet:
     log: Path
 
     def device(self, name: str) -> Path:
-        """The folder of a device's files, made on first use."""
+        """The folder of a device's files, created on first use."""
         folder = self.directory / "bundles" / name
         if not folder.exists():
             assert run_broker("add-device", name, "--folder", directory=self.directory).exception is None
@@ -64,7 +64,7 @@ class Fleet:
         return folder
 
     def reload(self) -> None:
-        """As `systemctl reload mosquitto`; the broker may read its files a moment later."""
+        """Reload as `systemctl reload mosquitto` does; the broker may read its files a moment later."""
         os.kill(self.pid, signal.SIGHUP)
 
 
@@ -75,9 +75,9 @@ def files(folder: Path) -> TlsFiles:
 
 @contextmanager
 def mosquitto(directory: Path, port: int, log: Path, limit: int | None = None) -> Iterator[int]:
-    """Mosquitto as `splitee broker init` says to start it; its process id, once it accepts connections.
+    """Mosquitto on the configuration of `splitee broker init`, accepting connections; yields its process id.
 
-    `limit`: of its descriptors; None: what the unit grants.
+    `limit`: of its file descriptors; None: that of the shipped unit.
     """
     program = find_mosquitto()
     assert program is not None
@@ -102,17 +102,17 @@ def mosquitto(directory: Path, port: int, log: Path, limit: int | None = None) -
 
 
 def descriptors() -> int:
-    """What the shipped unit grants the broker, or as much of it as this process may grant."""
+    """The shipped unit's limit of file descriptors, or this process's hard limit if that is lower."""
     unit = (Path(__file__).parents[2] / "broker_config" / "splitee-broker.service").read_text()
     found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit)
     assert found is not None
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return int(found[1]) if most == resource.RLIM_INFINITY else min(int(found[1]), most)
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return int(found[1]) if hard_limit == resource.RLIM_INFINITY else min(int(found[1]), hard_limit)
 
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    """One fleet a module; its broker may run as an account to which pytest's folders are closed."""
+    """One fleet per module, in a folder that the broker's account may enter, unlike pytest's own."""
     with TemporaryDirectory(prefix="splitee-broker-") as folder:
         root, port = Path(folder), free_port()
         root.chmod(0o755)

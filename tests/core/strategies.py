@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hypothesis strategies for every message of the wire, made from the messages' own declarations."""
+"""Hypothesis strategies for every message of the protocol, made from the declarations of the messages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from splitee.protocol.fields import LARGEST_COUNT
 from splitee.protocol.release_orders import RolloutPlan
 from splitee.protocol.routes import ROUTES
 
-# The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
+# The same examples in every run; benchmarks/fuzz_messages.py tries new ones.
 settings.register_profile("splitee", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("splitee")
 
@@ -29,7 +29,7 @@ MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(
 )
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20)
 WITHIN_BOUNDS = st.floats(-LARGEST, LARGEST, width=32)
-_MADE: dict[type[Any], st.SearchStrategy[Any]] = {}  # checked once each, not for every example
+_MADE: dict[type[Any], st.SearchStrategy[Any]] = {}  # a cache, so that Hypothesis validates each once
 Array = npt.NDArray[np.float32]
 
 
@@ -86,7 +86,7 @@ def _struct(kind: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def _matrices(draw: st.DrawFn) -> ConfusionMatrix:
-    """Square ones: what its fields declare says nothing of that."""
+    """Square matrices; the declarations of the fields do not require that."""
     size, counts = draw(st.integers(0, 3)), st.integers(0, LARGEST_COUNT)
     row = st.lists(counts, min_size=size, max_size=size).map(tuple)
     return ConfusionMatrix(draw(row), tuple(draw(row) for _ in range(size)))

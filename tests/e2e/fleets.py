@@ -38,7 +38,7 @@ Program = Sequence[str] | Callable[[], object]
 
 
 class Fleet:
-    """One fleet; leaving the context kills what still runs."""
+    """One fleet; leaving the context kills its remaining processes."""
 
     def __init__(self, broker: str, name: str, directory: Path) -> None:
         self.broker = broker
@@ -67,9 +67,9 @@ class Fleet:
         release: bool = False,
         program: Program = (),
     ) -> None:
-        """`program`: what runs as the `splitee` command."""
-        alone = ("--client-averaging", "none")  # unless `flags` say otherwise
-        flags = (*alone, *flags, *(() if release else ("--no-release",)))
+        """Start the server. `program`: see `start`."""
+        defaults = ("--client-averaging", "none")  # `flags` may override it
+        flags = (*defaults, *flags, *(() if release else ("--no-release",)))
         network = ("--network", "tiny_networks:tiny", "--input", "3x32x32")
         arguments = (*network, "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
@@ -77,7 +77,7 @@ class Fleet:
 
     @contextmanager
     def frozen(self, name: str) -> Iterator[None]:
-        """Alive, connected, and doing nothing."""
+        """Suspend a process inside the context: it stays connected, but does nothing."""
         self.processes[name].send_signal(signal.SIGSTOP)
         try:
             yield
@@ -105,9 +105,9 @@ class Fleet:
             self.device(name, cut, shard=f"{index}/3")
 
     def wait(self, *names: str, timeout: float = LONGEST) -> list[int]:
-        """Exit codes of the processes, all by default; who waits for one that has failed would wait in vain.
+        """Wait for processes to end, by default all; returns their exit codes.
 
-        Raises AssertionError: one has failed while others run on, or some are not done in `timeout` seconds.
+        Raises AssertionError: one has failed while others still run, or not all end in `timeout` seconds.
         """
         waited = names or tuple(self.processes)
         deadline = time.monotonic() + timeout
@@ -132,12 +132,15 @@ class Fleet:
         return "--broker", self.broker, "--fleet", self.name
 
     def start(self, name: str, *arguments: str, program: Program = ()) -> None:
-        """A `splitee` command as the process `name`; `program`: what runs it, a command by exec."""
+        """Start a `splitee` command as the process `name`.
+
+        `program`: a function that runs it in a forked process, or a command line to execute.
+        """
         log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
         if not isinstance(program, Sequence) or not program:
             self.processes[name] = WarmProcess(arguments, log, environment, program=program or None)
             return
-        if Path(program[0]).name == "torchrun":  # only the ranks that it starts are the command
+        if Path(program[0]).name == "torchrun":  # its code runs in a forked process, and starts the ranks
             arguments = (*program[1:], *arguments)
             self.processes[name] = WarmProcess(arguments, log, environment, program=torchrun)
             return
@@ -152,7 +155,7 @@ class Fleet:
 
 
 def offer(broker: BrokerAddress, topics: Topics, spec: RunSpec) -> None:
-    """A run, as a server offers it."""
+    """Publish a run as a server does."""
     publisher = Link(broker, f"server-of-{topics.fleet}")
     publisher.open(5)
     publisher.publish(topics.run, spec.encode(), retain=True)
@@ -160,7 +163,7 @@ def offer(broker: BrokerAddress, topics: Topics, spec: RunSpec) -> None:
 
 
 def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lambda _: True) -> bytes:
-    """The payload of the next message on `topic` that is `wanted`; others are passed over."""
+    """The payload of the next message on `topic` for which `wanted` returns True."""
     while True:
         event = link.receive(60)
         assert event is not None, f"nothing came on {topic}"
@@ -169,7 +172,7 @@ def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lamb
 
 
 def in_one_process(strategy: Any, order: Any, rounds: int, **settings: Any) -> str:
-    """weights_sha256 of the same run without a broker; for `settings` see `simulation_of`."""
+    """weights_sha256 of the same run, simulated without a broker; `settings`: see `simulation_of`."""
     simulation = simulation_of(strategy, order, rounds, **settings)
     for _ in simulation.rounds():
         pass
@@ -188,9 +191,9 @@ def simulation_of(
     weights: str | None = None,
     **settings: Any,
 ) -> Simulation:
-    """The same run without a broker. `moves`: to other cuts, at the first commit.
+    """The same run, simulated without a broker. `moves`: new cuts at the first commit, by device.
 
-    `weights`: what the run begins from, as `--weights` says it.
+    `weights`: initial weights, as for `--weights`.
     """
     spec = RunSpec(
         protocol=1,
@@ -224,10 +227,10 @@ def simulation_of(
     spec, found = with_weights(spec, weights)
     network = build_for(spec)
     if spec.awaits_fleet:
-        told = [
+        reports = [
             DeviceReport(d.cut, len(d.data.train), *channel_statistics(d.data.train).values())
             for d in devices.values()
         ]
-        spec = settle(spec, network, told)
+        spec = settle(spec, network, reports)
     initial = fit(found, network, spec, ()) if found is not None else None
     return Simulation(spec, devices, moves={1: moves or {}}, initial=initial)

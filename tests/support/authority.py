@@ -29,7 +29,7 @@ class Authority:
         self.file.write_bytes(self._sign(certificate))
 
     def issue(self, name: str, from_day: int = -1, to_day: int = 1) -> TlsFiles:
-        """A certificate for `name`, and for 127.0.0.1, valid from and to so many days from now."""
+        """A certificate for `name`, and for 127.0.0.1, valid from `from_day` to `to_day` in days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's models, and devices that make up what they send, small enough to be averaged by hand."""
+"""A server's models and devices with random features and weights, small enough to average by hand."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from splitee.training.weights import CLIENT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
-IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # each device's, a batch
+IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # images per batch, by device
 STEPS = 2  # batches in a round
-SAMPLES = {device: STEPS * count for device, count in IMAGES.items()}  # that the trunk trains on in a round
-BATCH = 20  # at most
+SAMPLES = {device: STEPS * count for device, count in IMAGES.items()}  # samples per round, by device
+BATCH = 20  # largest batch
 NETWORK = build_network("tiny_networks:tiny", num_classes=10)
 STRATEGIES = pytest.mark.parametrize("strategy", ["sequential", "averaging"])
 
 
 @cache
 def initial(cut: int) -> dict[str, Tensor]:
-    """A client network and exit that has learnt nothing, by name."""
+    """Initial weights of a client network and its exit, by name."""
     weights: dict[str, Tensor] = client_model(NETWORK, cut, spec("sequential")).state_dict()
     return weights
 
@@ -50,7 +50,7 @@ def spec(strategy: str, averaging: Any = "layerwise", **settings: Any) -> RunSpe
 
 
 class Fleet:
-    """A model, and devices that make up what they send."""
+    """A model, and devices that send random features and weights."""
 
     def __init__(
         self, strategy: str, averaging: Any = "layerwise", cuts: Mapping[str, int] = CUTS, **settings: Any
@@ -62,7 +62,7 @@ class Fleet:
             self.model.join(device, cut, IMAGES[device])
 
     def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
-        """A round of these devices, all by default; the client networks that they send after it."""
+        """Train a round of these devices, all by default; returns the client networks that they send."""
         generator = torch.Generator().manual_seed(number)
         sent = {}
         for device in devices or self.cuts:
@@ -88,14 +88,14 @@ class Fleet:
         return torch.randn(count, *self.model.feature_shape(self.cuts[device]), generator=generator)
 
     def trunk(self, device: str) -> dict[str, Tensor]:
-        """A copy of the trunk that continues this device's client network."""
+        """A copy of the weights of the device's trunk."""
         network, weights = self.model.network, self.model.trunk_weights()
         names = network.stage_keys(self.cuts[device] + 1, network.num_layers)
         own = f"{device}/" if self.spec.strategy == "averaging" else ""
         return {name: weights[own + name].clone() for name in names}
 
     def whole(self, device: str, client: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A copy of the network as the device's images see it."""
+        """A copy of the weights of the device's whole network: client network and trunk."""
         stages = {n.removeprefix(CLIENT): t.clone() for n, t in client.items() if n.startswith(CLIENT)}
         return {**stages, **self.trunk(device)}
 
@@ -105,19 +105,19 @@ def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def mean(holders: Mapping[str, Mapping[str, Tensor]], name: str) -> Any:
-    """Over the devices that hold `name`, weighted by their samples."""
+    """Mean of a tensor over the devices that have it, weighted by their samples."""
     devices = [device for device, tensors in holders.items() if name in tensors]
     values = [holders[device][name].double().numpy() for device in devices]
     return np.average(values, axis=0, weights=[SAMPLES[device] for device in devices])
 
 
 def observed(fleet: Fleet, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
-    """Trunks see two batches of each device; made-up statistics of the client networks, by device."""
+    """Let the trunks observe two batches per device; returns random statistics of the client networks."""
     found = {}
     for device, cut in fleet.cuts.items():
         for step in range(2):
             fleet.model.observe(device, fleet.features(device, generator), round_number=1, step=step)
-        like = fleet.model.statistics_assembler(cut).missing
+        names = fleet.model.statistics_assembler(cut).missing
         own = fleet.model.client(device)
-        found[device] = {name: torch.rand(own[name].shape, generator=generator) for name in like}
+        found[device] = {name: torch.rand(own[name].shape, generator=generator) for name in names}
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Chromium that reaches nothing but this machine, and tabs that notice what is wrong."""
+"""A real Chromium that can reach only this machine, and tabs that fail on errors."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from vendor import LIBRARIES
 
 DESKTOP = ViewportSize(width=1300, height=900)
 PHONE = ViewportSize(width=400, height=860)
-PATIENCE = 15_000  # milliseconds for what is to be seen
+PATIENCE = 15_000  # milliseconds to wait for an element
 CUT_OFF = (
     "ERR_CONNECTION_REFUSED",
     "ERR_INCOMPLETE_CHUNKED_ENCODING",
     "ERR_CONNECTION_RESET",
-)  # tests do that
-LEVELS = ("serious", "critical")  # of axe-core's violations, those that fail a test
+)  # errors of connections that tests cut
+LEVELS = ("serious", "critical")  # levels of axe-core's violations that fail a test
 
-# Containers and CI know no sandbox of user namespaces; every name but this machine's leads nowhere.
+# Containers and CI have no user namespaces for the sandbox; all host names but this machine's are unknown.
 FLAGS = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost")
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Where it must be there (CI), its absence is a failure, never a skip."""
+    """Chromium; without it the test is skipped, and in CI it fails."""
     path = program()
     if path is None and os.environ.get("CI") == "true":
         pytest.fail("no Chromium, and CI=true: install it (apt install chromium)")
     if path is None:
-        pytest.skip("no Chromium: the pages are NOT looked at (apt install chromium)")
+        pytest.skip("no Chromium: the pages are NOT checked (apt install chromium)")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
         yield browser
@@ -48,7 +48,7 @@ def chromium() -> Iterator[Browser]:
 def tab(
     browser: Browser, url: str, viewport: ViewportSize = DESKTOP, theme: Any = "light", **more: Any
 ) -> Iterator[Page]:
-    """A page in a context of its own; at its end no other server got a request, and nothing complained."""
+    """A page in its own context; fails at its end if it logged an error or requested another server."""
     context = browser.new_context(viewport=viewport, color_scheme=theme, **more)
     context.set_default_timeout(PATIENCE)
     page, faults, origin = context.new_page(), list[str](), urlsplit(url).netloc
@@ -76,10 +76,10 @@ def _foreign(url: str, origin: str) -> list[str]:
 
 
 def violations(page: Page) -> list[str]:
-    """What axe-core finds of level serious or above, a line each."""
+    """Violations that axe-core finds of level serious or above, a line each."""
     [axe] = [library for library in LIBRARIES if library.name == "axe-core"]
     source = Path(axe.path("axe.min.js")).read_text(encoding="utf-8")
-    page.evaluate(source)  # by the debugger, which the page's policy does not bind
+    page.evaluate(source)  # by the debugger, to which the page's policy does not apply
     found = page.evaluate(
         "axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))"
     )
@@ -92,5 +92,5 @@ def violations(page: Page) -> list[str]:
 
 
 def overflow(page: Page) -> int:
-    """Pixels by which a page is wider than the screen."""
+    """Number of pixels by which the page is wider than its window."""
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pytest plugin that tells what each test costs: `make test-costs` writes the table.
+"""A pytest plugin that measures the cost of each test: `make test-costs` writes the table.
 
-Wall and CPU seconds are of setup, test and teardown together; what tests share is on the bill of the first.
-Children's CPU counts once they are waited for, with all that they started and waited for: not the fork
-server of a demo, which ends after it.
+Wall and CPU seconds are of setup, test and teardown together; shared fixtures count for their first test.
+The CPU time of children, with that of their own children, counts once they are waited for. It lacks a demo's
+fork server, which ends after the demo.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty", warm.FO
 SLOWEST = 40  # tests in the terminal's table
 
 
-class Bill(NamedTuple):
-    """One test: seconds, CPU seconds in this process and in its children, processes started."""
+class Cost(NamedTuple):
+    """Cost of a test: wall seconds, CPU seconds of this process and of its children, processes started."""
 
     wall: float
     own: float
@@ -33,15 +33,17 @@ class Bill(NamedTuple):
 
 
 class Meter:
-    """What this process has used so far."""
+    """Measures the cost so far of this process."""
 
     def __init__(self) -> None:
         self._started = 0
         sys.addaudithook(self._count_start)
 
-    def read(self) -> Bill:
-        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-        return Bill(
+    def read(self) -> Cost:
+        own, children = (
+            resource.getrusage(processes) for processes in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        return Cost(
             time.perf_counter(),
             own.ru_utime + own.ru_stime,
             children.ru_utime + children.ru_stime + warm.children_cpu(),
@@ -54,7 +56,7 @@ class Meter:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help_text = "Write what each test costs, a tab between columns."
+    help_text = "Write the cost of each test, with tabs between columns."
     parser.addoption("--costs", type=Path, metavar="FILE", help=help_text)
 
 
@@ -64,12 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Costs:
-    """A worker makes the bills, which travel with the reports to the controller; that shows them."""
+    """Workers measure the costs; the reports take them to the controller, which writes the table."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._meter = Meter()
-        self._bills: dict[str, Bill] = {}
+        self._costs: dict[str, Cost] = {}
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -88,19 +90,19 @@ class Costs:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        for name, bill in report.user_properties:
+        for name, cost in report.user_properties:
             if name == KEY and report.when == "teardown":
-                self._bills[report.nodeid] = Bill(*bill)
+                self._costs[report.nodeid] = Cost(*cost)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        rows = sorted(self._bills.items(), key=lambda row: -row[1].wall)
+        rows = sorted(self._costs.items(), key=lambda row: -row[1].wall)
         if not rows:
             return
         line = "{0}\t{1.wall:.2f}\t{1.own:.2f}\t{1.children:.2f}\t{1.started:.0f}\n"
         table = "test\twall\town cpu\tchildren cpu\tstarted\n"
-        self._file.write_text(table + "".join(line.format(test, bill) for test, bill in rows))
+        self._file.write_text(table + "".join(line.format(test, cost) for test, cost in rows))
         terminalreporter.section(f"the {SLOWEST} slowest of {len(rows)} tests; all are in {self._file}")
         shown = "{1.wall:8.1f} s {1.own:7.1f} {1.children:7.1f} CPU s {1.started:4.0f} started  {0}"
-        total = Bill(*(sum(column) for column in zip(*self._bills.values(), strict=True)))
-        for test, bill in [*rows[:SLOWEST], ("all", total)]:
-            terminalreporter.write_line(shown.format(test, bill))
+        total = Cost(*(sum(column) for column in zip(*self._costs.values(), strict=True)))
+        for test, cost in [*rows[:SLOWEST], ("all", total)]:
+            terminalreporter.write_line(shown.format(test, cost))

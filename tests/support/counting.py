@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Jobs for worker processes, which import them by name."""
+"""Jobs of worker processes, which import them by name."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a server reports of a run, as a demo completes it."""
+"""A server's report of a run, which a demo completes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def server_report(*ids: str) -> dict[str, Any]:
-    """What the server leaves: devices at the cuts 3, 5, 3, ..."""
+    """The server's report, with devices at the cuts 3, 5, 3, ..."""
     return {
         "run": "r1",
         "strategy": "sequential",

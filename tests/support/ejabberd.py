@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ejabberd as a broker of MQTT v5 that is not Mosquitto: Debian's package, as a process of the test's own."""
+"""ejabberd, from Debian's package, as an MQTT v5 broker besides Mosquitto."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from splitee_lab.local.brokers import HOST, free_port
 
 LIBRARIES = Path("/usr/lib")
 START_LIMIT = 30.0  # seconds
-# It lets nobody in without an account; this takes any name and password.
+# It requires an account; with these settings any name and password will do.
 SETTINGS = """\
 loglevel: warning
 hosts: [localhost]
@@ -43,7 +43,7 @@ class Ejabberd:
 
 
 def find_ejabberd() -> Path | None:
-    """The folder that Erlang finds it in; None where it is not installed."""
+    """The folder of its Erlang libraries; None: it is not installed."""
     found = next(iter(sorted(LIBRARIES.glob("*/ejabberd-*/ebin/mod_mqtt.beam"))), None)
     return None if found is None or shutil.which("erl") is None else found.parents[2]
 

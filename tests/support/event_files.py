@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads TensorBoard's event files: records as TensorFlow frames them, their checksums verified."""
+"""Reads TensorBoard's event files: TensorFlow's record format, with verified checksums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def events(path: Path) -> list[Event]:
 
 
 def curves(directory: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """{folder below `directory`: {tag: [(step, value), ...]}} as the files hold it, repetitions included."""
+    """{folder below `directory`: {tag: [(step, value), ...]}}, including repetitions in the files."""
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for path in sorted(directory.rglob("events.out.tfevents.*")):
         of_folder = found.setdefault(str(path.parent.relative_to(directory)), {})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A clock that tests move, and a port without a broker: what waits for minutes is tested in milliseconds."""
+"""A clock that tests advance and a port without a broker: waits of minutes take milliseconds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Event, Message
 from splitee.mqtt.meter import Meter
 
-FOREVER = 24 * 3600.0  # seconds after which a test that still waits has failed
+FOREVER = 24 * 3600.0  # seconds of fake time after which a waiting test fails
 
 
 class FakeClock:
-    """Seconds that pass only when a test, or a fake port that waits, says so."""
+    """Seconds that advance only by a test, or by a fake port that waits."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
@@ -31,7 +31,7 @@ class FakeClock:
 
 
 class Sent(NamedTuple):
-    """What was published."""
+    """A published message."""
 
     topic: str
     payload: bytes
@@ -40,7 +40,7 @@ class Sent(NamedTuple):
 
 
 class RecordingMeter:
-    """A `Meter` that records what it is given: topic, bytes of the payload, and of what MQTT adds."""
+    """A `Meter` that records each message: topic, bytes of its payload and of its headers."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, int, int]] = []
@@ -54,12 +54,12 @@ class RecordingMeter:
 
 
 class FakePort:
-    """A `Port` that keeps what is published, and hands out what a test delivers, in the order of its time.
+    """A `Port` that records published messages, and returns the events of a test in order of time.
 
     Attributes:
-        sent: all that was published.
-        subscribed: the filters, in the order of their subscription.
-        on_sent: called with each publication, so that a test can reply as the other end would.
+        sent: all published messages.
+        subscribed: filters in the order of their subscription.
+        on_sent: called with each published message, so that a test can reply.
     """
 
     def __init__(self, clock: FakeClock, *, max_packet: int = 1 << 20) -> None:
@@ -86,7 +86,7 @@ class FakePort:
     def deliver(
         self, topic: str, payload: bytes, *, retained: bool = False, correlation: bytes | None = None
     ) -> None:
-        """A message that is there now."""
+        """A message that is received now."""
         self.later(0, topic, payload, retained=retained, correlation=correlation)
 
     def later(
@@ -98,20 +98,20 @@ class FakePort:
         retained: bool = False,
         correlation: bytes | None = None,
     ) -> None:
-        """A message that comes in so many seconds."""
+        """A message that is received after `seconds`."""
         self.happen(Message(topic, payload, retained=retained, correlation=correlation), seconds)
 
     def happen(self, event: Event | Exception, seconds: float = 0) -> None:
-        """Any event, in so many seconds; `receive` raises an exception, as it does what a broker refuses."""
+        """Any event after `seconds`; `receive` raises an exception, such as a broker's refusal."""
         heapq.heappush(self._events, (self.clock() + seconds, next(self._order), event))
 
     @property
     def has_events(self) -> bool:
-        """Whether something is still to come."""
+        """Whether events are still to be received."""
         return bool(self._events)
 
     def payloads(self, topic: str) -> list[bytes]:
-        """What was published on `topic`, in its order."""
+        """The payloads published on `topic`, in order."""
         return [sent.payload for sent in self.sent if sent.topic == topic]
 
     def subscribe(self, *filters: str) -> None:
@@ -146,23 +146,23 @@ class FakePort:
         return self.connected
 
     def receive(self, timeout: float | None) -> Event | None:
-        """What is due; else the clock goes on to the next event, or by `timeout` when none comes in it."""
+        """The next event, to whose time the clock advances; None: there is none within `timeout` seconds."""
         now = self.clock()
         until = self._last if timeout is None else now + timeout
         if not self._events or self._events[0][0] > until:
             self.clock.advance(until - now)
             if self.clock() >= self._last:
-                raise AssertionError("what is waited for never comes")
+                raise AssertionError("the test waits for an event that never comes")
             return None
         due, _, event = heapq.heappop(self._events)
         self.clock.advance(max(0.0, due - now))
         if isinstance(event, Exception):
             raise event
-        if isinstance(event, Message) and not self._wants(event.topic):
+        if isinstance(event, Message) and not self._is_subscribed(event.topic):
             raise AssertionError(f"{event.topic} was not subscribed to: {self.subscribed}")
         if isinstance(event, Message) and self.meter is not None:
             self.meter.received(event.topic, len(event.payload), 0)
         return event
 
-    def _wants(self, topic: str) -> bool:
-        return any(topic_matches_sub(wanted, topic) for wanted in self.subscribed)
+    def _is_subscribed(self, topic: str) -> bool:
+        return any(topic_matches_sub(each, topic) for each in self.subscribed)

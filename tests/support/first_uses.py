@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported, it does once what commands do first; processes forked from here on need not do it again.
+"""On import, does once what commands do at their start, so that processes forked later need not.
 
-What is installed is looked up, the tests' network is divided into stages, and a network is exported, which
-loads most.
+It looks up the installed commands, divides the tests' network into stages, and exports a network, which
+loads most modules.
 """
 
 import click

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee` as a rank that torchrun forks: told to stop, it ends at once, as one that was started by exec.
+"""`splitee` as a rank that torchrun forks: after a signal to stop it exits at once, like one started by exec.
 
-torchrun's own code would have it wait 30 s for the others to be done, and then kill it.
+Otherwise torchrun's code in the process would wait 30 s for the other ranks, and then kill it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import sys
 
 from splitee.cli.main import main
 
-told, by_signals = os.pipe()
-for descriptor in (told, by_signals):
+signals_read, signals_written = os.pipe()
+for descriptor in (signals_read, signals_written):
     os.set_blocking(descriptor, False)
-signal.set_wakeup_fd(by_signals)
+signal.set_wakeup_fd(signals_written)
 try:
     main()
 except SystemExit as end:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        os.read(told, 1)
-    except BlockingIOError:  # nothing: it has come to its end
+        os.read(signals_read, 1)
+    except BlockingIOError:  # no signal was received: main() has returned by itself
         raise end from None
     sys.stdout.flush()
     os._exit(end.code if isinstance(end.code, int) else 0)

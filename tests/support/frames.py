@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How smoothly a page moves, by Chromium's own tracing."""
+"""Measures how smoothly a page is drawn, by Chromium's tracing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ CATEGORIES = "toplevel,devtools.timeline,disabled-by-default-devtools.timeline.f
 
 @dataclass
 class Trace:
-    """What was traced.
+    """The result of tracing a page.
 
     Attributes:
-        longest: CPU milliseconds of the main thread's longest task in each second: what else the machine does
-            makes frames late, but not tasks long.
-        drawn: frames that were drawn.
-        dropped: frames that were not.
+        longest: CPU milliseconds of the main thread's longest task in each second: unlike late frames, they
+            do not depend on other load of the machine.
+        drawn: number of drawn frames.
+        dropped: number of dropped frames.
     """
 
     longest: list[float] = field(default_factory=list)
@@ -31,10 +31,10 @@ class Trace:
 
 @contextmanager
 def traced(page: Page) -> Iterator[Trace]:
-    """Traces a page; the trace is filled in at the end."""
+    """Trace a page; the trace is complete when the context is left."""
     trace, events, ended = Trace(), list[dict[str, Any]](), list[Any]()
     session = page.context.new_cdp_session(page)
-    session.on("Tracing.dataCollected", _taking(events))
+    session.on("Tracing.dataCollected", _collector(events))
     session.on("Tracing.tracingComplete", lambda data: ended.append(data))  # noqa: PLW0108 -- it takes no method
     session.send("Tracing.start", {"transferMode": "ReportEvents", "categories": CATEGORIES})
     yield trace
@@ -46,12 +46,12 @@ def traced(page: Page) -> Iterator[Trace]:
     trace.dropped = sum(one["name"] == "DroppedFrame" for one in events)
 
 
-def _taking(events: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+def _collector(events: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
     return lambda data: events.extend(data["value"])
 
 
 def _longest(events: list[dict[str, Any]]) -> list[float]:
-    """Of the main thread that has run scripts: the page's own, and not that of an empty spare process."""
+    """Longest tasks by second, of the main thread that ran scripts: the page's, not a spare process's."""
     named = {_thread(one) for one in events if one["args"].get("name") == "CrRendererMain"}
     [main] = named & {_thread(one) for one in events if one["name"] == "FunctionCall"}
     tasks = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small ONNX graphs of a device's model and their bundles: also such as no exporter would ever make."""
+"""Small ONNX graphs of a device's model and their bundles, including invalid ones that no exporter makes."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def manifest(data: bytes, *, features: int = FEATURES, **changed: Any) -> Client
 
 
 def bundle(model: ModelProto | None = None, **described: Any) -> bytes:
-    """As it is released; `described`: fields of its manifest, and the length of its features."""
+    """A bundle as it is released; `described`: fields of its manifest, and `features`, their number."""
     data = (graph() if model is None else model).SerializeToString()
     return msgspec.msgpack.encode(Bundle(msgspec.json.encode(manifest(data, **described)), data))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home Assistant's own code, which runs in an environment of its own: scripts/ensure_homeassistant.sh."""
+"""Home Assistant's own code, in a separate environment that scripts/ensure_homeassistant.sh makes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ LIMIT = 60.0  # seconds
 
 
 def verdict(components: dict[str, Any], messages: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """What Home Assistant makes of discovery payloads.
+    """Home Assistant's verdict on discovery payloads.
 
     Args:
         components: {key: payload of one entity's discovery}.
-        messages: (key, name of a template in its payload, message), each to be rendered.
+        messages: (key, name of a template in its payload, message) for each message to render.
 
     Returns:
-        `refused`: {key: why}; `ignored`: {key: fields that it does not know}; `rendered`: of each message;
-        `updates`: of each message, the state of an update entity whose JSON was rendered, else none.
+        `refused`: {key: reason}; `ignored`: {key: unknown fields}; `rendered`: text of each message;
+        `updates`: for each message, the state of its update entity, or none for other entities.
     """
     if not (PYTHON.parents[1] / "installed.txt").exists():
         if os.environ.get("CI") == "true":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs in Home Assistant's environment: payloads and messages as JSON in, what it makes of them out."""
+"""Runs in Home Assistant's environment: reads payloads and messages as JSON, writes its verdict as JSON."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from homeassistant.helpers.template import Template
 
 
 def check(component: dict[str, Any]) -> tuple[str, list[str]]:
-    """Why it is refused, and the fields that are not known; the platform is that of the topic."""
+    """Why a component is refused (empty: it is not), and its unknown fields."""
     fields = {name: value for name, value in component.items() if name != "platform"}
     schema = import_module(f"homeassistant.components.mqtt.{component['platform']}").DISCOVERY_SCHEMA
     try:
-        taken = schema(fields)
+        accepted = schema(fields)
     except voluptuous.Invalid as error:
         return str(error), []
-    return "", sorted(set(fields) - set(taken))
+    return "", sorted(set(fields) - set(accepted))
 
 
 def update_state(rendered: str) -> str | None:
@@ -40,7 +40,7 @@ async def main() -> None:
     request = json.load(sys.stdin)
     core = HomeAssistant(tempfile.gettempdir())
     components = request["components"]
-    checked = {key: check(component) for key, component in components.items()}
+    verdicts = {key: check(component) for key, component in components.items()}
     rendered = [
         Template(components[key][template], core).async_render_with_possible_json_value(message)
         for key, template, message in request["messages"]
@@ -51,8 +51,8 @@ async def main() -> None:
     ]
     json.dump(
         {
-            "refused": {key: why for key, (why, _) in checked.items() if why},
-            "ignored": {key: fields for key, (_, fields) in checked.items() if fields},
+            "refused": {key: reason for key, (reason, _) in verdicts.items() if reason},
+            "ignored": {key: fields for key, (_, fields) in verdicts.items() if fields},
             "rendered": rendered,
             "updates": updates,
         },

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Class folders of small images, and Parquet files of the same."""
+"""Class folders and Parquet files of small images."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitee_device.data.sources import open_source
 
 
 def png(number: int) -> bytes:
-    """A plain grey image: its number is its grey."""
+    """A uniform grey image (6 x 6) of this grey value."""
     buffer = io.BytesIO()
     Image.new("L", (6, 6), number).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_folder(root: Path, counts: Mapping[str, int]) -> None:
-    """Class folders of images numbered through all classes."""
+    """Write class folders of images, numbered through all classes."""
     number = 0
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
@@ -36,7 +36,7 @@ def write_folder(root: Path, counts: Mapping[str, int]) -> None:
 def write_photographs(
     root: Path, counts: Mapping[str, int], size: tuple[int, int] = (40, 30), seed: int = 0
 ) -> None:
-    """Class folders of JPEG files in which no two pixels are the same."""
+    """Write class folders of JPEG files of random pixels. `size`: width and height."""
     generator = np.random.default_rng(seed)
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
@@ -58,9 +58,9 @@ def write_parquet(
 
 
 def write_clothes(root: Path, counts: Mapping[str, int], first: int = 0) -> None:
-    """Class folders of photographs of clothes: those of Fashion-MNIST from number `first` on, in each class.
+    """Write class folders of Fashion-MNIST images: those from number `first` on in each class.
 
-    The same numbers are the same photographs in the same files.
+    The same number is always the same image in the same file.
     """
     source = open_source("builtin:fashion-mnist")
     for name, count in counts.items():

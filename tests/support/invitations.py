@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real `splitee broker invite`, and those who talk to it: devices, and others that guess or listen."""
+"""A real `splitee broker invite`, and its peers: devices, and attackers that guess or listen."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from splitee_lab.local.forked import without_settings
 
 
 class Inviting(Protocol):
-    """Where a hub waits, and the code that it has shown."""
+    """Address and code of a hub."""
 
     hub: Hub
     code: str
 
 
 class Invitation:
-    """A process that invites, as its operator sees it."""
+    """A `splitee broker invite` process, as its operator sees it."""
 
     def __init__(self, authority: Path, log: Path, *flags: str) -> None:
         self._log = log
@@ -42,8 +42,8 @@ class Invitation:
         self._process = warm.WarmProcess(command, log, without_settings())
         until(lambda: "splitee join" in self.shown() or self._process.poll() is not None, self.shown)
         line = next(line for line in self.shown().splitlines() if line.startswith("splitee join"))
-        where, self.code = line.removeprefix("splitee join ").split(" ")
-        host, _, port = where.rpartition(":")
+        address, self.code = line.removeprefix("splitee join ").split(" ")
+        host, _, port = address.rpartition(":")
         self.hub = Hub(host, int(port))
 
     def __enter__(self) -> Invitation:
@@ -65,7 +65,7 @@ class Invitation:
         until(lambda: line in self.shown(), self.shown)
 
     def ended(self) -> int:
-        """The exit code, once it has one."""
+        """Wait for the process to end; returns its exit code."""
         return self._process.wait(60)
 
     def is_open(self) -> bool:
@@ -80,7 +80,7 @@ def joined(where: Hub | str, code: str, directory: Path, *flags: str) -> Result:
 
 @contextmanager
 def connection(hub: Hub, source: str = "127.0.0.1") -> Iterator[tuple[Channel, bytes]]:
-    """A channel to a hub from an address, and its certificate: what anybody on the network can have."""
+    """A channel to a hub from the address `source`, and the hub's certificate (DER); it needs no code."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with (
@@ -94,7 +94,7 @@ def connection(hub: Hub, source: str = "127.0.0.1") -> Iterator[tuple[Channel, b
 
 @contextmanager
 def proven(invitation: Inviting) -> Iterator[Channel]:
-    """A channel of somebody who knows the code, and says what they like."""
+    """A channel after a valid proof of the code, on which a test may send anything."""
     with connection(invitation.hub) as (channel, certificate):
         greeting, nonce = channel.receive(Greeting), new_nonce()
         code = read_code(invitation.code)
@@ -104,10 +104,10 @@ def proven(invitation: Inviting) -> Iterator[Channel]:
 
 
 class FalseHub:
-    """Stands between a device and a hub, with a certificate of its own, and reads all that both say.
+    """An attacker between a device and a hub, with its own certificate, that reads all messages.
 
     Attributes:
-        learned: what the device has said to it, in the clear.
+        learned: the decrypted bytes that the device has sent to it.
     """
 
     def __init__(self, real: Hub) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chromium on the page on which one labels, whose device may be killed and whose images may go."""
+"""Chromium on the labelling page, for tests that may kill the device and remove images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LIMIT = 30_000  # milliseconds
 def open_page(
     browser: Browser, url: str, *, width: int = 1300, theme: Any = "light", phone: bool = False
 ) -> Iterator[Page]:
-    """The page at `url`; a script's error fails the test, and so does what the headers forbid.
+    """The page at `url`; errors of scripts and violations of its Content Security Policy fail the test.
 
-    `phone`: it is touched, and has no mouse.
+    `phone`: emulates a touch screen without a mouse.
     """
     errors: list[str] = []
     expect.set_options(timeout=LIMIT)

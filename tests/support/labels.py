@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is labelled in tests: small images, a model of two classes, and a folder that one may not write."""
+"""Small images to label, a model of two classes, and read-only folders."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from PIL import Image
 
 from splitee.inference.manifest import CLIENT, write_manifest
 
-NOBODY = 65534  # user
+NOBODY = 65534  # user id
 
 
 def write_images(folder: Path, count: int, *, start: int = 0, name: str = "{:04}.png") -> list[Path]:
-    """PNG files of coloured noise around a colour of their own."""
+    """Write PNG files (8 x 8), each of noise around a random colour."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for number in range(start, start + count):
@@ -30,7 +30,7 @@ def write_images(folder: Path, count: int, *, start: int = 0, name: str = "{:04}
 
 
 def write_model(folder: Path, *, seed: int = 0) -> Path:
-    """A model of the classes a and b."""
+    """Write a model of the classes a and b."""
     folder.mkdir(parents=True, exist_ok=True)
     data = graphs.graph(tensors=graphs.sound_tensors(seed)).SerializeToString()
     (folder / CLIENT).write_bytes(data)
@@ -39,7 +39,7 @@ def write_model(folder: Path, *, seed: int = 0) -> Path:
 
 
 def contents(folder: Path) -> dict[bytes, list[str]]:
-    """Where each image lies in a folder, hidden ones included, by its bytes."""
+    """Paths of the images in a folder, hidden ones included, by their bytes."""
     found: dict[bytes, list[str]] = {}
     for path in sorted(folder.rglob("*.png")):
         found.setdefault(path.read_bytes(), []).append(str(path.relative_to(folder)))
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[bytes, list[str]]:
 
 @contextmanager
 def not_writable(folder: Path) -> Iterator[None]:
-    """A folder, and those in it, as a user finds them who may only read; for root, as another user."""
+    """Make a folder and its subfolders read-only; if root runs the test, the context runs as another user."""
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fleets that nobody has run, as their page has to show them, and a page that tells of them."""
+"""Made-up fleets for the fleet's page, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MIB = 1 << 20
 
 
 def device(number: int, name: str = "", *, now: float, round_: int = 4, **others: Any) -> DeviceView:
-    """One that trains; `others`: fields that are other than usual."""
+    """A device that trains; `others`: fields that replace the usual views."""
     cut = (3, 5, 7)[number % 3]
     usual = DeviceView(
         id=name or f"pi-{number}",
@@ -135,7 +135,7 @@ def own_history(rounds: int, drop: float) -> tuple[DevicePoint, ...]:
 
 
 def fleet(devices: Sequence[DeviceView], *, now: float, round_: int = 4, **others: Any) -> FleetSnapshot:
-    """One that trains; `others`: fields that are other than usual."""
+    """A fleet that trains; `others`: fields that replace the usual views."""
     run = RunSpec(
         protocol=1, run=RUN, network="resnet18", num_classes=len(CLASSES), class_names=CLASSES, rounds=ROUNDS
     )
@@ -177,17 +177,17 @@ def fleet(devices: Sequence[DeviceView], *, now: float, round_: int = 4, **other
 
 
 def training(now: float) -> FleetSnapshot:
-    """Three devices; one is slow, and waited for."""
-    ones = [
+    """Three devices train; the fleet waits for the third, which is slow."""
+    views = [
         device(number, now=now, confusion=confusion(), history=own_history(3, 0.02 * number))
         for number in range(1, 4)
     ]
-    ones[2] = replace(ones[2], upload=180_000.0, waiting_since=now - 34, step=5)
-    return fleet(ones, now=now, waiting=(WaitedFor("pi-3", now - 34),))
+    views[2] = replace(views[2], upload=180_000.0, waiting_since=now - 34, step=5)
+    return fleet(views, now=now, waiting=(WaitedFor("pi-3", now - 34),))
 
 
 def finished(now: float) -> FleetSnapshot:
-    """A run is over; two devices predict, the third has rolled its model back."""
+    """A finished run; two devices serve its model, the third has rolled back to an earlier one."""
     served = ServedModel("c0ffee" * 10 + "c0ff", RUN, ROUNDS, now - 300)
     model = ModelInService(served.release, "in service", "", RUN, ROUNDS, now - 300, served)
     before = msgspec.structs.replace(
@@ -206,7 +206,7 @@ def finished(now: float) -> FleetSnapshot:
         for index in range(5)
     )
     serving = Serving("online", 9, now, 21.5, 48.2, 0.18, 0.02, last)
-    ones = [
+    views = [
         device(
             number,
             now=now,
@@ -224,9 +224,9 @@ def finished(now: float) -> FleetSnapshot:
         )
         for number in range(1, 4)
     ]
-    ones[2] = replace(ones[2], model=rolled_back, temperature=84.0)
+    views[2] = replace(views[2], model=rolled_back, temperature=84.0)
     return fleet(
-        ones,
+        views,
         now=now,
         round_=ROUNDS + 1,
         phase=RoundOpen(RUN, ROUNDS, 1, "finished"),
@@ -240,8 +240,8 @@ def finished(now: float) -> FleetSnapshot:
 
 
 def releasing(now: float) -> FleetSnapshot:
-    """A model goes out in waves: one device fetches it, one has it, one has failed; software was stopped."""
-    calm = finished(now)
+    """A rollout of a model, whose devices download, serve or have failed, and a stopped one of software."""
+    before = finished(now)
     state = PredictedState(label="ankle boot", confidence=0.93, since=now - 200, time=now)
     models = (
         Update("barn-6", "barn-7", "downloading", 1_200_000, 4_000_000, "", "spring", 2),
@@ -249,11 +249,11 @@ def releasing(now: float) -> FleetSnapshot:
         Update("barn-6", "barn-7", "failed", 0, 4_000_000, "41 lost, 9 gained of 256 images", "spring", 2),
     )
     software = Update("0.1.0", "0.2.0", "trying", 0, 90_000_000, "", "0.2.0", 1)
-    ones = [
+    views = [
         replace(one, update=DeviceUpdate(model=model), predicted_state=state)
-        for one, model in zip(calm.devices, models, strict=True)
+        for one, model in zip(before.devices, models, strict=True)
     ]
-    ones[1] = replace(ones[1], update=DeviceUpdate(model=models[1], software=software))
+    views[1] = replace(views[1], update=DeviceUpdate(model=models[1], software=software))
     waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2, late=1), Wave(20))
     later = now + 86_400
     rollouts = (
@@ -274,27 +274,27 @@ def releasing(now: float) -> FleetSnapshot:
             "winter", "model", "barn-6", "finished", now - 800_000, now, 2, 1, (Wave(31, in_service=31),)
         ),
     )
-    return replace(calm, devices=tuple(ones), rollouts=rollouts)
+    return replace(before, devices=tuple(views), rollouts=rollouts)
 
 
 def dead(now: float) -> FleetSnapshot:
-    """A device of three has died in the middle of a round."""
+    """One of three devices has failed during a round."""
     before = training(now)
     gone = replace(before.devices[1], online=False, seen=now - 47, waiting_since=now - 47)
-    ones = (before.devices[0], gone, replace(before.devices[2], upload=None, waiting_since=None))
-    return replace(before, devices=ones, waiting=(WaitedFor("pi-2", now - 47),))
+    views = (before.devices[0], gone, replace(before.devices[2], upload=None, waiting_since=None))
+    return replace(before, devices=views, waiting=(WaitedFor("pi-2", now - 47),))
 
 
 def without_server(now: float) -> FleetSnapshot:
-    """The server has died; devices wait for it."""
+    """The server has failed; the devices wait for it."""
     before = training(now)
-    ones = tuple(replace(one, doing="waiting", upload=None, waiting_since=None) for one in before.devices)
+    views = tuple(replace(one, doing="waiting", upload=None, waiting_since=None) for one in before.devices)
     server = ServerStatus("offline", 7, RUN)
-    return replace(before, devices=ones, server=server, server_seen=now - 65, waiting=())
+    return replace(before, devices=views, server=server, server_seen=now - 65, waiting=())
 
 
 def earlier_seasons() -> tuple[dict[str, Any], ...]:
-    """Two, as JSON."""
+    """Two earlier seasons, as JSON."""
     return tuple(
         {
             "run": f"2026112{number}-kitchen",
@@ -313,20 +313,20 @@ def earlier_seasons() -> tuple[dict[str, Any], ...]:
 
 
 def many(now: float, count: int = 1000) -> FleetSnapshot:
-    """A large fleet, in which a few devices need attention."""
-    ones = [device(number, f"camera-{number:04}", now=now) for number in range(1, count + 1)]
+    """A large fleet in which a few devices need attention."""
+    views = [device(number, f"camera-{number:04}", now=now) for number in range(1, count + 1)]
     for part, others in (
         (0.016, {"online": False, "seen": now - 125}),
         (0.232, {"temperature": 83.0}),
         (0.5, {"memory": 1790 * MIB}),
         (0.75, {"waiting_since": now - 40}),
     ):
-        ones[int(part * count)] = replace(ones[int(part * count)], **others)
-    held, quarantined = ones[int(0.75 * count)].id, ones[int(0.041 * count)].id
+        views[int(part * count)] = replace(views[int(part * count)], **others)
+    held, quarantined = views[int(0.75 * count)].id, views[int(0.041 * count)].id
     for index in range(5, count, 9):
-        ones[index] = replace(ones[index], doing="waiting", step=0, steps=0)
+        views[index] = replace(views[index], doing="waiting", step=0, steps=0)
     return fleet(
-        ones,
+        views,
         now=now,
         server=ServerStatus("online", 7, RUN, "training round 4", quarantined=(quarantined,), time=now - 1),
         waiting=(WaitedFor(held, now - 40),),
@@ -335,7 +335,7 @@ def many(now: float, count: int = 1000) -> FleetSnapshot:
 
 
 def empty(now: float) -> FleetSnapshot:
-    """Nobody has spoken."""
+    """A fleet without any message."""
     return FleetSnapshot("kitchen", None, None, None, 0, None, (), 0)
 
 
@@ -359,11 +359,11 @@ CONNECTED = {"connected": True, "since": 0.0, "text": ""}
 
 @dataclass
 class MadeUpPage:
-    """The fleet's page, with what a test sends instead of a broker.
+    """The fleet's page, with events from a test instead of a broker.
 
     Attributes:
-        snapshot: what a browser gets that comes.
-        url: where it is served.
+        snapshot: the fleet that a newly connected browser receives.
+        url: the address of the page.
     """
 
     snapshot: FleetSnapshot
@@ -390,7 +390,7 @@ class MadeUpPage:
         self._loop.call_soon_threadsafe(self.app[STREAMS].send, name, data)
 
     def show(self, snapshot: FleetSnapshot) -> None:
-        """The fleet has changed: send browsers the difference."""
+        """Change the fleet, and send browsers the difference."""
         before = {one.id: one for one in self.snapshot.devices}
         rows = [_changed(before.get(one.id), one) for one in snapshot.devices]
         gone = sorted(before.keys() - {one.id for one in snapshot.devices})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What takes long to make is made once, for all processes that pytest-xdist runs tests in."""
+"""Expensive fixtures that are made once for all worker processes of pytest-xdist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """A folder of this process's own, with what `make` puts into it in the first process that needs it."""
+    """This process's copy of a folder that `make` has filled in the first process that needs it."""
     base = factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     made, lock = shared / f"once-{name}", shared / f"once-{name}.lock"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One round of a small fleet: what a network must stand to be trained in a fleet."""
+"""One round of a small fleet, which every network must pass to be trained in a fleet."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from splitee.training.weights import WeightsAssembler, check_messages, pack_weig
 from splitee_device.data.images import open_data
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 
-IMAGES = 8  # of a batch
+IMAGES = 8  # per batch, and per device
 
 
 def train_one_round(name: str, input_shape: Shape, depths: Sequence[float] = (0.5,)) -> None:
-    """Devices that are cut at these depths of the network train a step, and the trunk with them.
+    """Train one round with a device for each of `depths`: its cut, as a share of the network's stages.
 
-    Then stages are averaged over all that hold them, the devices are evaluated, and their weights go through
-    messages and come back as they were.
+    Then stages are averaged over their devices, the devices are evaluated, and their weights must be equal
+    after packing and unpacking.
     """
     torch.set_num_threads(1)
     described = build_network(name, num_classes=10, input_shape=input_shape, device="meta")
@@ -52,7 +52,7 @@ def train_one_round(name: str, input_shape: Shape, depths: Sequence[float] = (0.
 
 
 def check_there_and_back(weights: dict[str, Tensor]) -> None:
-    """Raises ConfigError: a tensor is larger than a message may be."""
+    """Check that weights are equal after packing. Raises ConfigError: a tensor exceeds a message."""
     check_messages(weights)
     assembler = WeightsAssembler(weights)
     for payload in pack_weights("one-round", 1, 1, weights):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet's page as a browser hears it: its stream, folded."""
+"""The state of the fleet's page in a browser: the events of its stream, applied in order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from waiting import until
 
 
 class PageStream:
-    """One browser. `fleet`, `devices` by id, `log` and `broker` are as told last; `names`: of the events."""
+    """One browser: current `fleet`, `devices` by id, `log` and `broker`; `names` of all events."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -33,12 +33,12 @@ class PageStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._response.fp.raw._sock.shutdown(2)  # ends the read that waits
+        self._response.fp.raw._sock.shutdown(2)  # ends the blocking read
         self._thread.join()
         self._response.close()
 
     def kinds(self, device: str | None = None) -> list[str]:
-        """Of the events of a device, or of none."""
+        """Kinds of the log's events of a device; None: of events without a device."""
         return [event["kind"] for event in self.log if event["device"] == device]
 
     def _read(self) -> None:
@@ -48,9 +48,9 @@ class PageStream:
             if field == "event":
                 name = value
             elif field == "data":
-                self._fold(name, json.loads(value))
+                self._apply(name, json.loads(value))
 
-    def _fold(self, name: str, data: dict[str, Any]) -> None:
+    def _apply(self, name: str, data: dict[str, Any]) -> None:
         match name:
             case "whole":
                 devices = data["fleet"].pop("devices")

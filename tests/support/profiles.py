@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Made-up measurements for tests of prediction and choice: every figure follows from a simple rule."""
+"""Made-up measurements for tests of predicted costs and of the choice of a cut, by simple rules."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from splitee_device.profiler.costs import CutCosts, Description, Measured, Stage
 
 MIB = 1 << 20
 SPEC = RunSpec(protocol=1, run="profile", network="made-up", num_classes=10, rounds=1, codec="fp16")
-# Cut 1..4 of five stages: wide and cheap first, narrow and heavy last.
+# Five stages, so cuts 1 to 4: the first are wide and cheap, the last narrow and expensive.
 STAGES = tuple(
     StageFacts(f"stage{n}", (64 >> n, 8, 8), 1000 * 4**n, 1_000_000 * n, 400_000 * n) for n in range(1, 6)
 )
 DESCRIPTION = Description(stages=STAGES, base_memory=300 * MIB)
 REFERENCE = 0.005  # seconds
-BEYOND = 10 * MIB  # that every cut takes beyond what is counted
+BEYOND = 10 * MIB  # memory of every cut that the cost model does not count
 
 
 def true_costs(cut: int) -> CutCosts:
-    """A millisecond of forward and two of backward for each million operations of a sample."""
+    """A batch takes 1 ms forward and 2 ms backward per million multiply-accumulates of a sample."""
     work = [stage.macs / 1e6 for stage in STAGES[:cut]]
     forward, backward = 0.001 * sum(work), 0.002 * sum(work)
     optimizer = 1e-8 * sum(stage.parameters for stage in STAGES[:cut])
@@ -49,7 +49,7 @@ def true_costs(cut: int) -> CutCosts:
 
 
 def measured(cuts: Iterable[int], *, available: int | None = None, cores: float = 1.0) -> Measured:
-    """What a probe would have found that measured these cuts."""
+    """The result of a probe that measured these cuts."""
     return Measured(
         spec=SPEC,
         threads=1,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network between a client and a broker that can be cut."""
+"""A network between a client and a broker that a test can cut."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitee.mqtt.address import BrokerAddress
 
 
 class Proxy:
-    """A TCP relay that can cut its connections, or become a black hole, before a broker that lives on."""
+    """A TCP relay to a broker; it can cut its connections or drop what it receives."""
 
     def __init__(self, target: BrokerAddress) -> None:
         self._target = (target.host, target.port)
@@ -19,10 +19,10 @@ class Proxy:
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.blocked = threading.Event()
-        self.refused = 0  # connections, while it was blocked
-        self.swallows = threading.Event()  # what is sent vanishes, and nobody hangs up
-        self.sent: bytearray | None = None  # by clients, where somebody listens
-        self.received: bytearray | None = None  # by them
+        self.refused = 0  # connections that were refused while it was blocked
+        self.swallows = threading.Event()  # while set, data is dropped and connections stay open
+        self.sent: bytearray | None = None  # bytes from clients, if a test records them
+        self.received: bytearray | None = None  # bytes to clients, likewise
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:

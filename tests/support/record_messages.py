@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records messages of this release, so that later ones can be held to reading them: run it before a release.
+"""Records messages of this release; tests check that later releases read them. Run it before a release.
 
 python tests/support/record_messages.py      writes tests/data/messages-VERSION.json
 """
@@ -15,8 +15,8 @@ from hypothesis import given, settings
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
-EACH = 4  # messages of a route
-LONGEST = 1500  # bytes of one
+EACH = 4  # messages per route
+LONGEST = 1500  # bytes of a message
 
 sys.path.insert(0, str(ROOT))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's releases on a fake port and clock, with devices whose reports a test makes."""
+"""A server's releases on a fake port and clock; a test publishes the devices' reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WAVES = RolloutPolicy(("1", "50%", "100%"), "0", soak=0.0)
 
 
 class ReleaseFleet:
-    """Devices `d0`, `d1`, ...; a new process of the server finds what the last one has kept."""
+    """Devices `d0`, `d1`, ...; a restarted server reads the state that the last one has saved."""
 
     def __init__(self, path: Path, devices: int = 4) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class ReleaseFleet:
         self.restart()
 
     def restart(self) -> None:
-        """The server is killed and started again; the broker keeps what it retains."""
+        """Kill the server and start it again; the broker keeps its retained messages."""
         retained = {sent.topic: sent.payload for sent in self.port.sent} if hasattr(self, "port") else {}
         self.port = FakePort(FakeClock())
         self.before = retained
@@ -55,7 +55,7 @@ class ReleaseFleet:
         self.gate = Gate(TOPICS, ROUTES)
 
     def content(self, data: bytes, devices: list[str] | None = None) -> Content:
-        """The same file for all, behind a head of each device's own."""
+        """A release for each device: a head of its own, followed by the same file."""
         path = self.path / hashlib.sha256(data).hexdigest()
         path.write_bytes(data)
         content = Content("model", f"run {len(data)}")
@@ -73,7 +73,7 @@ class ReleaseFleet:
         pace: RolloutPolicy = WAVES,
         devices: list[str] | None = None,
     ) -> list[str]:
-        """A rollout; its devices in the order of the waves."""
+        """Begin a rollout; returns its devices in the order of the waves."""
         content = self.content(data, devices)
         self.releases.begin(content, name, pace)
         self.tick()
@@ -84,14 +84,14 @@ class ReleaseFleet:
         self.releases.rollouts.tick()
 
     def settle(self) -> None:
-        """A server that has reconnected has received what the broker retains."""
+        """Advance the clock until a reconnected server has received the retained messages."""
         self.tick(SETTLE)
 
     def deliver(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
         received = self.gate.read(Message(route.topic(TOPICS, device), payload, retained=retained))
-        taken = received is not None and self.gate.apply(received, self.releases.handle)
+        is_accepted = received is not None and self.gate.apply(received, self.releases.handle)
         self.tick()
-        return taken
+        return is_accepted
 
     def wake(self, *devices: str, state: str = "online") -> None:
         for device in devices:
@@ -108,7 +108,7 @@ class ReleaseFleet:
         time: float = 0.0,
         retained: bool = False,
     ) -> None:
-        """The device's report on the release that it gets by a rollout."""
+        """Publish a device's report on its release of a rollout. `have`: bytes that it has."""
         release = self.release_of(device, name)
         serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
         report = ModelReport(release, state, reason, time, have=have, size=9, serves=serves)
@@ -123,7 +123,7 @@ class ReleaseFleet:
         self.deliver(routes.INSTALL, device, Install(kind=kind).encode())
 
     def fetch(self, device: str, offset: int = 0, name: str = "a") -> bytes | None:
-        """The bytes of a part; None: none comes."""
+        """The bytes of the part at `offset`; None: the server publishes none."""
         topic = routes.MODEL_PART.topic(TOPICS, device)
         before = len(self.port.payloads(topic))
         want = ReleaseWant(release=self.release_of(device, name), offset=offset)
@@ -132,7 +132,7 @@ class ReleaseFleet:
         return ReleasePart.decode(parts[0]).data if parts else None
 
     def retained(self, topic: str) -> bytes:
-        """What the broker keeps there."""
+        """The payload that the broker retains on a topic; empty: none."""
         payloads = self.port.payloads(topic)
         return payloads[-1] if payloads else self.before.get(topic, b"")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small fleet as a broker retains it, topic by topic."""
+"""The retained messages of a small fleet, by topic."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def device_of(view: FleetView) -> DeviceView:
 
 
 def rollout(name: str = "spring", state: RolloutState = "running", **others: Any) -> Rollout:
-    """A model for 31 devices in three waves, the second of which is under way."""
+    """A rollout of a model to 31 devices in three waves, in its second wave."""
     waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2, late=1), Wave(20))
     usual = Rollout(name, "model", "barn-7", state, NOW - 900, NOW + 86_400, 2, 2, waves)
     return replace(usual, **others)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's process against a server by script: real training, no broker, no waiting."""
+"""A device's code against a scripted server: real training, no broker, no waiting."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ONE_ROUND = (("train", 1), ("evaluate", 1), ("finished", 1))
 
 
 class ScriptedMonitor:
-    """Watches a device that is as it was measured; or requests a cut after the first round."""
+    """A round monitor that requests `cut_request`, if any, after the first round."""
 
     def __init__(self, cut_request: CutRequest | None = None) -> None:
         self._cut_request = cut_request
@@ -53,7 +53,7 @@ class ScriptedMonitor:
 
 
 class Device:
-    """A device's process, its port and its server."""
+    """A device, its port and its server."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Device:
         self._cut, self._lowest_cut = cut, lowest_cut
 
     def run(self) -> None:
-        """From the run's first word to its end."""
+        """Take part from the announcement of the run to its end."""
         images = DeviceImages(lambda _: self.data)
         store = DeviceStore(self.directory, DEVICE, images)
         spec = self.session.await_run()
@@ -117,12 +117,12 @@ def steps_sent(device: Device) -> list[tuple[int, str, int]]:
 
 
 def when(device: Device, doing: str, then: Callable[[], object]) -> None:
-    """Call `then` once, when the device first says that it does so."""
-    take, is_called = device.port.on_sent, False
+    """Call `then` once, at the first status of the device with this `doing`."""
+    handle, is_called = device.port.on_sent, False
 
     def on_sent(sent: Sent) -> None:
         nonlocal is_called
-        take(sent)
+        handle(sent)
         if sent.topic.endswith("/status") and DeviceStatus.decode(sent.payload).doing == doing:
             is_called, was_called = True, is_called
             if not was_called:

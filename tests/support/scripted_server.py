@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server as one device sees it, over a fake port: takes it in, opens phases, acknowledges, commits."""
+"""A server for one device over a fake port: assigns, opens phases, acknowledges and commits by a script."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ PhaseToOpen = tuple[str, int]
 
 
 class ScriptedServer:
-    """Opens the phases of a script one after another, each when the device has done its part in the last.
+    """Opens the phases of a script one after another, each when the device has finished its part in the last.
 
     Attributes:
-        is_lost: whether a message to the device gets lost.
-        on_done: what follows a round-done and all its batches; by default the round is committed.
-        held: the client network that is kept for the device, if it has to fetch one.
-        fresh: whether BatchNorm's statistics of the commit have been taken anew.
-        batches, done, tensors, syncs, statuses, profiles: what the device has said, in its order.
+        is_lost: whether a message to the device is lost.
+        on_done: called after a round-done and all its batches; by default the round is committed.
+        held: weights of the client network that the device must fetch, if any.
+        fresh: whether BatchNorm's statistics of the commit have been recomputed.
+        batches, done, tensors, syncs, statuses, profiles: messages of the device, in order.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class ScriptedServer:
         self.held: dict[str, Tensor] | None = None
         self.fresh = False
         self.soft_labels: SoftLabels | None = None
-        self.participant: dict[str, Any] = {}  # fields of the device's part in what is opened from here on
+        self.participant: dict[str, Any] = {}  # fields of the device's part in phases opened from now on
         self.opened: RoundOpen | None = None
-        self.steps = 0  # of the device's part in it
+        self.steps = 0  # number of steps of the device's part in the open phase
         self.next_step = 0
         self._round_done: RoundDone | None = None
         self.is_lost: Callable[[Route, Any], bool] = lambda _route, _message: False
@@ -111,7 +111,7 @@ class ScriptedServer:
             self.open(*self.script.popleft())
 
     def open(self, phase: str, number: int) -> None:
-        """Open a phase, continuing from the last commit."""
+        """Open a phase that continues from the last commit."""
         opening: dict[str, Any] = {
             "run": self.spec.run,
             "round": number,
@@ -133,7 +133,7 @@ class ScriptedServer:
         self.send(routes.ROUND, self.opened)
 
     def begin_anew(self) -> None:
-        """As after a restart of the server: the phase that is under way is opened once more."""
+        """Open the current phase again with a new attempt, as after a restart of the server."""
         assert self.opened is not None
         self.attempt += 1
         self.assign()
@@ -162,7 +162,7 @@ class ScriptedServer:
         )
 
     def commit(self, *, without: bool = False) -> None:
-        """Commit the round that is under way, and open what the script has next."""
+        """Commit the current round, and open the next phase of the script; `without`: without the device."""
         assert self.opened is not None
         if not without:
             self.committed = self.opened.round
@@ -173,7 +173,7 @@ class ScriptedServer:
         self.open_next()
 
     def drop(self) -> None:
-        """The phase that is under way goes on without the device."""
+        """Continue the current phase without the device."""
         opened = self.opened
         assert opened is not None
         self.send(
@@ -198,11 +198,11 @@ class ScriptedServer:
             )
 
     def handle(self, sent: Sent) -> None:
-        """Take what the device has published."""
+        """Handle a message of the device."""
         received = self._gate.read(Message(sent.topic, sent.payload))
         assert received is not None, sent
         self._take(received)
-        if received.route is routes.STATUS:  # which the device reads itself
+        if received.route is routes.STATUS:  # the device subscribes to its own status
             self.port.deliver(sent.topic, sent.payload)
 
     def _take(self, received: Received) -> None:
@@ -218,7 +218,7 @@ class ScriptedServer:
                 self.tensors.append(weights)
             case RoundDone() as done:
                 self.done.append(done)
-                if (done.round, done.attempt) == self._under_way():
+                if (done.round, done.attempt) == self._current():
                     self._round_done = done
                     self._end_round()
             case Sync() as sync:
@@ -227,7 +227,7 @@ class ScriptedServer:
 
     def _on_features(self, batch: Features) -> None:
         self.batches.append(batch)
-        if (batch.round, batch.attempt) != self._under_way() or batch.step != self.next_step:
+        if (batch.round, batch.attempt) != self._current() or batch.step != self.next_step:
             return
         self.next_step += 1
         self.acknowledge()
@@ -237,7 +237,7 @@ class ScriptedServer:
         self._end_round()
 
     def _end_round(self) -> None:
-        """Once all batches of a round and its round-done are here."""
+        """End the round if all its batches and its round-done have been received."""
         done, opened = self._round_done, self.opened
         if done is not None and opened is not None and self.next_step == self.steps:
             self._round_done = None
@@ -261,12 +261,12 @@ class ScriptedServer:
         fields = {**part, "fresh": self.fresh}
         return Participant(**{**fields, **self.participant})
 
-    def _under_way(self) -> tuple[int, int] | None:
+    def _current(self) -> tuple[int, int] | None:
         return None if self.opened is None else (self.opened.round, self.attempt)
 
 
 def other_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights that no training gives, of the same names and shapes."""
+    """Constant weights with the same names and shapes, which differ from all trained ones."""
     return {
         name: torch.full_like(tensor, 0.25 if tensor.is_floating_point() else 3)
         for name, tensor in tensors.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A page that is served by a thread of the test's own process."""
+"""A page that a thread of the test's process serves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee_web.site import serve
 
 @contextmanager
 def served(app: web.Application, where: ListenOptions) -> Iterator[str]:
-    """The page's URL, with the port that was free; what `serve` raises is raised at the end."""
+    """Serve a page; yields its URL. An exception of `serve` is raised at the end."""
     stop, urls = threading.Event(), Queue[str]()
     with ThreadPoolExecutor(1) as pool:
         serving = pool.submit(serve, app, where, stop, urls.put)

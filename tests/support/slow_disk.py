@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee` on a disk that needs SLOW seconds for an fsync of a round's state."""
+"""`splitee` on a disk that takes SLOW seconds for an fsync of a round's state."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Mapping
 
 from splitee.cli.main import main
 
-SLOW = 3
-LARGE = 10_000  # bytes: of a file, not of a folder, and of none of facts
+SLOW = 3  # seconds
+LARGE = 10_000  # bytes: files above it are slow; a folder and the small files of a state are not
 
 
 def main_on_a_slow_disk(environment: Mapping[str, str]) -> None:
-    """`environment`: variables besides."""
+    """`environment`: further variables."""
     fsync = os.fsync
 
-    def slowly(descriptor: int) -> None:
+    def slow_fsync(descriptor: int) -> None:
         if os.fstat(descriptor).st_size > LARGE:
             time.sleep(SLOW)
         fsync(descriptor)
 
-    os.fsync = slowly  # type: ignore[assignment]
+    os.fsync = slow_fsync  # type: ignore[assignment]
     os.environ.update(environment)
     main()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A slow and far network in front of a broker, without root: to TCP, what is lost looks like a pause."""
+"""A slow network with delay and loss in front of a broker, without root: a lost packet becomes a pause."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from contextlib import suppress
 from splitee.mqtt.address import BrokerAddress
 
 CHUNK = 1400  # bytes
-RETRANSMISSION = 0.2  # seconds that a lost packet holds up those behind it
+RETRANSMISSION = 0.2  # seconds by which a lost packet delays all later ones
 
 
 class SlowProxy:
-    """A TCP relay that carries so many bytes a second each way, each after `delay` seconds.
+    """A TCP relay with `rate` bytes per second and `delay` seconds in each direction.
 
     Attributes:
-        carried: bytes that have come from clients.
+        carried: bytes relayed so far in both directions, over all connections.
     """
 
     def __init__(self, target: BrokerAddress, rate: float, delay: float = 0.0, loss: float = 0.0) -> None:
-        """`loss`: of the chunks of a packet's size, which are held up as if they were sent again."""
+        """`loss`: share of packet-sized chunks that are delayed as by a retransmission."""
         self._target = (target.host, target.port)
         self._rate, self._delay, self._loss = rate, delay, loss
         self._random = random.Random(1)
         self._listener = socket.create_server(("127.0.0.1", 0))
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-            self._listener.setsockopt(socket.SOL_SOCKET, option, 1 << 13)  # or the system would hold it all
+            self._listener.setsockopt(socket.SOL_SOCKET, option, 1 << 13)  # larger buffers hide the rate
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.carried = 0
@@ -49,12 +49,12 @@ class SlowProxy:
                 far = socket.create_connection(self._target)
                 self._open += [near, far]
                 for source, sink in ((near, far), (far, near)):
-                    under_way: queue.Queue[tuple[float, bytes]] = queue.Queue(64)
-                    for step in (self._take, self._hand_on):
-                        threading.Thread(target=step, args=(source, sink, under_way), daemon=True).start()
+                    in_flight: queue.Queue[tuple[float, bytes]] = queue.Queue(64)
+                    for step in (self._read, self._write):
+                        threading.Thread(target=step, args=(source, sink, in_flight), daemon=True).start()
 
-    def _take(
-        self, source: socket.socket, _sink: socket.socket, under_way: queue.Queue[tuple[float, bytes]]
+    def _read(
+        self, source: socket.socket, _sink: socket.socket, in_flight: queue.Queue[tuple[float, bytes]]
     ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
@@ -62,14 +62,14 @@ class SlowProxy:
                 time.sleep(len(data) / self._rate)
                 if self._random.random() < self._loss:
                     time.sleep(RETRANSMISSION)
-                under_way.put((time.monotonic() + self._delay, data))
-        under_way.put((0.0, b""))
+                in_flight.put((time.monotonic() + self._delay, data))
+        in_flight.put((0.0, b""))
 
-    def _hand_on(
-        self, _source: socket.socket, sink: socket.socket, under_way: queue.Queue[tuple[float, bytes]]
+    def _write(
+        self, _source: socket.socket, sink: socket.socket, in_flight: queue.Queue[tuple[float, bytes]]
     ) -> None:
         with suppress(OSError):
-            while (item := under_way.get())[1]:
+            while (item := in_flight.get())[1]:
                 time.sleep(max(0.0, item[0] - time.monotonic()))
                 sink.sendall(item[1])
             sink.shutdown(socket.SHUT_RDWR)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""systemd as a process sees it that is to notify it: what it is told, and if its watchdog would end it."""
+"""systemd as a service sees it: the notifications that it receives, and when its watchdog would expire."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ MICROSECOND = 1e-6
 
 
 class FakeSystemd:
-    """Listens like systemd to one service, whose WatchdogSec is `watchdog`.
+    """Receives the notifications of one service, whose WatchdogSec is `watchdog` seconds.
 
     Attributes:
-        states: all that it was told, in its order.
-        expired: gaps in seconds that were longer than the watchdog waited then.
+        states: all received notifications, in order.
+        expired: gaps between notifications, in seconds, that were longer than the watchdog's limit then.
         slowest: the longest gap in seconds.
     """
 
@@ -26,17 +26,17 @@ class FakeSystemd:
         self.expired: list[float] = []
         self.slowest = 0.0
         self._path = path
-        self._usual = watchdog
-        self._waits = watchdog
-        self._fed: float | None = None  # when it was fed last; None: it is not ready yet, or stopping
+        self._watchdog = watchdog
+        self._limit = watchdog
+        self._notified: float | None = None  # time of the last notification; None: not ready yet, or stopping
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(path))
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of the service."""
-        return {"NOTIFY_SOCKET": str(self._path), "WATCHDOG_USEC": str(round(self._usual / MICROSECOND))}
+        """Environment variables of the service."""
+        return {"NOTIFY_SOCKET": str(self._path), "WATCHDOG_USEC": str(round(self._watchdog / MICROSECOND))}
 
     def __enter__(self) -> FakeSystemd:
         self._thread.start()
@@ -54,24 +54,24 @@ class FakeSystemd:
         while message := self._socket.recv(65536):
             for state in message.decode().splitlines():
                 self.states.append(state)
-                self._take(state, time.monotonic())
+                self._handle(state, time.monotonic())
 
-    def _take(self, state: str, now: float) -> None:
+    def _handle(self, state: str, now: float) -> None:
         name, _, value = state.partition("=")
         if name == "STOPPING":
             self._check_gap(now)
-            self._fed = None
+            self._notified = None
         elif name == "READY":
-            self._fed = now
-        elif name in ("WATCHDOG", "WATCHDOG_USEC") and self._fed is not None:
+            self._notified = now
+        elif name in ("WATCHDOG", "WATCHDOG_USEC") and self._notified is not None:
             self._check_gap(now)
-            self._fed = now
+            self._notified = now
             if name == "WATCHDOG_USEC":
-                self._waits = int(value) * MICROSECOND
+                self._limit = int(value) * MICROSECOND
 
     def _check_gap(self, now: float) -> None:
-        if self._fed is not None:
-            gap = now - self._fed
+        if self._notified is not None:
+            gap = now - self._notified
             self.slowest = max(self.slowest, gap)
-            if gap > self._waits:
+            if gap > self._limit:
                 self.expired.append(gap)

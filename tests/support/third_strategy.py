@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A strategy that the project does not have: one trunk for each cut, which its devices train in turn."""
+"""A third strategy, for tests: one trunk for each cut, which its devices train in turn."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TrunkPerCut(Strategy):
             self._write(trunk, means)
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
-        """The device takes the trunk of its new cut as it is there."""
+        """The device uses the trunk of its new cut unchanged."""
         self.join(device, cut)
 
     def weights(self) -> dict[str, Tensor]:

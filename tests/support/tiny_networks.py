@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks small enough that a whole fleet trains in a moment; for `module:factory` settings."""
+"""Networks so small that a fleet trains in a moment, for `module:factory` settings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def tiny(num_classes: int) -> nn.Module:
 
 
 def steady(num_classes: int) -> nn.Module:
-    """Tiny without dropout: the same computation wherever its parts are."""
+    """Tiny without dropout: computes the same wherever its stages run."""
     network = Tiny(num_classes)
     network.hidden[3] = nn.Identity()
     return network
 
 
 def normed(num_classes: int) -> nn.Module:
-    """Steady, with BatchNorm where a sample is one value a channel: a batch of one cannot be trained."""
+    """Steady with BatchNorm1d, which cannot train on a batch of one sample."""
     network = steady(num_classes)
     assert isinstance(network, Tiny)
     network.hidden[3] = nn.BatchNorm1d(16)
@@ -41,10 +41,12 @@ def normed(num_classes: int) -> nn.Module:
 
 
 class Squeezing(nn.Module):
-    """As MobileNetV3: channels weighted by a pooled branch, and dropout before the classifier."""
+    """Like MobileNetV3: squeeze-and-excitation, and dropout before the classifier."""
 
     def __init__(self, num_classes: int) -> None:
-        from torchvision.ops import SqueezeExcitation  # a second, which other networks need not wait
+        from torchvision.ops import (
+            SqueezeExcitation,
+        )  # takes a second, only for this network
 
         super().__init__()
         self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Hardswish())

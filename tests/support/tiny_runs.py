@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run of the tiny network, and a few images for its clients: for simulations that take a moment."""
+"""A run of the tiny network and a few images, for simulations that take a moment."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ HELD_OUT = 256
 
 
 def images(count: int) -> DeviceData:
-    """`count` training images, and HELD_OUT others."""
+    """`count` training images, and HELD_OUT held-out images."""
     data = open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=count)
     held_out = ImageSet(data.held_out.images[:HELD_OUT], data.held_out.labels[:HELD_OUT])
     return dataclasses.replace(data, held_out=held_out)
 
 
 def in_messages(data: int, messages: int, tensors: int = 0) -> range:
-    """What so many bytes of data take in messages, some of them with weights: from at least to at most.
+    """Range of the bytes of `messages` messages that contain `data` bytes and `tensors` tensors.
 
-    A message names run, round, phase and step; a tensor in it has a name and a shape.
+    A message has fields for run, round, phase and step; a tensor has a name and a shape.
     """
     return range(data + 60 * (messages - tensors // 4), data + 200 * messages + 100 * tensors)
 
 
 def tiny_run(**settings: Any) -> RunSpec:
-    """Two rounds, unless `settings` say otherwise."""
+    """A run of two rounds, with these settings changed."""
     known: dict[str, Any] = {
         "protocol": PROTOCOL,
         "run": "r",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States and models of devices and a server after one round, trained by the fleet's own classes."""
+"""States and models of devices and a server after one round, trained with the product's classes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm  # noqa: F401  what CONTEXT's processes have loaded
+import warm  # noqa: F401  sets the modules that forked processes have loaded
 from once import made_once
 
 from splitee.durable import StateDirectory
@@ -31,7 +31,7 @@ CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 @dataclass(frozen=True)
 class Trained:
-    """`path / NAME` are the state directories, `model(NAME)` the models, of CUTS and "server"."""
+    """`path / NAME`: state directory, and `model(NAME)`: model, of each device in CUTS and of "server"."""
 
     path: Path
     spec: RunSpec
@@ -43,7 +43,7 @@ class Trained:
 
 
 def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
-    """One round of devices with the cuts CUTS on a few of the built-in images."""
+    """Train one round of the devices CUTS, all on the same 96 built-in images, and export their models."""
     data = open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=96)
     spec = RunSpec(
         protocol=1,
@@ -55,7 +55,7 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
     )
 
     def make(path: Path) -> None:
-        process = start(_make, path, spec, data)  # which has exported before
+        process = start(_make, path, spec, data)  # its parent has exported before, which saves time
         process.join()
         assert process.exitcode == 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's service on a fake port and clock, with devices that reply at once, late, or not at all."""
+"""The server's service on a fake port and clock, with devices that reply at once, late, or never."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def client_weights(cut: int) -> dict[str, Tensor]:
 
 
 class VirtualDevice:
-    """Sends what the server requests, made from (device, round, step) alone.
+    """Sends the batches that the server requests, generated from (device, round, phase, step).
 
     Attributes:
-        before_batch: called before it sends a batch of a round, as (round, phase, step).
-        good_rounds: in which its exit is sure and right about all held-out images, and wrong in all others;
-            None: what it predicts is random.
-        claims: seconds that it says a round has taken.
-        is_ahead: it sends whatever its room allows; else a batch when the last one is trained.
+        before_batch: called with (round, phase, step) before each batch is sent.
+        good_rounds: rounds in which the exit predicts all held-out images correctly; in others it predicts
+            all wrongly; always with uncertainty 0. None: its predictions are random.
+        claims: seconds that it reports for a round.
+        is_ahead: it sends as many batches as its room allows; else each when the last one is acknowledged.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class VirtualDevice:
         )
         self._opened: RoundOpen | None = None
         self._participation: Participation | None = None
-        self._trained: dict[int, str] = {}  # the digest of what it has trained, by round
+        self._trained: dict[int, str] = {}  # digest of the weights that it has sent, by round
         self._sent = 0
 
     def join(self, **changed: Any) -> None:
-        """Online, with a profile in which these fields have changed."""
+        """Publish that it is online, and its profile with these fields changed."""
         self.profile = replace(self.profile, **changed)
         self.publish(routes.STATUS, DeviceStatus(state="online", instance=self.profile.instance).encode())
         self.publish(routes.PROFILE, self.profile.encode())
 
     @property
     def silent(self) -> bool:
-        """It receives, and publishes nothing."""
+        """Whether it publishes nothing; it still receives."""
         return self.port.clock() < self._silent_until
 
     def pause(self, seconds: float = float("inf")) -> None:
-        """Publish nothing for so long, then send a `sync`."""
+        """Publish nothing for `seconds`, then send a `sync`; by default for ever."""
         self._silent_until = self.port.clock() + seconds
         if seconds < float("inf"):
             self.publish(routes.SYNC, Sync(run=RUN.run, instance=self.profile.instance).encode(), seconds)
@@ -123,7 +123,7 @@ class VirtualDevice:
         self.port.later(seconds, route.topic(TOPICS, self.name), payload)
 
     def receive(self, sent: Sent) -> None:
-        """What the server has published; an empty payload clears what is retained."""
+        """Handle a message of the server; an empty payload only clears a retained message."""
         if not sent.payload:
             return
         if sent.topic == TOPICS.round:
@@ -140,7 +140,7 @@ class VirtualDevice:
 
     def _on_round(self, opened: RoundOpen) -> None:
         if self._opened is not None and _key(opened) == _key(self._opened):
-            return  # others were dropped
+            return  # other devices were dropped
         self._opened, self._sent = opened, 0
         part = self.part_in(opened)
         if part is not None:
@@ -149,12 +149,12 @@ class VirtualDevice:
             self._send_up_to(self._participation.room if self.is_ahead else 1)
 
     def part_in(self, opened: RoundOpen) -> Participant | None:
-        """Its part in a phase, by the last participation."""
+        """Its part in a phase, from the last participation."""
         last = self._participation
         return last.part if last is not None and _key(last) == _key(opened) else None
 
     def counts_in(self, commit: Commit) -> bool:
-        """Whether what it has trained is in this commit, by its last assignment."""
+        """Whether the commit contains its training, by its last assignment."""
         last = self.assignments[-1] if self.assignments else None
         if last is None or (last.attempt, last.committed) != (commit.attempt, commit.round):
             return False
@@ -231,7 +231,7 @@ class VirtualDevice:
 
 
 class VirtualFleet:
-    """A service, and its devices; `run` serves the run to its end in no time."""
+    """A service and its devices; `run` serves the whole run without waiting."""
 
     def __init__(
         self,
@@ -252,9 +252,9 @@ class VirtualFleet:
         self.network: SplitNetwork = build_for(self.spec)
         self.devices = {name: VirtualDevice(self.port, name, 1 + i % 2) for i, name in enumerate(names)}
         self.commits: dict[int, Commit] = {}
-        self.counted: dict[int, list[str]] = {}  # the devices that count in a round, at its last commit
+        self.counted: dict[int, list[str]] = {}  # devices whose training is in the last commit of a round
         self.metrics: list[Metrics] = []
-        self._figures: dict[str, DeviceFigures] = {}  # the last of each device
+        self._figures: dict[str, DeviceFigures] = {}  # last figures of each device
         self.phases: list[tuple[str, int]] = []
         self.stopped = False
         self.on_phase: Callable[[RoundOpen], None] = lambda _opened: None
@@ -282,7 +282,7 @@ class VirtualFleet:
 
     @property
     def rejected(self) -> dict[tuple[str, str], int]:
-        """Counts by sender and reason."""
+        """Number of rejected messages by sender and reason."""
         return dict(self.service.gate.rejected)
 
     def _on_sent(self, sent: Sent) -> None:
@@ -294,8 +294,8 @@ class VirtualFleet:
         elif sent.topic == TOPICS.metrics:
             metrics = Metrics.decode(sent.payload)
             assert not metrics.devices, "they have messages of their own"
-            last = self._figures.items()
-            devices = {name: one.figures for name, one in last if one.round == metrics.round}
+            latest = self._figures.items()
+            devices = {name: one.figures for name, one in latest if one.round == metrics.round}
             self.metrics.append(replace(metrics, devices=devices))
         elif sent.payload and sent.topic.endswith("/metrics"):
             of_device = TOPICS.parse_device(sent.topic)

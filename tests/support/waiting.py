@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for what another process or thread does, with an end."""
+"""Waits with a time limit for other processes or threads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONG = 60.0  # seconds
 def until(
     condition: Callable[[], object], what: Callable[[], object] = lambda: "", long: float = LONG
 ) -> None:
-    """Until `condition` holds; after `long` seconds the test fails with what `what` says."""
+    """Wait until `condition` holds; after `long` seconds the test fails with the message `what()`."""
     deadline = time.monotonic() + long
     while not condition():
         assert time.monotonic() < deadline, what()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee` commands as processes that are forked from one which has loaded torch: 1.5 s saved each.
+"""`splitee` commands as processes that are forked from one that has loaded torch: saves 1.5 s each.
 
-They are the demo's own, of a server that has loaded more. Start-up itself, memory, and what is not the
-`splitee` command are tested with exec instead.
+They are forked as those of a demo, from a fork server that has loaded more modules. Start-up, memory and
+other programs are tested with exec instead.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FORK = "splitee.tests.fork"  # audit event of each start
 
 
 def children_cpu() -> float:
-    """CPU seconds of the fork server, and of its processes that have ended."""
+    """CPU seconds of the fork server and of its children that have ended."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is None:
         return 0.0
@@ -41,7 +41,7 @@ def children_cpu() -> float:
 
 
 class WarmProcess(ForkedCommand):
-    """Known by the name of its command, and counted."""
+    """A process with the name of its command; an audit event counts it."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class WarmProcess(ForkedCommand):
 def run(
     *arguments: object, environment: Mapping[str, str] = os.environ, timeout: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
-    """`splitee ARGUMENTS`, as subprocess.run gives it."""
+    """Run `splitee ARGUMENTS`; returns the result as subprocess.run does."""
     with TemporaryDirectory() as folder:
         log, errors = Path(folder, "log"), Path(folder, "errors")
         process = WarmProcess([str(argument) for argument in arguments], log, environment, errors=errors)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wheels of this tree under other versions, and files of software that are made of them."""
+"""Wheels of this tree under other versions, and software files that contain them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def own_wheel(
     needs: str = "",
     folders: Sequence[str] = FOLDERS,
 ) -> Path:
-    """splitee's wheel, as of this tree but for its version.
+    """splitee's wheel from this tree, with another version.
 
     Args:
         replaced: texts of modules that differ, such as {"splitee_device/commands/infer.py": "1 / 0"}.
-        needs: a package that it requires beside those of this tree.
-        folders: of this tree that it has; all others a device has from its installation.
+        needs: a further package that it requires.
+        folders: folders of this tree in the wheel; a device has the others from its installation.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     texts = {"splitee/__init__.py": f'__version__ = "{version}"\n', **(replaced or {})}
@@ -45,7 +45,7 @@ def own_wheel(
                 name = str(file.relative_to(source))
                 if file.is_file() and "__pycache__" not in name and file.suffix not in LARGE:
                     wheel.writestr(name, texts.pop(name, file.read_bytes()))
-        assert not texts, "these are no modules of this tree"
+        assert not texts, "not modules of this tree"
         wheel.writestr(f"{about}/METADATA", _metadata("hetero-splitee", version, requires))
         wheel.writestr(f"{about}/WHEEL", WHEEL)
         lines = "".join(f"{name} = {place}\n" for name, place in commands.items())
@@ -55,10 +55,10 @@ def own_wheel(
 
 
 def hollow_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = None) -> Path:
-    """A wheel of splitee's name that loads, and that is nothing else: it is installed in no time.
+    """A wheel named hetero-splitee with almost empty modules, which is quickly installed.
 
     Args:
-        replaced: texts of further modules.
+        replaced: texts of modules to add or replace.
     """
     texts = {
         "splitee/__init__.py": f'__version__ = "{version}"\n',
@@ -89,7 +89,7 @@ def small_wheel(
     content: bytes = b"",
     needs: str = "",
 ) -> Path:
-    """A package that is one module, which has its version, and a file with `content`; it requires `needs`."""
+    """A package of one module with its version, and a file with `content`; it requires `needs`."""
     path, about = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(f"{name}.py", f'__version__ = "{version}"\n')
@@ -106,7 +106,7 @@ def _metadata(name: str, version: str, requires: list[str]) -> str:
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """A fleet's key for software and its public half."""
+    """Make a fleet's private and public key for software."""
     folder.mkdir(exist_ok=True)
     for name, data in new_key(PACKING_KEY, SOFTWARE_KEY).items():
         (folder / name).write_bytes(data)
@@ -114,6 +114,6 @@ def make_keys(folder: Path) -> tuple[Path, Path]:
 
 
 def software_file(path: Path, signing_key: Path, *wheels: Path, index: str = "") -> Path:
-    """What `splitee pack` makes of the wheels."""
+    """Pack the wheels as `splitee pack` does."""
     pack(wheels, describe(wheels, index), ReleaseSigner(signing_key), path)
     return path

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Flower's side of `benchmarks.race`: it needs flwr, torch, torchvision and numpy, and nothing of splitee."""
+"""Flower's side of `benchmarks.race`: it needs flwr, torch, torchvision and numpy, but not splitee."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client: one pass over its images with the whole network, in a process that Flower starts for it."""
+"""A client: trains the whole network for one pass over its images, in a process that Flower starts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ app = ClientApp()
 
 @app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    """Trains one round from the server's weights, on one thread; says what that alone took."""
+    """Train one round from the server's weights on one thread; reports its wall and CPU seconds."""
     torch.set_num_threads(1)
     began, used_before = time.monotonic(), time.process_time()
     job = Job(Path(context.node_config["job"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to train, as `benchmarks.racing.job` has written it: arrays that determine every choice."""
+"""The training job that `benchmarks.racing.job` writes: its arrays determine every choice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Job:
             return dict(file)
 
     def network(self, weights: dict[str, Tensor]) -> nn.Module:
-        """The whole network with `weights` for its own; without the cost of weights that nobody needs."""
+        """The whole network with `weights`, built without first initializing other weights."""
         settings = self.settings
         with torch.device("meta"):
             network: nn.Module = get_model(
@@ -40,7 +40,7 @@ class Job:
         return network
 
     def normalize(self, images: np.ndarray) -> Tensor:
-        """uint8 (B, C, H, W) as the network takes them."""
+        """uint8 images (B, C, H, W) as the network's float32 input."""
         settings = self.settings
         scale, shift = 1 / (255 * settings["std"]), -settings["mean"] / settings["std"]
         normalized: Tensor = torch.from_numpy(images).float() * scale + shift

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server: Flower's own strategies, each round's network evaluated here; a JSON line per round."""
+"""The server: runs Flower's own strategies, and writes a JSON line per round with its evaluation."""
 
 from __future__ import annotations
 
@@ -19,42 +19,44 @@ from .training import accuracy
 
 Note = Callable[[list[RecordDict], str], MetricRecord]
 
-TICK = 0.1  # seconds between looks at who is there
+TICK = 0.1  # seconds between two checks of the connected clients
 
 app = ServerApp()
 
 
 @app.main()  # type: ignore[untyped-decorator]
 def main(grid: Grid, context: Context) -> None:
-    """Runs all rounds; a line of `results` has the time at which its network was there."""
+    """Run all rounds; `time` in a line of `results` is when its network was aggregated."""
     settings = context.run_config
     job = Job(Path(settings["job"]))
     clients = job.settings["clients"]
     held_out = job.arrays("held-out")
-    told: list[list[dict[str, float]]] = []
+    reports: list[list[dict[str, float]]] = []
 
     def note(replies: list[RecordDict], _weighted_by: str) -> MetricRecord:
-        told.append([dict(reply["metrics"]) for reply in replies])
+        reports.append([dict(reply["metrics"]) for reply in replies])
         return MetricRecord()
 
     def evaluate(number: int, arrays: ArrayRecord) -> MetricRecord | None:
         if number == 0:
             return None
-        came = time.time()
-        if len(told) != number or len(told[-1]) != clients:
-            raise RuntimeError(f"round {number}: a client has failed; of {clients} came {told[number - 1 :]}")
-        right = accuracy(job, job.network(arrays.to_torch_state_dict()), held_out)
+        aggregated_at = time.time()
+        if len(reports) != number or len(reports[-1]) != clients:
+            raise RuntimeError(
+                f"round {number}: of {clients} clients one has failed: {reports[number - 1 :]}"
+            )
+        share_correct = accuracy(job, job.network(arrays.to_torch_state_dict()), held_out)
         line = {
             "round": number,
             "opened": opened,
-            "time": came,
-            "accuracy": right,
+            "time": aggregated_at,
+            "accuracy": share_correct,
             "weights_bytes": arrays.count_bytes(),
-            "clients": told[-1],
+            "clients": reports[-1],
         }
         with Path(settings["results"]).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        return MetricRecord({"accuracy": right})
+        return MetricRecord({"accuracy": share_correct})
 
     initial = {name: torch.from_numpy(array) for name, array in job.arrays("initial").items()}
     while len(list(grid.get_node_ids())) < clients:
@@ -70,13 +72,13 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def make_strategy(settings: Mapping[str, Any], clients: int, note: Note) -> FedAvg:
-    """All clients train in every round, and none evaluates; `note` gets what they say of it."""
-    everyone: dict[str, Any] = {
+    """All clients train in every round, and none evaluates; `note` receives their metrics."""
+    options: dict[str, Any] = {
         "fraction_evaluate": 0.0,
         "min_train_nodes": clients,
         "min_available_nodes": clients,
         "train_metrics_aggr_fn": note,
     }
     if settings["strategy"] == "fedprox":
-        return FedProx(proximal_mu=settings["proximal-mu"], **everyone)
-    return FedAvg(**everyone)
+        return FedProx(proximal_mu=settings["proximal-mu"], **options)
+    return FedAvg(**options)

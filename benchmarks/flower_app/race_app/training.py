@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training and evaluation of the whole network, in the batches and at the rates of the job."""
+"""Training and evaluation of the whole network, with the job's batches and learning rates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from .job import Job
 
-BATCH = 256  # of an evaluation
+BATCH = 256  # images per batch in evaluation
 
 
 def train_round(network: nn.Module, job: Job, client: str, number: int, proximal_mu: float = 0.0) -> int:
-    """Trains round `number` (from 1) in place, with new momentum; returns how many samples that were."""
+    """Trains round `number` (from 1) in place, with new momentum; returns the number of samples."""
     settings = job.settings
     data = job.arrays(client)
     images, labels = data["images"], torch.from_numpy(data["labels"])
@@ -25,7 +25,7 @@ def train_round(network: nn.Module, job: Job, client: str, number: int, proximal
         momentum=settings["momentum"],
         weight_decay=settings["weight_decay"],
         nesterov=True,
-        fused=True,  # a fifth of the time, as the fleet has it
+        fused=True,  # takes a fifth of the time; the fleet uses it, too
     )
     network.train()
     samples = 0
@@ -41,19 +41,19 @@ def train_round(network: nn.Module, job: Job, client: str, number: int, proximal
 
 
 def _pull_back(network: nn.Module, anchors: list[Tensor], proximal_mu: float) -> None:
-    """Adds the gradient of FedProx's mu / 2 * |w - w_t|^2 (Li et al. 2018); `anchors`: w_t, or nothing."""
+    """Add the gradient of FedProx's mu / 2 * |w - w_t|^2 (Li et al. 2018); `anchors`: w_t, or empty."""
     for parameter, anchor in zip(network.parameters(), anchors, strict=bool(anchors)):
         assert parameter.grad is not None
         parameter.grad.add_(parameter.detach() - anchor, alpha=proximal_mu)
 
 
 def accuracy(job: Job, network: nn.Module, held_out: dict[str, np.ndarray]) -> float:
-    """The share of held-out images that the network gets right."""
+    """The share of held-out images that the network predicts correctly."""
     network.eval()
     images, labels = held_out["images"], held_out["labels"]
-    right = 0
+    correct = 0
     with torch.inference_mode():
         for first in range(0, len(labels), BATCH):
             logits = network(job.normalize(images[first : first + BATCH]))
-            right += int((logits.argmax(dim=1).numpy() == labels[first : first + BATCH]).sum())
-    return right / len(labels)
+            correct += int((logits.argmax(dim=1).numpy() == labels[first : first + BATCH]).sum())
+    return correct / len(labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every torchvision classifier at every cut, and in a fleet: minutes and gigabytes, so only when named."""
+"""Every torchvision classifier at every cut and in a fleet. Runs only by name: takes minutes and GiBs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitee.networks.split import build_network
 from splitee.networks.zoo import classifiers
 
 SMALLEST = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224, "vit_h_14": 28}
-LARGE = {"regnet_y_128gf", "vit_h_14"}  # a single device takes 14 GiB
+LARGE = {"regnet_y_128gf", "vit_h_14"}  # one device takes 14 GiB
 
 
 @pytest.mark.parametrize("name", classifiers())
@@ -39,10 +39,10 @@ def test_it_trains_in_a_fleet(name: str) -> None:
 
 
 def test_the_summary_cuts_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as leave:
+    with pytest.raises(SystemExit) as exit_info:
         main(["cuts", "--all"])
     lines = capsys.readouterr().out.splitlines()
-    assert not leave.value.code
+    assert not exit_info.value.code
     assert len(classifiers()) == 80
     assert [line.split()[0] for line in lines[:-1]] == classifiers()
     assert lines[-1] == "80 of 80 networks can be cut, at 3x224x224"

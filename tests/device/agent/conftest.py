@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices whose server follows a script."""
+"""Devices with a scripted server."""
 
 from __future__ import annotations
 
