@@ -131,7 +131,6 @@ class Notes:
     def __init__(self, path: Path, broker: int, stopwatch: Stopwatch, bare: BarePeer) -> None:
         self._path = path
         self._broker = psutil.Process(broker)
-        self._own = psutil.Process()
         self._stopwatch = stopwatch
         self._bare = bare
         self._links: list[Link] = []

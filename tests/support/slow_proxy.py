@@ -17,11 +17,7 @@ RETRANSMISSION = 0.2  # seconds by which a lost packet delays all later ones
 
 
 class SlowProxy:
-    """A TCP relay with `rate` bytes per second and `delay` seconds in each direction.
-
-    Attributes:
-        carried: bytes relayed so far in both directions, over all connections.
-    """
+    """A TCP relay with `rate` bytes per second and `delay` seconds in each direction."""
 
     def __init__(self, target: BrokerAddress, rate: float, delay: float = 0.0, loss: float = 0.0) -> None:
         """`loss`: share of packet-sized chunks that are delayed as by a retransmission."""
@@ -33,7 +29,6 @@ class SlowProxy:
             self._listener.setsockopt(socket.SOL_SOCKET, option, 1 << 13)  # larger buffers hide the rate
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
-        self.carried = 0
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
@@ -58,7 +53,6 @@ class SlowProxy:
     ) -> None:
         with suppress(OSError):
             while data := source.recv(CHUNK):
-                self.carried += len(data)
                 time.sleep(len(data) / self._rate)
                 if self._random.random() < self._loss:
                     time.sleep(RETRANSMISSION)
