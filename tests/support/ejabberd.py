@@ -17,7 +17,7 @@ from splitee.mqtt.address import BrokerAddress
 from splitee_lab.local.brokers import HOST, free_port
 
 LIBRARIES = Path("/usr/lib")
-START_LIMIT = 30.0  # seconds
+START_LIMIT = 120.0  # seconds
 # It requires an account; with these settings any name and password will do.
 SETTINGS = """\
 loglevel: warning
