@@ -135,17 +135,11 @@ def _of_classes(read: Callable[[ClassRecall], float]) -> Callable[[Progress], It
     return samples
 
 
-def _temperature(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
-    status = progress.statuses.get(snapshot.device)
-    return status.temperature if status and snapshot.online else None
+def _of_status(
+    read: Callable[[DeviceStatus], float | None],
+) -> Callable[[Progress, DeviceSnapshot], float | None]:
+    """A figure of the last status of a device that is online."""
 
-
-def _written(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
-    status = progress.statuses.get(snapshot.device)
-    return status.written if status and snapshot.online else None
-
-
-def _memory(read: Callable[[DeviceStatus], int | None]) -> Callable[[Progress, DeviceSnapshot], float | None]:
     def value(progress: Progress, snapshot: DeviceSnapshot) -> float | None:
         status = progress.statuses.get(snapshot.device)
         return read(status) if status and snapshot.online else None
@@ -230,17 +224,23 @@ FIGURES = (
     _of_device(
         "splitee_device_written_bytes",
         "Bytes that the device's process has written to its disk",
-        _written,
+        _of_status(lambda s: s.written),
         CounterMetricFamily,
     ),
-    _of_device("splitee_device_temperature_celsius", "The device's hottest sensor", _temperature),
     _of_device(
-        "splitee_device_memory_bytes", "Memory that the device's process takes", _memory(lambda s: s.memory)
+        "splitee_device_temperature_celsius",
+        "The device's hottest sensor",
+        _of_status(lambda s: s.temperature),
+    ),
+    _of_device(
+        "splitee_device_memory_bytes",
+        "Memory that the device's process takes",
+        _of_status(lambda s: s.memory),
     ),
     _of_device(
         "splitee_device_memory_limit_bytes",
         "Memory that it may take, by its control groups or its machine",
-        _memory(lambda s: s.memory_limit),
+        _of_status(lambda s: s.memory_limit),
     ),
     _evaluated("splitee_device_exit_loss", "Mean training loss of the exit", lambda m: m.exit_loss),
     _evaluated("splitee_device_trunk_loss", "Mean training loss of the trunk", lambda m: m.trunk_loss),
