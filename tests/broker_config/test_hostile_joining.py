@@ -51,6 +51,18 @@ def ledger(directory: Path) -> bytes:
     return (directory / "authority" / "ledger.json").read_bytes()
 
 
+def send_bytes(hub: Hub, data: bytes, source: str = HOST) -> None:
+    """Send `data` on a connection of its own, and wait until the hub has closed it: at any byte of them."""
+    with (
+        socket.create_connection((hub.host, hub.port), source_address=(source, 0)) as connected,
+        suppress(OSError),
+    ):
+        connected.sendall(data)
+        connected.shutdown(socket.SHUT_WR)
+        while connected.recv(1 << 16):
+            pass
+
+
 def refusal(where: Hub, code: str, device: Path) -> str:
     """The line by which `splitee join` is refused; it has left nothing behind."""
     error = joined(where, code, device, "--id", f"pi-{secrets.token_hex(4)}").exception
@@ -80,12 +92,7 @@ def test_eavesdropper_sees_no_code_or_key_and_replay_changes_nothing(directory: 
         assert [secret for secret in plain if secret in heard] == []
 
         before = ledger(directory)
-        with socket.create_connection((invitation.hub.host, invitation.hub.port)) as again:
-            again.sendall(proxy.sent)
-            again.shutdown(socket.SHUT_WR)
-            with suppress(ConnectionError):
-                while again.recv(65536):
-                    pass
+        send_bytes(invitation.hub, bytes(proxy.sent))
         invitation.wait_for("left, or speaks something else")
         assert ledger(directory) == before
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "other").exception is None
@@ -183,10 +190,7 @@ def test_garbage_and_silent_connections_do_not_count_as_tries(directory: Path, t
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         where = (invitation.hub.host, invitation.hub.port)
         for garbage in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\xff\xff", os.urandom(5000)):
-            with socket.create_connection(where, source_address=(ELSEWHERE, 0)) as bare, suppress(OSError):
-                bare.sendall(garbage)
-                bare.shutdown(socket.SHUT_WR)
-                bare.recv(1)
+            send_bytes(invitation.hub, garbage, source=ELSEWHERE)
         invitation.wait_for(f"{ELSEWHERE}: left, or speaks something else (")
         for garbage in (b"\xff" * 8, b"\0\0\0\0", (5).to_bytes(4, "big") + b"\x91" * 5):
             with connection(invitation.hub, ELSEWHERE) as (channel, _):
