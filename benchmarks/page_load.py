@@ -176,12 +176,14 @@ def main(devices: int, browsers: int, seconds: float) -> None:
             "devices": devices,
             "browsers": browsers,
             "cpu_seconds_a_second": round(share, 3),
-            "cpu_microseconds_a_status": round(1e6 * share / rate),
+            "cpu_microseconds_a_status": round(1e6 * share / rate) if rate else None,
             "resident_bytes": process.memory_info().rss,
             "bytes_a_second_a_browser": [round(count / elapsed) for count, _ in received],
             "statuses_a_second_a_browser": [round(rows / elapsed) for _, rows in received],
         }
     click.echo(json.dumps(figures))
+    if not rate:
+        raise SystemExit("no browser has received a status")
     if browsers == 1 and share / rate * devices > MOST:
         raise SystemExit(1)
 

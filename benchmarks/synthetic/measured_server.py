@@ -111,14 +111,14 @@ class BarePeer:
                 self._train(model)
             return loss
 
-        _replace(FleetModel, train, train_and_measure_bare)
+        _replace(FleetModel, "train", train_and_measure_bare)
 
     def _train(self, model: FleetModel) -> None:
         started = time.thread_time()
         self._left = BARE_EVERY
         if self._loop is None:
             shapes = {cut: model.feature_shape(cut) for cut in range(1, BARE_STEPS + 1)}
-            spec = model._spec
+            spec = model.spec
             self._loop = BareLoop(spec, {cut: made_up(spec, shape, cut) for cut, shape in shapes.items()})
         self._loop.train(BARE_STEPS)
         self.seconds += time.thread_time() - started
@@ -149,8 +149,8 @@ class Notes:
             self._links.append(link)
             open_link(link, *arguments)
 
-        _replace(Coordinator, phases, phases_with_notes)
-        _replace(Link, open_link, open_and_record)
+        _replace(Coordinator, "phases", phases_with_notes)
+        _replace(Link, "open", open_and_record)
 
     def note(self, phase: str, number: int) -> None:
         memory = Path("/proc/self/status").read_text().split()
@@ -174,8 +174,8 @@ class Notes:
             file.write(json.dumps(line) + "\n")
 
 
-def _replace(owner: type, method: Callable[..., Any], other: Callable[..., Any]) -> None:
-    setattr(owner, method.__name__, other)
+def _replace(owner: type, method: str, other: Callable[..., Any]) -> None:
+    setattr(owner, method, other)
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -193,7 +193,7 @@ def slow_first_steps() -> None:
             time.sleep(SLOW_SECONDS)
         return train(*arguments, **named)
 
-    _replace(FleetModel, train, slow_train)
+    _replace(FleetModel, "train", slow_train)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,12 @@ class Contribution:
 
 
 class FleetModel:
-    """Trains trunks from what devices send. Between two commits only trunks change, by `train`."""
+    """Trains trunks from what devices send. Between two commits only trunks change, by `train`.
+
+    Attributes:
+        network: has the run's initial weights.
+        spec: the run's settings, as decided so far.
+    """
 
     def __init__(self, spec: RunSpec, network: SplitNetwork, initial: InitialWeights | None = None) -> None:
         """A fleet's models before the first round.
@@ -57,7 +62,7 @@ class FleetModel:
         """
         lay_out(network.module, spec.precision)
         self.network = network
-        self._spec = spec
+        self.spec = spec
         self._initial = initial
         self._strategy = make_strategy(network, spec)
         self._clients = ClientNetworks(spec, network, self._strategy, initial)
@@ -92,10 +97,10 @@ class FleetModel:
 
     def settle(self, spec: RunSpec) -> None:
         """Apply settings that are now decided (frozen stages, exits), before anything is trained."""
-        self._spec = spec
+        self.spec = spec
         self.network.freeze(spec.frozen)
         self._strategy = make_strategy(self.network, spec)
-        self._clients = ClientNetworks(self._spec, self.network, self._strategy, self._initial)
+        self._clients = ClientNetworks(self.spec, self.network, self._strategy, self._initial)
         for device, cut in self._cuts.items():
             self._strategy.join(device, cut)
         self._supervise()
@@ -211,16 +216,16 @@ class FleetModel:
             received: of client networks and exits, by device; their trunks' are known from `observe`.
         """
         found = {}
-        weights = {d: weight for d, weight in weigh(self._committed, self._spec.weighting).items() if weight}
+        weights = {d: weight for d, weight in weigh(self._committed, self.spec.weighting).items() if weight}
         for device in sorted(received.keys() & self._observed.keys() & weights.keys()):
             found[device] = self._whole(device, self._observed[device].means(), received[device])
-        if self._spec.clip_updates:
+        if self.spec.clip_updates:
             starts = {
                 device: self._whole(device, self._strategy.tensors(device), self._clients[device])
                 for device in found
             }
-            clip_updates(found, starts, self._spec.clip_updates)
-        means = average_statistics(found, weights, Rule.of(self._spec))
+            clip_updates(found, starts, self.spec.clip_updates)
+        means = average_statistics(found, weights, Rule.of(self.spec))
         self._strategy.absorb(means)
         self._clients.absorb(means, self._cuts)
         self._observed, self._fresh = {}, True
@@ -345,9 +350,9 @@ class FleetModel:
         """Begin a phase with `phase_state` and `training_state`; discards what was trained here."""
         self._strategy.load_phase_state(state["strategy"])
         self._clients.load(state["clients"])
-        self._loss_filter = LossFilter(self._spec.largest_loss)
+        self._loss_filter = LossFilter(self.spec.largest_loss)
         self._loss_filter.load(state["left_out"])
-        self._soft_labels = SoftLabelStore(self._spec)
+        self._soft_labels = SoftLabelStore(self.spec)
         self._trained, self._observed = {}, {}
         self._cuts = dict(state["cuts"])
         self._supervise()
@@ -412,7 +417,7 @@ class FleetModel:
             self._observed[device].load(state)
 
     def _supervise(self) -> None:
-        if self._spec.deep_supervision:
+        if self.spec.deep_supervision:
             self._strategy.supervise(self._clients.exits(self._cuts))
 
     def _named_trunks(self) -> NamedTrunks:

@@ -43,13 +43,14 @@ class RolloutStore:
         self.path = path
         self._files = path / "files"
         self.reserved: set[str] = set()
+        self._has_damaged = False
         try:
             self._files.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(path, error) from None
 
     def load(self) -> list[Rollout]:
-        """All rollouts, in their order. Damaged ones are logged and left as they are."""
+        """All rollouts, in their order. Damaged ones are logged and left as they are, with all files."""
         found = []
         for path in self.path.glob("*.json"):
             try:
@@ -60,6 +61,7 @@ class RolloutStore:
                 found.append(Rollout(record, RolloutPlan.decode(data)))
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError, MalformedMessage, ModelError) as error:
                 log.warning("releases: %s cannot be read (%s): it is left out", path, error)
+                self._has_damaged = True
         for plan in self.path.glob("*.plan"):  # of a process that was killed between the two writes
             if not plan.with_suffix(".json").exists():
                 plan.unlink(missing_ok=True)
@@ -158,7 +160,12 @@ class RolloutStore:
             raise ModelError(f"what was sent as {digest[:12]} is something else: release it again")
 
     def keep_only(self, digests: Collection[str]) -> None:
-        """Delete all files but these. Incomplete ones go when nothing of them has arrived for a day."""
+        """Delete all files but these. Incomplete ones go when nothing of them has arrived for a day.
+
+        Nothing is deleted while a rollout is damaged: its record may be repaired, and then needs its files.
+        """
+        if self._has_damaged:
+            return
         with suppress(OSError):  # removal may succeed the next time
             for path in self._files.iterdir():
                 is_coming = path.suffix == INCOMING and time.time() - path.stat().st_mtime < KEEP_INCOMING

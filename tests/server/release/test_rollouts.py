@@ -298,6 +298,7 @@ def test_damaged_rollout_record_is_logged_and_left_while_other_rollouts_go_on(
     assert fleet.rollout("b").state == "finished"
     assert (fleet.store.path / "a.json").read_bytes() == b"{"
     assert (fleet.store.path / "a.plan").read_bytes() == plan
+    assert b"one" in {file.read_bytes() for file in fleet.store.path.glob("files/*")}
 
 
 def test_rollout_list_fits_one_message_and_keeps_an_open_rollout(fleet: ReleaseFleet) -> None:
