@@ -8,7 +8,7 @@ COMPOSE ?= docker compose
 WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 # Each of the tests' many processes would else compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels lock sbom docs release format clean
 

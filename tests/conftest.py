@@ -42,8 +42,14 @@ BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of fleets and trained models as slow; starting the slowest first balances the workers."""
+    """Mark tests of fleets and trained models as slow; starting the slowest first balances the workers.
+
+    The tests of a module that share a browser run on one worker, one after another, so that it starts once.
+    So do those of the group `exports`: the first export of a process takes seconds.
+    """
     for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
         if item.get_closest_marker("slow") is not None:
             continue
         if "e2e" in item.path.parts:

@@ -186,8 +186,13 @@ def test_rank_without_its_broker_ends_all_ranks_with_an_error_line(
 def test_ranks_with_different_settings_end_before_writing_state(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    differing = 'SPLITEE_STEPS=$((RANK + 3)) exec "$0" "$@"'
-    program = [*ranks(2, "--no-python")[:-1], "sh", "-c", differing, str(BIN / "splitee")]
+    differing = tmp_path / "differing.py"
+    differing.write_text(
+        "import os, runpy\n"
+        "os.environ['SPLITEE_STEPS'] = str(3 + int(os.environ['RANK']))\n"
+        f"runpy.run_path({str(FORKED_RANK)!r}, run_name='__main__')\n"
+    )
+    program = [*forked(2)[:-1], str(differing)]
     with Fleet(str(mosquitto_broker.address), "other-settings", tmp_path) as fleet:
         fleet.server(*AVERAGING, program=program)
         assert fleet.wait(timeout=RESTART) == [1]

@@ -31,7 +31,7 @@ from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
-pytestmark = pytest.mark.slow(4)
+pytestmark = [pytest.mark.slow(4), pytest.mark.xdist_group("exports")]
 
 
 @pytest.fixture(params=["trained", "averaged"])

@@ -26,7 +26,7 @@ from splitee_server.release.exporting import export_run
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 from splitee_server.rounds.evaluation import Score
 
-pytestmark = pytest.mark.slow(9)
+pytestmark = [pytest.mark.slow(9), pytest.mark.xdist_group("exports")]
 
 
 def spec(averaged: Trained) -> RunSpec:
