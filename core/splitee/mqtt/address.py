@@ -48,11 +48,11 @@ class BrokerAddress:
                 f"broker address: expected {FORMS}, with a port from 1 to 65535 and an IPv6 address in []; "
                 f"before the host, {_ENCODE}"
             ) from None
-        shown = text.rpartition("@")[2]
-        if parts.scheme not in PORTS or not _is_host(parts.hostname) or port == 0:
+        shown, host = text.rpartition("@")[2], parts.hostname or ""
+        if parts.scheme not in PORTS or not _is_host(host) or port == 0:
             raise ConfigError(f"broker address {shown!r}: expected {FORMS}")
         return cls(
-            host=str(parts.hostname),
+            host=host,
             port=port or PORTS[parts.scheme],
             tls=parts.scheme in ("mqtts", "wss"),
             username=None if parts.username is None else unquote(parts.username),
@@ -78,10 +78,10 @@ def _check_account(text: str) -> None:
         raise ConfigError(f"broker address: before the @ of the host, {_ENCODE}; or use --password-file")
 
 
-def _is_host(name: str | None) -> bool:
+def _is_host(name: str) -> bool:
     """Whether a name can be looked up: no label of it is empty or too long."""
     try:
-        return bool((name or "").encode("idna"))
+        return bool(name.encode("idna"))
     except UnicodeError:
         return False
 
