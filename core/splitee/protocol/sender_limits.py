@@ -51,7 +51,7 @@ class SenderLimits:
     def take_refused(self) -> Counter[str]:
         """Messages that were refused since the last call, by device."""
         if not self._refused:
-            return self._refused
+            return Counter()
         with self._lock:
             refused, self._refused = self._refused, Counter()
         return refused

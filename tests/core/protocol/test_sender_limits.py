@@ -56,3 +56,12 @@ def test_name_that_no_device_may_have_is_not_admitted_and_takes_no_memory() -> N
     tracemalloc.stop()
     assert held < 1 << 20
     assert limits.take_refused() == {}
+
+
+def test_refused_messages_are_taken_once() -> None:
+    limits = SenderLimits(TOPICS, rate=10, burst=1, clock=FakeClock())
+    taken = limits.take_refused()
+    for _ in range(3):
+        limits.admits(TOPICS.device("evil", "sync"))
+    assert taken == {}
+    assert limits.take_refused() == {"evil": 2}
