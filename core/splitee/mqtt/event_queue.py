@@ -37,7 +37,10 @@ class EventQueue:
     """
 
     def __init__(self, capacity: int, capacity_bytes: int, key: Key = lambda _message: None) -> None:
-        """`key`: a message replaces the waiting message with the same key; None: it replaces none."""
+        """`key`: a message replaces the waiting message with the same key; None: it replaces none.
+
+        An empty message, which clears its topic, replaces none, and none after it replaces one before it.
+        """
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._key = key
@@ -57,7 +60,7 @@ class EventQueue:
         key = self._key(event) if isinstance(event, Message) else None
         room = self._capacity if is_message else self._capacity + RESERVE
         with self._lock:
-            before = None if key is None else self._latest.get(key)
+            before = self._latest.get(key) if size else None
             replaced = 0 if before is None else len(before.message.payload)
             count = 0 if before is not None else len(self._events) + len(self._held or ())
             if count < room and self._bytes + size - replaced <= self._capacity_bytes:
@@ -81,7 +84,10 @@ class EventQueue:
             return
         queued: Queued = event
         if key is not None and isinstance(event, Message):
-            queued = self._latest[key] = _Latest(key, event)
+            if event.payload:
+                queued = self._latest[key] = _Latest(key, event)
+            else:
+                self._latest.pop(key, None)
         (self._events if self._held is None else self._held).append(queued)
 
     def hold(self) -> None:

@@ -231,7 +231,7 @@ def latest_key(topics: Topics, message: Message) -> Hashable | None:
 
     On a retained topic only the latest message counts, and a repeated request adds nothing.
     """
-    found = find_route(topics, message.topic) if message.payload else None
+    found = find_route(topics, message.topic)
     if found is None:
         return None
     route = found[0]

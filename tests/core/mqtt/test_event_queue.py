@@ -100,12 +100,13 @@ def test_bytes_of_a_replaced_message_are_freed() -> None:
     assert len([event for event in contents(queue) if isinstance(event, Message)]) == 2
 
 
-def test_each_clearing_of_a_topic_is_queued() -> None:
+def test_each_clearing_of_a_topic_is_queued_in_its_place() -> None:
+    """Otherwise a message after it would take an earlier place, and the reader would end with nothing."""
     queue = latest()
-    for payload in (b"first", b"", b"", b"second"):
+    for payload in (b"first", b"", b"", b"second", b"third"):
         queue.put(Message(STATUS, payload))
     payloads = [event.payload for event in contents(queue) if isinstance(event, Message)]
-    assert payloads == [b"second", b"", b""]
+    assert payloads == [b"first", b"", b"", b"third"]
 
 
 def test_messages_of_a_new_connection_follow_its_connected_event() -> None:
