@@ -79,7 +79,7 @@ class Link:
         connection is broken; 0: not at all. The session of a killed process takes the broker's memory for
         this time, unless the next process has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
-        `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
+        `receive`, and their bytes. `key`: as for `EventQueue`. `admits`: whether a message on a
         topic is taken; called on the network thread. `read_delay`: seconds for which incoming data may wait
         to be read together; this saves most of the CPU time of a viewer of a large fleet.
         """
