@@ -44,20 +44,34 @@ class HashingWriter:
     def __init__(self, file: Writable) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
+        self._failure: OSError | None = None
 
     def write(self, data: bytes | memoryview, /) -> int:
         self._sha256.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failure = error
+            raise
 
     def flush(self) -> None:
         self._file.flush()
 
     def put(self, content: Content) -> bytes:
-        """Write all of `content`; returns its SHA-256, 32 bytes."""
+        """Write all of `content`; returns its SHA-256, 32 bytes.
+
+        Raises:
+            OSError: the file cannot be written, even if `content` raises another error then, as torch does.
+        """
         if isinstance(content, bytes):
             self.write(content)
         else:
-            content(self)
+            try:
+                content(self)
+            except Exception:
+                if self._failure is not None:
+                    raise self._failure from None
+                raise
         return self._sha256.digest()
 
 

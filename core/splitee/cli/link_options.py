@@ -13,7 +13,7 @@ import click
 
 from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
-from splitee.cli.pairs import given_as_flag
+from splitee.cli.pairs import given_as_flag, require
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.mqtt.address import FORMS, BrokerAddress, TlsFiles
@@ -92,7 +92,8 @@ def resolve(
     """Check the options and return them.
 
     Raises:
-        ConfigError: a malformed URL or name, an unreadable password, a certificate without its key.
+        ConfigError: a malformed URL or name, a password that is unreadable or no account's, a certificate
+            without its key.
     """
     address = BrokerAddress.parse(broker)
     if address.password is not None and given_as_flag("broker"):
@@ -104,6 +105,7 @@ def resolve(
         address = replace(address, username=username)
     if password_file is not None:
         address = replace(address, password=_first_line(password_file))
+    require("--username", address.username is not None, "--password-file")
     if (ca or cert) is not None and not address.tls:
         given = "--ca" if ca is not None else "--cert"
         raise ConfigError(f"{given} is for TLS, and {address} has none: expected mqtts:// or wss://")

@@ -15,6 +15,7 @@ from rich.table import Table
 from splitee.cli.bounds import whole
 from splitee.cli.command import Command, section
 from splitee.cli.input_options import InputType
+from splitee.cli.pairs import require
 from splitee.cli.plain_text import echo, echo_json, plain_cell
 from splitee.cli.run_flags import run_setting
 from splitee.cli.settings import setting, settings_file, switch
@@ -73,6 +74,7 @@ def cuts(
     """
     if every == (network is not None):
         raise click.UsageError("give the name of a NETWORK, or --all")
+    require("NETWORK", network is not None, "--freeze")
     if network is None:
         _print_all(stem, num_classes, input_shape or ALL_INPUT, as_json)
         return

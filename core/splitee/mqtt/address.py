@@ -48,11 +48,11 @@ class BrokerAddress:
                 f"broker address: expected {FORMS}, with a port from 1 to 65535 and an IPv6 address in []; "
                 f"before the host, {_ENCODE}"
             ) from None
-        shown = text.rpartition("@")[2]
-        if parts.scheme not in PORTS or not parts.hostname or port == 0:
+        shown, host = text.rpartition("@")[2], parts.hostname or ""
+        if parts.scheme not in PORTS or not _is_host(host) or port == 0:
             raise ConfigError(f"broker address {shown!r}: expected {FORMS}")
         return cls(
-            host=parts.hostname,
+            host=host,
             port=port or PORTS[parts.scheme],
             tls=parts.scheme in ("mqtts", "wss"),
             username=None if parts.username is None else unquote(parts.username),
@@ -76,6 +76,14 @@ def _check_account(text: str) -> None:
     account = text.partition("://")[2].rpartition("@")[0]
     if set(account) & set("/?#@") or _STRAY_PERCENT.search(account):
         raise ConfigError(f"broker address: before the @ of the host, {_ENCODE}; or use --password-file")
+
+
+def _is_host(name: str) -> bool:
+    """Whether a name can be looked up: no label of it is empty or too long."""
+    try:
+        return bool(name.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _path(parts: SplitResult, shown: str) -> str | None:
@@ -106,8 +114,11 @@ class TlsFiles:
         if self.key is not None and self.certificate is None:
             raise ConfigError(f"TLS key {self.key} is given without its certificate")
         for path in (self.ca, self.certificate, self.key):
-            if path is not None and not path.is_file():
-                raise ConfigError(f"TLS file {path}: no such file")
+            try:
+                if path is not None and not path.is_file():
+                    raise ConfigError(f"TLS file {path}: no such file")
+            except OSError as error:  # such as a folder that this user may not enter
+                raise ConfigError(f"TLS file {path}: {error.strerror}") from None
         try:
             context = ssl.create_default_context(cafile=self.ca)
         except (ssl.SSLError, OSError) as error:

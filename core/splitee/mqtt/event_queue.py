@@ -30,14 +30,17 @@ Queued = Event | Exception | _Latest
 
 
 class EventQueue:
-    """A queue bounded in events and payload bytes; events that do not fit are dropped and counted.
+    """A queue bounded in events and in their bytes; events that do not fit are dropped and counted.
 
     The reader gets an `Overflow` in the place of dropped events. Connected, Disconnected and errors have
     reserved room, so that a flood of messages never hides them. Only the latest message of a key waits.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int, key: Key = lambda _message: None) -> None:
-        """`key`: a message replaces the waiting message with the same key; None: it replaces none."""
+        """`key`: a message replaces the waiting message with the same key; None: it replaces none.
+
+        An empty message, which clears its topic, replaces none, and none after it replaces one before it.
+        """
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._key = key
@@ -53,12 +56,12 @@ class EventQueue:
     def put(self, event: Event | Exception) -> None:
         """Add an event. Never blocks and never raises."""
         is_message = isinstance(event, Message)
-        size = len(event.payload) if isinstance(event, Message) else 0
+        size = _size(event) if isinstance(event, Message) else 0
         key = self._key(event) if isinstance(event, Message) else None
         room = self._capacity if is_message else self._capacity + RESERVE
         with self._lock:
-            before = None if key is None else self._latest.get(key)
-            replaced = 0 if before is None else len(before.message.payload)
+            before = self._latest.get(key) if isinstance(event, Message) and event.payload else None
+            replaced = 0 if before is None else _size(before.message)
             count = 0 if before is not None else len(self._events) + len(self._held or ())
             if count < room and self._bytes + size - replaced <= self._capacity_bytes:
                 self._bytes += size - replaced
@@ -81,7 +84,10 @@ class EventQueue:
             return
         queued: Queued = event
         if key is not None and isinstance(event, Message):
-            queued = self._latest[key] = _Latest(key, event)
+            if event.payload:
+                queued = self._latest[key] = _Latest(key, event)
+            else:
+                self._latest.pop(key, None)
         (self._events if self._held is None else self._held).append(queued)
 
     def hold(self) -> None:
@@ -117,7 +123,12 @@ class EventQueue:
             else:
                 event = queued
             if isinstance(event, Message):
-                self._bytes -= len(event.payload)
+                self._bytes -= _size(event)
         if isinstance(event, Exception):
             raise event
         return event
+
+
+def _size(message: Message) -> int:
+    """Bytes of its payload and of what MQTT carries beside it, which may be 64 KiB each."""
+    return len(message.payload) + len(message.response_topic or "") + len(message.correlation or b"")

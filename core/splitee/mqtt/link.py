@@ -79,7 +79,7 @@ class Link:
         connection is broken; 0: not at all. The session of a killed process takes the broker's memory for
         this time, unless the next process has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
-        `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
+        `receive`, and their bytes. `key`: as for `EventQueue`. `admits`: whether a message on a
         topic is taken; called on the network thread. `read_delay`: seconds for which incoming data may wait
         to be read together; this saves most of the CPU time of a viewer of a large fleet.
         """
@@ -240,16 +240,18 @@ class Link:
 
     def subscribe(self, *filters: str) -> None:
         """Subscribe now and at every connection. For filters that the broker denies see `receive`."""
-        self._filters.update(dict.fromkeys(filters))
-        if self.connected:
-            self._send_subscribe(filters)
+        with self._subscriptions:
+            self._filters.update(dict.fromkeys(filters))
+            if self.connected:
+                self._send_subscribe(filters)
 
     def unsubscribe(self, *filters: str) -> None:
         """Unsubscribe from topics; messages already on their way still come."""
-        for name in filters:
-            self._filters.pop(name, None)
-        if self.connected and filters:
-            self._client.unsubscribe(list(filters))
+        with self._subscriptions:
+            for name in filters:
+                self._filters.pop(name, None)
+            if self.connected and filters:
+                self._client.unsubscribe(list(filters))
 
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
@@ -393,21 +395,22 @@ class Link:
         self._max_packet = packet
         self._inbox.hold()
         self._fresh = not session_present
-        self._subscribing.clear()
-        if self._filters:
-            self._send_subscribe(tuple(self._filters))
-        else:
-            self._inbox.release(Connected(self._fresh))
         if self._pace.pause:
             self._pace.settle()
-        self._in_flight.start(window)
+        with self._subscriptions:  # until the link is up: a new filter is sent here or by its own caller
+            self._subscribing.clear()
+            if self._filters:
+                self._send_subscribe(tuple(self._filters))
+            self._in_flight.start(window)
+            if not self._filters:
+                self._inbox.release(Connected(self._fresh))
 
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
-        with self._subscriptions:
-            options = SubscribeOptions(qos=1)
-            _, number = self._client.subscribe([(topic, options) for topic in filters])
-            if number is not None:
-                self._subscribing[number] = filters
+        """The caller holds `_subscriptions`."""
+        options = SubscribeOptions(qos=1)
+        _, number = self._client.subscribe([(topic, options) for topic in filters])
+        if number is not None:
+            self._subscribing[number] = filters
 
     def _on_subscribe(
         self, _client: Client, _data: Any, number: int, reasons: list[ReasonCode], _properties: Properties

@@ -14,6 +14,7 @@ from splitee.errors import (
     CertificateForeign,
     CertificateMissing,
     CertificateRevoked,
+    ConfigError,
 )
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.certificate import own_certificate
@@ -51,7 +52,15 @@ def _alert(address: BrokerAddress, error: ssl.SSLError, tls: TlsFiles | None) ->
         (failure for words, failure in _ALERTS.items() if words in reason),
         (BrokerRefused, "check port and certificates"),
     )
-    own = own_certificate(tls) if kind is CertificateExpired else None
-    if own is not None:
-        hint += f": {own.explain_refusal(datetime.now(UTC))}"
+    if kind is CertificateExpired:
+        hint += _explained(tls)
     return kind(f"broker {address}: TLS failed ({reason}): {hint}")
+
+
+def _explained(tls: TlsFiles | None) -> str:
+    """What is wrong with this client's certificate; "" if its file is no longer readable."""
+    try:
+        own = own_certificate(tls)
+    except ConfigError:
+        return ""
+    return "" if own is None else f": {own.explain_refusal(datetime.now(UTC))}"

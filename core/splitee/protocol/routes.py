@@ -60,6 +60,7 @@ from splitee.protocol.topics import Topics
 Party = Literal["device", "server", "viewer", "homeassistant"]
 DEVICES = "devices/+/"
 MAX_REQUEST = 64 << 20  # bytes of an InferRequest
+LONGEST_TOPIC = 300  # characters; with the longest names of fleet and device a route's has fewer
 LARGEST_WHOLE = (
     32 << 10
 )  # bytes of the largest message without parts: server/status with 300 ids of 64 characters
@@ -210,9 +211,13 @@ _BY_LEAF = {route.leaf: route for route in ROUTES if route.of_device}
 _BY_PATH = {route.path: route for route in ROUTES if not route.of_device}
 
 
-@lru_cache(maxsize=1 << 14)  # each message is looked up several times; anyone may write topics
 def find_route(topics: Topics, topic: str) -> tuple[Route, str] | None:
     """The route of a topic and its device, or "" if it is no device's; None: not a topic of this fleet."""
+    return _find_route(topics, topic) if len(topic) <= LONGEST_TOPIC else None
+
+
+@lru_cache(maxsize=1 << 14)  # each message is looked up several times; anyone may write topics
+def _find_route(topics: Topics, topic: str) -> tuple[Route, str] | None:
     of_device = topics.parse_device(topic)
     if of_device is not None:
         device, leaf = of_device
@@ -226,7 +231,7 @@ def latest_key(topics: Topics, message: Message) -> Hashable | None:
 
     On a retained topic only the latest message counts, and a repeated request adds nothing.
     """
-    found = find_route(topics, message.topic) if message.payload else None
+    found = find_route(topics, message.topic)
     if found is None:
         return None
     route = found[0]

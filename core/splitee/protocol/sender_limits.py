@@ -9,7 +9,7 @@ from collections import Counter
 
 from splitee.clock import Clock
 from splitee.protocol.routes import INSTALL
-from splitee.protocol.topics import Topics
+from splitee.protocol.topics import NAME, Topics
 from splitee.token_buckets import TokenBuckets
 
 RATE = 1000.0  # messages a second; a device sends a batch for each that the server has trained
@@ -30,10 +30,15 @@ class SenderLimits:
         self._lock = threading.Lock()
 
     def admits(self, topic: str) -> bool:
-        """Whether a message on this topic is within its sender's rate; it counts as sent."""
+        """Whether a message on this topic is within its sender's rate; it counts as sent.
+
+        Nothing is admitted from, or kept of, a sender whose name no device may have.
+        """
         if not topic.startswith(self._prefix):
             return True
         device, _, leaf = topic[len(self._prefix) :].partition("/")
+        if not NAME.fullmatch(device):
+            return False
         if leaf == INSTALL.leaf:
             device = INSTALL_BUCKET
         if self._buckets.take(device, self._clock()):
@@ -46,7 +51,7 @@ class SenderLimits:
     def take_refused(self) -> Counter[str]:
         """Messages that were refused since the last call, by device."""
         if not self._refused:
-            return self._refused
+            return Counter()
         with self._lock:
             refused, self._refused = self._refused, Counter()
         return refused

@@ -47,6 +47,15 @@ def test_password_from_a_file_is_taken_without_a_warning(
     assert caplog.records == []
 
 
+def test_password_file_without_an_account_is_refused(tmp_path: Path) -> None:
+    """MQTT's client sends no password without a user name: the broker would report a wrong account."""
+    file = tmp_path / "password"
+    file.write_text(f"{WORD}\n")
+    with pytest.raises(ConfigError, match="--password-file does nothing without --username"):
+        address("--password-file", str(file))
+    assert address(SPLITEE_PASSWORD_FILE=str(file)).username is None
+
+
 def test_password_in_a_flag_is_taken_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     assert address("--broker", URL).password == WORD
     (record,) = caplog.records

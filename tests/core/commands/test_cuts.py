@@ -99,3 +99,9 @@ def test_wrong_arguments_give_an_error_line_and_exit_code(
     assert (given, out) == (code, "")
     assert line in err
     assert "Traceback" not in err
+
+
+def test_frozen_stages_of_all_networks_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "--all", "--freeze", "3")
+    assert (code, out) == (ExitCode.CONFIG, "")
+    assert err == "splitee: --freeze does nothing without NETWORK: give both, or neither\n"

@@ -50,6 +50,9 @@ def test_address_is_parsed_from_its_url(text: str, address: BrokerAddress) -> No
         "ws://",
         "ws://broker:0/mqtt",
         "wss://broker:port/mqtt",
+        "mqtt://bro..ker",
+        "mqtt://.local",
+        f"wss://{64 * 'x'}.org",
     ],
 )
 def test_malformed_address_is_refused_with_the_expected_form(text: str) -> None:
@@ -92,6 +95,14 @@ def test_text_and_repr_of_an_address_show_no_password() -> None:
     address = BrokerAddress.parse("mqtts://pi:secret@[::1]:1884")
     assert str(address) == "mqtts://pi@[::1]:1884"
     assert "secret" not in repr(address)
+
+
+def test_tls_file_that_the_system_does_not_open_is_refused_with_its_reason(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.pem"
+    loop.symlink_to(loop)
+    for path, reason in ((Path(300 * "x"), "File name too long"), (loop, "no such file")):
+        with pytest.raises(ConfigError, match=f"TLS file {path}: {reason}"):
+            TlsFiles(ca=path).context()
 
 
 def test_tls_files_that_are_missing_invalid_or_unpaired_are_refused(tmp_path: Path) -> None:

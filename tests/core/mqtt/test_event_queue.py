@@ -48,6 +48,16 @@ def test_too_large_message_is_replaced_by_overflow() -> None:
     assert list(contents(queue)) == [Overflow()]
 
 
+def test_data_beside_the_payload_counts_towards_the_bytes() -> None:
+    queue = EventQueue(100, 1000)
+    for _ in range(5):
+        queue.put(Message(FEATURES, b"x", response_topic=200 * "r", correlation=bytes(199)))
+    kept = [event for event in contents(queue) if isinstance(event, Message)]
+    assert (len(kept), queue.dropped) == (2, 3)
+    queue.put(Message(FEATURES, bytes(1000)))
+    assert queue.get(0) == Message(FEATURES, bytes(1000))
+
+
 def test_flood_of_messages_hides_no_disconnect_or_error() -> None:
     queue = EventQueue(2, 1000)
     for number in range(2 + RESERVE):
@@ -100,12 +110,13 @@ def test_bytes_of_a_replaced_message_are_freed() -> None:
     assert len([event for event in contents(queue) if isinstance(event, Message)]) == 2
 
 
-def test_each_clearing_of_a_topic_is_queued() -> None:
+def test_each_clearing_of_a_topic_is_queued_in_its_place() -> None:
+    """Otherwise a message after it would take an earlier place, and the reader would end with nothing."""
     queue = latest()
-    for payload in (b"first", b"", b"", b"second"):
+    for payload in (b"first", b"", b"", b"second", b"third"):
         queue.put(Message(STATUS, payload))
     payloads = [event.payload for event in contents(queue) if isinstance(event, Message)]
-    assert payloads == [b"second", b"", b""]
+    assert payloads == [b"first", b"", b"", b"third"]
 
 
 def test_messages_of_a_new_connection_follow_its_connected_event() -> None:

@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
-from splitee.mqtt.events import Message, Overflow
+from splitee.mqtt.events import Connected, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, RestartableBroker, RunningBroker
 
@@ -109,6 +109,34 @@ def test_subscription_after_open_works_at_once(
     link.subscribe(base)
     link.publish(base, b"x")
     assert messages(link, 1) == [Message(base, b"x")]
+
+
+class SlowFilter(str):
+    """A filter that another thread's `subscribe` overtakes while it is sent."""
+
+    overtaking: threading.Thread
+
+    def encode(self, *arguments: str) -> bytes:
+        if self.overtaking.ident is None:
+            self.overtaking.start()
+            self.overtaking.join(0.5)
+        return super().encode(*arguments)
+
+
+def test_subscription_while_the_link_connects_is_not_lost(
+    messages: Messages, broker: RunningBroker, base: str
+) -> None:
+    link = Link(broker.address, "link")
+    first = SlowFilter(f"{base}/first")
+    first.overtaking = threading.Thread(target=link.subscribe, args=(f"{base}/second",))
+    link.subscribe(first)
+    link.open(DEADLINE)
+    first.overtaking.join(DEADLINE)
+    assert link.receive(DEADLINE) == Connected(fresh=True)
+    link.publish(f"{base}/second", b"x")
+    link.publish(f"{base}/first", b"y")
+    assert messages(link, 2) == [Message(f"{base}/second", b"x"), Message(f"{base}/first", b"y")]
+    link.close()
 
 
 MORTAL = """

@@ -114,6 +114,19 @@ def test_client_certificate_outside_its_validity_is_refused_with_a_remedy(
 
 
 @pytest.mark.mosquitto
+def test_certificate_that_has_ended_is_reported_without_its_file(
+    tls_broker: BrokerAddress, authority: Authority
+) -> None:
+    """The link tries again with what it has read at the start; another error would end its thread."""
+    tls = authority.issue("device", -2, -1)
+    link = Link(tls_broker, "link", tls=tls)
+    assert tls.certificate is not None
+    tls.certificate.unlink()
+    with pytest.raises(CertificateExpired, match="is over by the broker's clock"):
+        link.open(DEADLINE)
+
+
+@pytest.mark.mosquitto
 def test_mismatch_of_tls_and_plain_port_is_reported(
     tls_broker: BrokerAddress, authority: Authority, make_broker: MakeBroker
 ) -> None:

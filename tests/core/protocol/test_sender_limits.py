@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 from fakes import FakeClock
 
+from splitee.protocol.routes import find_route
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 
@@ -40,3 +43,25 @@ def test_install_clicks_share_a_limit_and_count_against_no_device() -> None:
     assert limits.admits(TOPICS.device("pi-1", "status"))
     assert limits.admits(TOPICS.device("install", "status"))
     assert limits.take_refused() == {}
+
+
+def test_name_that_no_device_may_have_is_not_admitted_and_takes_no_memory() -> None:
+    limits = SenderLimits(TOPICS)
+    tracemalloc.start()
+    for number in range(200):
+        name = f"{number:060000}"
+        assert not limits.admits(TOPICS.device(name, "sync"))
+        assert find_route(TOPICS, TOPICS.device(name, "sync")) is None
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1 << 20
+    assert limits.take_refused() == {}
+
+
+def test_refused_messages_are_taken_once() -> None:
+    limits = SenderLimits(TOPICS, rate=10, burst=1, clock=FakeClock())
+    taken = limits.take_refused()
+    for _ in range(3):
+        limits.admits(TOPICS.device("evil", "sync"))
+    assert taken == {}
+    assert limits.take_refused() == {"evil": 2}
