@@ -58,11 +58,16 @@ class Committed:
 
 
 class Checkpoints:
-    """Files of one run in a state directory."""
+    """Files of one run in a state directory.
+
+    Attributes:
+        saves: number of commits that this process has saved; a round with statistics is saved twice.
+    """
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
         self._released = 0
+        self.saves = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -192,6 +197,7 @@ class Checkpoints:
             changes_follow: the round is likely to be saved once more.
         """
         self._rounds.save(committed.round, vars(committed), changes_follow=changes_follow)
+        self.saves += 1
         best = self.course(committed.round).best
         self._directory.prune(committed.round, keep=best.round if best is not None else 0)
 
