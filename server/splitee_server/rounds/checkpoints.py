@@ -163,7 +163,7 @@ class Checkpoints:
             return msgspec.json.decode(path.read_bytes(), type=list[fields.Name])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateError(f"{path}: expected a list of devices ({error}); mend or remove it") from None
 
     def save_dismissed(self, devices: Iterable[str]) -> None:
@@ -177,7 +177,7 @@ class Checkpoints:
             return msgspec.json.decode(path.read_bytes(), type=StoredTraffic)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("%s is damaged (%s): bytes are counted from here on", path, error)
             return None
 
