@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from virtual_fleet import CLASSES, TOPICS, VirtualFleet
 
 from splitee.cli.signals import Stopped
+from splitee.durable import StateDirectory
 from splitee.errors import ExitCode, StateError
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
@@ -23,6 +24,7 @@ from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.monitoring.observer import Observer
+from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Progress
 
@@ -300,6 +302,15 @@ def test_dismissal_of_an_unknown_device_is_refused_as_a_whole(tmp_path: Path, un
     assert (reply.request, reply.code) == (7, ExitCode.CONFIG)
     assert reply.message == f"{unknown}: no such device; {known}; nothing is changed"
     assert report["weights_sha256"] == VirtualFleet(tmp_path / "right", *THREE).run()["weights_sha256"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b'["pi 1"]', b'["\xff"]'])
+def test_damaged_list_of_dismissed_devices_is_an_error_of_the_state(tmp_path: Path, content: bytes) -> None:
+    directory = StateDirectory(tmp_path)
+    (tmp_path / "dismissed.json").write_bytes(content)
+    with pytest.raises(StateError, match=r"dismissed\.json: expected a list of devices"):
+        Checkpoints(directory).dismissed()
+    directory.close()
 
 
 def test_dismissal_that_cannot_be_stored_is_refused(tmp_path: Path) -> None:

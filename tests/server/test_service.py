@@ -64,6 +64,25 @@ def test_device_returning_with_other_images_ends_the_round_as_opened(
     assert fleet.counted[1] == list(THREE)
 
 
+def test_device_returning_with_other_images_learns_from_no_predictions_for_the_earlier_ones(
+    tmp_path: Path,
+) -> None:
+    """When it returns, the first of its three batches waits at the server; 14 images make three, too."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=3, soft_labels=0.5)
+    device = fleet.devices["pi-2"]
+    device.is_ahead = True
+
+    def come_back(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (1, "train", 1) and device.profile.instance == 1:
+            device.join(instance=2, train_samples=14)
+
+    device.before_batch = come_back
+    fleet.run()
+    parts = {number: part for phase, number, part in device.parts if phase == "train"}
+    assert {number: part.steps for number, part in parts.items()} == {1: 3, 2: 3, 3: 3}
+    assert {number: part.soft_labels for number, part in parts.items()} == {1: 0, 2: 0, 3: 2}
+
+
 def test_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3)
     late = fleet.devices["pi-3"]

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from virtual_fleet import TOPICS, VirtualFleet
 
 from splitee.protocol import routes
@@ -19,7 +22,10 @@ from splitee.protocol.release_orders import (
     RolloutPlan,
 )
 from splitee.protocol.rollouts import Rollouts
+from splitee.protocol.rounds import RoundOpen
 from splitee_server.monitoring.observer import Observer
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.progress import Progress
 
 TWO = ("pi-1", "pi-2")
 MODEL = b"model"
@@ -46,6 +52,14 @@ class Told(Observer):
 
     def on_rollouts(self, rollouts: Rollouts) -> None:
         self.rollouts.append(rollouts)
+
+
+class Patient(Observer):
+    """While models are exported, on a thread in real time, it slows the fake clock down."""
+
+    def tick(self, progress: Callable[[], Progress]) -> None:
+        if progress().run.phase == "release":
+            time.sleep(0.01)
 
 
 def test_release_order_is_carried_out_without_changing_the_weights(tmp_path: Path) -> None:
@@ -76,3 +90,22 @@ def test_malformed_install_clicks_are_counted_against_no_device(tmp_path: Path) 
     report = fleet.run()
     assert fleet.rejected["server", "malformed"] == 30
     assert report["rejected"] == 30
+
+
+@pytest.mark.slow(9)
+@pytest.mark.xdist_group("exports")
+def test_device_that_joins_after_the_last_round_is_not_in_the_report(tmp_path: Path) -> None:
+    policy = Policy(devices=2, quorum=1, release=5.0)
+    fleet = VirtualFleet(tmp_path, *TWO, "pi-3", policy=policy, observers=[Patient()], rounds=1, release=True)
+    join = fleet.devices["pi-3"].join
+    fleet.devices["pi-3"].join = lambda **_changed: None  # type: ignore[method-assign]
+
+    def join_late(opened: RoundOpen) -> None:
+        if opened.phase == "release":
+            join()
+
+    fleet.on_phase = join_late
+    report = fleet.run()
+    assert fleet.phases[-2:] == [("release", 1), ("finished", 1)]
+    assert [device["id"] for device in report["devices"]] == list(TWO)
+    assert fleet.devices["pi-3"].assignments != []

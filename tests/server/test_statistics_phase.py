@@ -6,13 +6,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet, stages
 
 from splitee.cli.signals import Stopped
+from splitee.mqtt.events import Message
 from splitee.protocol import routes
+from splitee.protocol.codecs import encode_tensor
 from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.training.weights import pack_weights
 from splitee_server.rounds.policy import Policy
@@ -154,3 +158,28 @@ def test_tensors_that_are_no_statistics_are_rejected(make_fleet: Callable[..., V
     at_statistics(fleet, publish)
     assert fleet.run()["weights_sha256"] == undisturbed
     assert fleet.rejected == {("pi-1", "malformed"): 1}
+
+
+def test_offloaded_images_are_predicted_with_the_statistics_once_these_are_committed(
+    make_fleet: Callable[..., VirtualFleet],
+) -> None:
+    """Whether or not a device has offloaded an image before, when they were still being taken."""
+
+    def last_reply(folder: str, *phases: str) -> InferReply:
+        fleet = make_fleet(folder, rounds=1)
+        reply_topic = routes.INFER_REPLY.topic(TOPICS, "pi-1")
+
+        def offload(opened: RoundOpen) -> None:
+            if opened.phase in phases:
+                features = np.ones((2, *stages()[0].feature_shape), np.float32)
+                request = InferRequest(run="run", cut=1, features=encode_tensor("fp32", features)).encode()
+                topic = routes.INFER.topic(TOPICS, "pi-1")
+                fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
+
+        fleet.on_phase = offload
+        fleet.run()
+        replies = [InferReply.decode(payload) for payload in fleet.port.payloads(reply_topic)]
+        assert [reply.round for reply in replies] == [1] * len(phases)
+        return replies[-1]
+
+    assert last_reply("before", "statistics", "evaluate") == last_reply("after", "evaluate")

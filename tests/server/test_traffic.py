@@ -123,7 +123,7 @@ def test_traffic_counts_survive_a_server_kill(tmp_path: Path) -> None:
             assert device["traffic"]["up"][purpose] == both, purpose
 
 
-@pytest.mark.parametrize("damage", ["missing", "of another run", "no JSON", "of another form"])
+@pytest.mark.parametrize("damage", ["missing", "of another run", "no JSON", "no text", "of another form"])
 def test_traffic_is_counted_anew_without_a_valid_traffic_file(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,15 +141,21 @@ def test_traffic_is_counted_anew_without_a_valid_traffic_file(
     stored = json.loads(path.read_text())
     path.unlink()
     if damage != "missing":
-        texts = {"of another run": json.dumps(stored | {"run": "x"}), "no JSON": "{", "of another form": "[]"}
-        path.write_text(texts[damage])
+        contents = {
+            "of another run": json.dumps(stored | {"run": "x"}).encode(),
+            "no JSON": b"{",
+            "no text": b'{"run":"\xff"}',
+            "of another form": b"[]",
+        }
+        path.write_bytes(contents[damage])
     again = VirtualFleet(tmp_path / "server", *TWO, instance=200)
     counted = count_bytes_of_devices(again)
     report = again.run()
     assert report["weights_sha256"] == whole["weights_sha256"]
     for device in report["devices"]:
         assert device["traffic"]["up"]["training"] == counted[device["id"], "training"]
-    assert any("is damaged" in line for line in caplog.messages) == (damage in ("no JSON", "of another form"))
+    is_damaged = damage in ("no JSON", "no text", "of another form")
+    assert any("is damaged" in line for line in caplog.messages) == is_damaged
 
 
 def test_members_saved_by_an_earlier_release_are_loaded(tmp_path: Path) -> None:

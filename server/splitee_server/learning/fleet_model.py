@@ -39,10 +39,12 @@ class Contribution:
         weights: its client network and exit, averaged in place; None: it has sent none. A device that
             moves must have sent them.
         next_cut: its cut from this commit on; 0: unchanged.
+        samples: its number of training images when the round began; None: as now.
     """
 
     weights: Mapping[str, Tensor] | None = None
     next_cut: int = 0
+    samples: int | None = None
 
 
 class FleetModel:
@@ -251,7 +253,7 @@ class FleetModel:
         self._trained, self._observed, self._fresh = {}, {}, False
         self._committed = samples
         self._loss_filter.end_round()
-        self._soft_labels.end_round(number, contributions)
+        self._soft_labels.end_round(number, {d: c.samples for d, c in contributions.items()})
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
         self._clients.commit(received, self._cuts, samples)

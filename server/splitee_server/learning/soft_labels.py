@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,9 +42,15 @@ class SoftLabelStore:
         """Replace what was added for a device by what another rank has added."""
         self._coming[device] = coming
 
-    def end_round(self, number: int, devices: Iterable[str]) -> None:
-        """Round `number` is over, with these devices in it; others keep what they have."""
-        for device in devices:
+    def end_round(self, number: int, devices: Mapping[str, int | None]) -> None:
+        """Round `number` is over, with these devices in it; others keep what they have.
+
+        `devices`: each with its number of training images when the round began; None: as now. If the number
+        has changed, batches in the previous order may have been trained after that.
+        """
+        for device, samples in devices.items():
+            if samples not in (None, self._samples[device]):
+                continue
             rows = torch.cat(self._coming.get(device, [torch.empty(0)]))
             if len(rows) == rows_per_round(self._spec, self._samples[device]):
                 self._held[device] = SoftLabels(number, rows)

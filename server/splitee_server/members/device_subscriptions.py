@@ -44,7 +44,8 @@ class DeviceSubscriptions:
                 MEMBERS_ONLY,
             )
             self._members_only_until = self._clock() + MEMBERS_ONLY
-            self._port.subscribe(*self._of(self._members()))
+            if topics := self._of(self._members()):  # MQTT knows no subscription to nothing
+                self._port.subscribe(*topics)
             self._port.unsubscribe(*self._of("+"))
         self._port.unsubscribe(*self._of([device]))
 

@@ -23,7 +23,7 @@ class CommittedTrunks:
     def __init__(self, spec: RunSpec, store: Checkpoints) -> None:
         self._spec = spec
         self._store = store
-        self._number = 0
+        self._loaded = (0, 0)  # the round, and the commits saved until then
         self._state: ServerState | None = None
 
     @property
@@ -50,8 +50,8 @@ class CommittedTrunks:
         return logits
 
     def _follow(self) -> None:
-        number = self._store.serving_round()
-        committed = self._store.load(number) if number != self._number else None
+        wanted = self._store.serving_round(), self._store.saves
+        committed = self._store.load(wanted[0]) if wanted != self._loaded else None
         if committed is not None:
-            self._number = number
+            self._loaded = wanted
             self._state = server_state(self._spec, committed.round, NamedTrunks.read(vars(committed)))

@@ -58,11 +58,16 @@ class Committed:
 
 
 class Checkpoints:
-    """Files of one run in a state directory."""
+    """Files of one run in a state directory.
+
+    Attributes:
+        saves: number of commits that this process has saved; a round with statistics is saved twice.
+    """
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
         self._released = 0
+        self.saves = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -158,7 +163,7 @@ class Checkpoints:
             return msgspec.json.decode(path.read_bytes(), type=list[fields.Name])
         except FileNotFoundError:
             return []
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StateError(f"{path}: expected a list of devices ({error}); mend or remove it") from None
 
     def save_dismissed(self, devices: Iterable[str]) -> None:
@@ -172,7 +177,7 @@ class Checkpoints:
             return msgspec.json.decode(path.read_bytes(), type=StoredTraffic)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
             log.warning("%s is damaged (%s): bytes are counted from here on", path, error)
             return None
 
@@ -192,6 +197,7 @@ class Checkpoints:
             changes_follow: the round is likely to be saved once more.
         """
         self._rounds.save(committed.round, vars(committed), changes_follow=changes_follow)
+        self.saves += 1
         best = self.course(committed.round).best
         self._directory.prune(committed.round, keep=best.round if best is not None else 0)
 

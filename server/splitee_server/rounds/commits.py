@@ -123,8 +123,9 @@ class Commits:
         for device, done in phase.done.items():
             self._members.end_round(done, device, phase.trained_batches(device), phase.pace(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
+        parts = phase.participants
         contributions = {
-            device: Contribution(phase.weights(device), phase.participants[device].next_cut)
+            device: Contribution(phase.weights(device), parts[device].next_cut, parts[device].samples)
             for device in phase.done
         }
         with self.round_clock.of("aggregation"):

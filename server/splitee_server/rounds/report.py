@@ -179,8 +179,9 @@ def run_report(
         "fleet": _fleet(metrics),
         "best": None if best is None else {"round": best.round, **_fleet(best)},
         "devices": [
-            _device(spec, metrics.round, device, metrics.devices[device], moved)
+            _device(spec, metrics.round, device, values, moved)
             for device, moved in by_device.items()
+            if (values := metrics.devices.get(device)) is not None  # else it joined after the last round
         ],
     }
 

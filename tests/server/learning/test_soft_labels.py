@@ -21,7 +21,7 @@ def store() -> SoftLabelStore:
         store.count(device, 8)
         for _ in range(2):
             store.add(device, 1, BATCH)
-    store.end_round(1, ("pi-1", "pi-2"))
+    store.end_round(1, {"pi-1": 8, "pi-2": 8})
     return store
 
 
@@ -43,7 +43,7 @@ def test_round_with_a_changed_number_of_images_leaves_no_soft_labels(store: Soft
     store.add("pi-2", 2, BATCH)
     store.count("pi-2", 9)
     store.add("pi-2", 2, BATCH)
-    store.end_round(2, ("pi-2",))
+    store.end_round(2, {"pi-2": 8})
     assert store.of("pi-2") is None
 
 
