@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import models
 
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError, SpliteeError, StateError
+from splitee.errors import ConfigError, NetworkError, SpliteeError, StateError
 from splitee.networks.split import build_for, build_network
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.weights import client_model
@@ -170,6 +170,11 @@ def test_unavailable_weights_source_is_refused_by_name(
     with pytest.raises(ConfigError, match=f"--weights {source}") as refusal:
         load(source)
     assert "\n" not in str(refusal.value)
+
+
+def test_torchvision_weights_of_an_unknown_network_are_refused_with_the_nearest_names() -> None:
+    with pytest.raises(NetworkError, match="unknown network 'resnet19'; nearest: resnet"):
+        load("torchvision", replace(SPEC, network="resnet19"))
 
 
 def test_torchvision_weights_are_read_from_the_cache_with_normalisation(

@@ -17,7 +17,7 @@ RUN = "run:"
 
 
 def read_weights(source: str, spec: RunSpec) -> SourceWeights:
-    """Raises ConfigError or StateError: the source cannot be loaded, or is none."""
+    """Raises ConfigError, NetworkError or StateError: the source cannot be loaded, or is none."""
     if source == TORCHVISION:
         return read_published(spec.network)
     if source.partition(":")[0] in ("http", "https"):
