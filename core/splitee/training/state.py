@@ -56,7 +56,7 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
     for path, value in leaves(state):
         if isinstance(value, Tensor) and value.is_floating_point() and memory_of(value) not in known:
             known.add(memory_of(value))
-            if not torch.isfinite(value.sum()):
+            if not torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32))):
                 return "/".join(map(str, path))
     return None
 
