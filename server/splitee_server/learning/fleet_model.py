@@ -254,13 +254,13 @@ class FleetModel:
         """
         samples = {device: self._trained.get(device, 0) for device in contributions}
         self._trained, self._observed, self._fresh = {}, {}, False
-        self._committed = samples
+        last, self._committed = self._committed, samples
         self._class_mix.end_round()
         self._loss_filter.end_round()
         self._soft_labels.end_round(number, contributions)
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
-        self._clients.commit(received, self._cuts, samples)
+        self._clients.commit(received, self._cuts, samples, last)
         moved = {d: c.next_cut for d, c in sorted(contributions.items()) if c.next_cut}
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
