@@ -19,7 +19,7 @@ from splitee.durable import write_atomically
 from splitee.errors import ModelError
 from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.protocol.fields import Count, Digest, Fit, Fraction, Name, Positive, Text
+from splitee.protocol.fields import Codec, Count, Digest, Fit, Fraction, Name, Positive, Text
 from splitee.samples.fitting import Preparation, Region
 from splitee.validation_errors import format_error
 
@@ -80,7 +80,7 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4)]  # of pixels in 0..1
     std: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1, max_length=4)]
     fit: Fit = "crop"  # how an image is brought to input_shape
-    codec: Text  # of features that are sent to the server
+    codec: Codec  # of features that are sent to the server
     measure: Measure  # of the exit's uncertainty
     threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
     threshold_images: Count = 0  # held-out images from which it was chosen; 0: it is the run's setting

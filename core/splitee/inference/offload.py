@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 
-from splitee.errors import BrokerRefused, BrokerUnreachable, MalformedMessage
+from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError, Diverged, MalformedMessage
 from splitee.inference.manifest import ClientManifest
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Disconnected, Event, Message
@@ -62,6 +62,7 @@ class Offload:
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
         self._log_no_prediction = RateLimiter()
+        self._log_unsendable = RateLimiter()
         self._paused_until = 0.0
         self.sent = 0  # bytes of requests
         self.offloaded = 0  # images
@@ -120,11 +121,18 @@ class Offload:
         return self._link.connected and not offline and time.monotonic() >= self._paused_until
 
     def _request(self, features: Array, correlation: bytes, deadline: float) -> bool:
-        """Returns False if the broker does not accept the request in time; it was not sent as a whole."""
+        """Returns False if the broker does not accept the request in time; it was not sent as a whole.
+
+        Nor is it if the model gives values for these images that no codec carries.
+        """
         manifest = self._manifest
-        payload = InferRequest(
-            run=manifest.run, cut=manifest.cut, features=encode_tensor(manifest.codec, features)
-        ).encode()
+        try:
+            encoded = encode_tensor(manifest.codec, features)
+        except (ConfigError, Diverged) as error:
+            if self._log_unsendable.due():
+                log.warning("features are not offloaded: %s", error)
+            return False
+        payload = InferRequest(run=manifest.run, cut=manifest.cut, features=encoded).encode()
         for part in split(payload, self._link.max_packet, next(message_numbers)):
             # publish() would wait for as long as the broker is silent.
             left = deadline - time.monotonic()

@@ -43,12 +43,13 @@ class ReleaseSigner:
 
     def __init__(self, key_file: Path) -> None:
         """Raises ConfigError: it cannot be read, or holds no Ed25519 key."""
+        from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
         try:
             key = load_pem_private_key(_read(key_file, "--signing-key"), None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             reason = str(error).partition(".")[0]
             raise ConfigError(
                 f"--signing-key {key_file}: expected an Ed25519 key in PEM without a password ({reason})"

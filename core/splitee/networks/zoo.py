@@ -151,12 +151,17 @@ def _is_installed(file: str) -> bool:
     )
 
 
-def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Module]:
+def check_classifier(name: str) -> None:
+    """Raises NetworkError: torchvision has no classifier of this name."""
     names = classifiers()
     if name not in names:
         near = get_close_matches(name, names, n=3)
         hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
         raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
+
+
+def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Module]:
+    check_classifier(name)
     if len(input_shape) != 3 or input_shape[0] != 3:
         raise NetworkError(f"{name} needs images with 3 channels (3xHxW), not {format_shape(input_shape)}")
     options = _options(name, input_shape[1], input_shape[2])

@@ -44,7 +44,7 @@ def read_lines(path: Path) -> Iterator[tuple[Metrics, int]]:
                 yield msgspec.json.decode(line, type=Metrics), len(line)
     except FileNotFoundError:
         return
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("state: %s has a line that is torn (%s)", HISTORY, error)
 
 

@@ -23,9 +23,9 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, types, shapes and bytes of `weights`, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        array = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
-        digest.update(array.numpy().data)
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)  # NumPy has no bfloat16
     return digest.hexdigest()
 
 
@@ -56,7 +56,7 @@ def first_not_finite(state: Mapping[str, Any]) -> str | None:
     for path, value in leaves(state):
         if isinstance(value, Tensor) and value.is_floating_point() and memory_of(value) not in known:
             known.add(memory_of(value))
-            if not torch.isfinite(value.sum()):
+            if not torch.isfinite(value.sum(dtype=torch.promote_types(value.dtype, torch.float32))):
                 return "/".join(map(str, path))
     return None
 

@@ -24,11 +24,13 @@ class ClassMix:
         self._is_wanted = spec.balanced_loss
         self._classes = spec.num_classes
         self._counts: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor | None] = {}  # the round, of devices with batches in it
 
     def add(self, device: str, labels: Tensor) -> None:
         """Labels (B,) int64, in 0..classes - 1, of a batch that is about to be trained."""
         if self._is_wanted:
             found = torch.bincount(labels.cpu(), minlength=self._classes)
+            self._before.setdefault(device, self._counts.get(device))
             self._counts[device] = self._counts.get(device, torch.zeros_like(found)) + found
 
     def offsets(self, device: str, place: torch.device) -> Tensor | float:
@@ -36,6 +38,19 @@ class ClassMix:
         if device not in self._counts:
             return 0.0
         return log_shares(self._counts[device].numpy()).to(place)
+
+    def forget(self, device: str) -> None:
+        """A device drops out of the round: its batches in it do not count."""
+        if device in self._before:
+            before = self._before.pop(device)
+            if before is None:
+                del self._counts[device]
+            else:
+                self._counts[device] = before
+
+    def end_round(self) -> None:
+        """The round is over: what it has added stays."""
+        self._before = {}
 
     def of(self, device: str) -> dict[str, Tensor]:
         """As `state`, for one device."""
@@ -49,4 +64,4 @@ class ClassMix:
         return dict(self._counts)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        self._counts = dict(state)
+        self._counts, self._before = dict(state), {}

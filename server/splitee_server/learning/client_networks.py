@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -147,7 +147,11 @@ class ClientNetworks:
         return self._initial_digests.get(cut)
 
     def commit(
-        self, received: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
+        self,
+        received: Mapping[str, Weights],
+        cuts: Mapping[str, int],
+        samples: Mapping[str, int],
+        last: Collection[str],
     ) -> None:
         """Average what a round has collected, if the run does so; trunks take part as the setting says.
 
@@ -157,6 +161,7 @@ class ClientNetworks:
                 rounds sample devices, it takes the averages of its stages and exits then.
             samples: number that the trunk was trained on, by device that has finished the round. A device
                 with none does not count, and takes the average like an absent one.
+            last: the devices of the last commit; networks of others may be older.
         """
         before = self._held
         received = {device: self._with_own_frozen(weights) for device, weights in received.items()}
@@ -181,7 +186,7 @@ class ClientNetworks:
                 Rule.of(self._spec),
                 apart,
             )
-            averages = self._apply_momentum(means, before, trained, cuts)
+            averages = self._apply_momentum(means, before, trained, cuts, last)
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
@@ -199,17 +204,19 @@ class ClientNetworks:
         before: Mapping[str, Weights],
         trained: Mapping[str, Weights],
         cuts: Mapping[str, int],
+        last: Collection[str],
     ) -> Weights:
         """Apply the server's momentum to a round's averages: in its networks, in place, and in trunks.
 
         Args:
-            means: of the round; before: the networks of the last commit; trained: those of the round.
+            means: of the round; before: the networks that were held; trained: those of the round.
+            last: as in `commit`.
 
         Returns:
             The averages as they are committed.
         """
         committed: dict[str, Tensor] = {}
-        for device in sorted(before, reverse=True):
+        for device in sorted(before, key=lambda device: (device not in last, device), reverse=True):
             committed |= by_network_names(before[device], cuts[device])
         carried = self._momentum.apply(means, committed)
         for device, weights in trained.items():

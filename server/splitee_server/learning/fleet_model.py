@@ -172,8 +172,13 @@ class FleetModel:
         self._strategy.sum_up(device, self._trained.get(device, 0))
 
     def forget(self, device: str) -> None:
-        """A device drops out of the round: discard what only its own trunk has learnt in it."""
+        """A device drops out of the round: discard what only its own trunk has learnt in it.
+
+        Its losses and its class mix are as before the round, however many of its batches have arrived.
+        """
         self._strategy.forget(device)
+        self._class_mix.forget(device)
+        self._loss_filter.forget(device)
         self._trained.pop(device, None)
 
     def predict(self, device: str, features: Tensor) -> Tensor:
@@ -251,12 +256,13 @@ class FleetModel:
         """
         samples = {device: self._trained.get(device, 0) for device in contributions}
         self._trained, self._observed, self._fresh = {}, {}, False
-        self._committed = samples
+        last, self._committed = self._committed, samples
+        self._class_mix.end_round()
         self._loss_filter.end_round()
         self._soft_labels.end_round(number, {d: c.samples for d, c in contributions.items()})
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
-        self._clients.commit(received, self._cuts, samples)
+        self._clients.commit(received, self._cuts, samples, last)
         moved = {d: c.next_cut for d, c in sorted(contributions.items()) if c.next_cut}
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
@@ -355,6 +361,7 @@ class FleetModel:
         self._loss_filter = LossFilter(self.spec.largest_loss)
         self._loss_filter.load(state["left_out"])
         self._soft_labels = SoftLabelStore(self.spec)
+        self._class_mix.end_round()
         self._trained, self._observed = {}, {}
         self._cuts = dict(state["cuts"])
         self._supervise()

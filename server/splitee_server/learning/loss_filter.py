@@ -36,6 +36,10 @@ class LossFilter:
         """The losses that were added for a device in this round."""
         return self._losses.get(device, [])
 
+    def forget(self, device: str) -> None:
+        """A device drops out of the round: its losses in it do not count."""
+        self._losses.pop(device, None)
+
     def end_round(self) -> None:
         """Decide which devices the next round leaves out; one without a batch in this round is unchanged."""
         means = {device: fmean(losses) for device, losses in self._losses.items()}

@@ -35,14 +35,19 @@ class Place:
             return None
         try:
             size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
-            known = environment["MASTER_ADDR"] and environment["MASTER_PORT"]
+            host, port = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"WORLD_SIZE is set, but not all that torchrun sets with it ({error}): start the ranks by "
                 "torchrun, or unset it"
             ) from None
-        if not known or not 0 <= rank < size:
+        if not 0 <= rank < size:
             raise ConfigError(f"RANK {rank} of WORLD_SIZE {size}: expected 0..{size - 1}, as torchrun has it")
+        if not host or not 0 <= port < 1 << 16:
+            raise ConfigError(
+                f"MASTER_ADDR {host!r} and MASTER_PORT {port} with WORLD_SIZE {size}: expected a host and a "
+                "port, as torchrun has them"
+            )
         return cls(rank, size, environment.get("LOCAL_WORLD_SIZE") == str(size)) if size > 1 else None
 
 

@@ -218,6 +218,29 @@ def test_trunks_summed_up_one_by_one_leave_the_same_weights_and_state(averaging:
     assert at_once["late/second.1.num_batches_tracked"] == 0 < at_once["a/second.1.num_batches_tracked"]
 
 
+@pytest.mark.parametrize("settings", [{"balanced_loss": True}, {"largest_loss": 1.001}, {"soft_labels": 1.0}])
+def test_commit_does_not_depend_on_batches_of_a_device_that_has_dropped_out(settings: dict[str, Any]) -> None:
+    """How many of them have arrived by then is a matter of chance."""
+    fleets = [Fleet("averaging", trunk_momentum="dropped", **settings) for _ in range(2)]
+    for fleet in fleets:
+        fleet.commit(1, fleet.train(1))
+        sent = fleet.train(2, "a", "c", "d")
+        if fleet is fleets[1]:
+            fleet.train(3, "b")
+            fleet.model.forget("b")
+        fleet.commit(2, sent)
+    assert fleets[0].model.left_out == fleets[1].model.left_out
+    assert pack_state(fleets[0].model.state()) == pack_state(fleets[1].model.state())
+
+
+def test_first_round_of_a_device_that_has_dropped_out_leaves_no_class_mix() -> None:
+    fleet = Fleet("sequential", balanced_loss=True)
+    fleet.train(1, "b")
+    fleet.model.forget("b")
+    fleet.commit(1, fleet.train(1, "a"))
+    assert fleet.model.state()["class_mix"].keys() == {"a"}
+
+
 @STRATEGIES
 def test_training_step_keeps_no_gradients(strategy: str) -> None:
     """Gradients of many trunks would take as much memory as the weights."""

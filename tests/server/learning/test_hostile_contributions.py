@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 import pytest
 import torch
-from averaged_models import BATCH, CUTS, STRATEGIES, Fleet, initial, mean, observed, same
+from averaged_models import BATCH, CUTS, IMAGES, STEPS, STRATEGIES, Fleet, initial, mean, observed, same
 from torch import Tensor
 
 from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER
 from splitee.training.weights import CLIENT, EXIT
+from splitee_server.learning.fleet_model import Contribution
 from splitee_server.learning.strategies.base import Untrainable
 
 
@@ -30,6 +32,25 @@ def test_device_without_a_trained_batch_has_no_weight_in_averages(strategy: str)
     for name, tensor in fleet.whole("a", fleet.model.client("a")).items():
         if name in before["b"] and not name.endswith(COUNTER):
             np.testing.assert_allclose(tensor.numpy(), mean(before, name), rtol=1e-5, atol=1e-6)
+
+
+def test_untrainable_batch_has_no_weight_in_averages_within_a_round() -> None:
+    """Its device's trunk is still that of the last average, to which it would pull the others back."""
+    fleets = [Fleet("averaging", "none", aggregation_every=1) for _ in range(2)]
+    for fleet in fleets:
+        generator = torch.Generator().manual_seed(1)
+        for step in range(STEPS):
+            for device in ("b", "c"):
+                batch = fleet.features(device, generator, IMAGES[device]), torch.zeros(IMAGES[device]).long()
+                fleet.model.train(device, *batch, round_number=1, step=step, steps=STEPS)
+            if fleet is fleets[1]:
+                endless = torch.full_like(fleet.features("a", torch.Generator()), math.inf)
+                with pytest.raises(Untrainable):
+                    fleet.model.train(
+                        "a", endless, torch.zeros(BATCH).long(), round_number=1, step=step, steps=STEPS
+                    )
+        fleet.model.commit(1, {"b": Contribution(), "c": Contribution()})
+    assert same(fleets[0].trunk("b"), fleets[1].trunk("b"))
 
 
 @STRATEGIES

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import models
 
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError, SpliteeError, StateError
+from splitee.errors import ConfigError, NetworkError, SpliteeError, StateError
 from splitee.networks.split import build_for, build_network
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.weights import client_model
@@ -63,6 +63,19 @@ def test_weights_file_in_any_form_gives_all_tensors_of_the_network(tmp_path: Pat
     assert str(tmp_path) not in spec.weights
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_saved_as_bfloat16_are_taken_with_that_precision(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    tensors = {name: tensor.bfloat16() for name, tensor in trained().items() if tensor.is_floating_point()}
+    if suffix == ".pt":
+        torch.save(tensors, path)
+    else:
+        save_file(tensors, path)
+    spec, initial = load(path)
+    assert spec.weights.startswith(f"a{suffix} ")
+    assert all(same(initial.tensors[name], tensor.float()) for name, tensor in tensors.items())
+
+
 def test_only_the_head_is_new_with_another_number_of_classes(tmp_path: Path) -> None:
     tensors = trained(num_classes=7)
     save_file(tensors, tmp_path / "a.safetensors")
@@ -88,6 +101,8 @@ def spoilt(tmp_path: Path, how: str) -> Path:
         torch.save({"first": Code(tmp_path / "ran")}, path)
     elif how == "pt of numbers":
         torch.save({"first": 3}, path)
+    elif how == "pt without values":
+        torch.save({**tensors, "classifier.weight": tensors["classifier.weight"].to("meta")}, path)
     elif how.startswith("pt"):
         torch.save(tensors, path)
     elif how == "other shape":
@@ -114,6 +129,7 @@ def spoilt(tmp_path: Path, how: str) -> Path:
     [
         ("pt with code", "it holds more than tensors, which could run code and is not loaded"),
         ("pt of numbers", "expected a state_dict"),
+        ("pt without values", "classifier.weight is no dense tensor with values"),
         ("pt truncated", "it is damaged, or no weights file"),
         ("pt empty", "it is damaged, or no weights file"),
         ("pt noise", "it is damaged, or no weights file (torch has not saved it)"),
@@ -134,14 +150,31 @@ def test_spoilt_weights_file_is_refused_in_one_line(tmp_path: Path, how: str, wo
 
 
 @pytest.mark.parametrize(
-    "source", ["none.pt", "none.txt", "run:none", "https://example.org/a.pt", "torchvision"]
+    "source",
+    [
+        "none.pt",
+        "none.txt",
+        "run:none",
+        "https://example.org/a.pt",
+        "torchvision",
+        "~nobody-has-this-name/a.pt",
+        "run:~nobody-has-this-name",
+        f"{'a' * 300}.pt",
+        f"run:{'a' * 300}",
+    ],
 )
 def test_unavailable_weights_source_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=f"--weights {source}"):
+    with pytest.raises(ConfigError, match=f"--weights {source}") as refusal:
         load(source)
+    assert "\n" not in str(refusal.value)
+
+
+def test_torchvision_weights_of_an_unknown_network_are_refused_with_the_nearest_names() -> None:
+    with pytest.raises(NetworkError, match="unknown network 'resnet19'; nearest: resnet"):
+        load("torchvision", replace(SPEC, network="resnet19"))
 
 
 def test_torchvision_weights_are_read_from_the_cache_with_normalisation(

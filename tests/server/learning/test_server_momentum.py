@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from averaged_models import STRATEGIES, Fleet
 from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import pack_state, unpack_state
 from splitee.training.weights import CLIENT, client_model, exits_by_cut
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.server_momentum import ServerMomentum
@@ -123,3 +125,23 @@ def test_momentum_of_one_half_repeats_half_of_the_last_change(strategy: str) -> 
     for further, one, other in zip((0.0, 0.0, 1.0), carried, plain, strict=True):
         change = one["a"]["exits.1.linear.weight"] - other["a"]["exits.1.linear.weight"]
         torch.testing.assert_close(change, torch.full_like(change, further))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+@STRATEGIES
+def test_momentum_is_measured_from_the_last_commit_after_a_round_without_a_device(
+    strategy: str, resumed: bool
+) -> None:
+    """Device a, alone at its cut, keeps the network of the round before."""
+    fleet = Fleet(strategy, server_momentum=0.5)
+    fleet.commit(1, fleet.train(1))
+    fleet.commit(2, fleet.train(2, "b", "c", "d"))
+    if resumed:
+        state = unpack_state(pack_state(fleet.model.state()))
+        fleet = Fleet(strategy, server_momentum=0.5)
+        fleet.model.load(state)
+    name = f"{CLIENT}first.0.weight"
+    before = fleet.model.client("b")[name].clone()
+    fleet.commit(3, fleet.train(3))
+    change = fleet.model.state()["server_momentum"]["first.0.weight"]
+    torch.testing.assert_close(fleet.model.client("b")[name], before + change)

@@ -27,7 +27,16 @@ def test_place_is_read_from_the_variables_of_torchrun() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"RANK": "two"}, {"RANK": "2"}, {"MASTER_ADDR": ""}, {"WORLD_SIZE": "-1"}]
+    "changed",
+    [
+        {"RANK": "two"},
+        {"RANK": "2"},
+        {"MASTER_ADDR": ""},
+        {"WORLD_SIZE": "-1"},
+        {"MASTER_PORT": ""},
+        {"MASTER_PORT": "mqtt"},
+        {"MASTER_PORT": "65536"},
+    ],
 )
 def test_invalid_variables_of_torchrun_are_refused(changed: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match=r"WORLD_SIZE"):

@@ -28,6 +28,7 @@ def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, SourceWeig
 
     Raises:
         ConfigError: the weights cannot be loaded, or --normalize does not fit.
+        NetworkError: torchvision has no such network.
     """
     found = None
     if source is not None:

@@ -32,6 +32,9 @@ def read_file(path: Path) -> SourceWeights:
     tensors = _read_safe(path) if path.suffix == SAFE else _read_pickled(path)
     if tensors and all(name.startswith(WRAPPED) for name in tensors):
         tensors = {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise ConfigError(f"--weights {path}: {name} is no dense tensor with values")
     return SourceWeights(path.name, tensors)
 
 

@@ -10,7 +10,7 @@ import torch
 from torchvision import models
 
 from splitee.errors import ConfigError
-from splitee.networks.zoo import first_line
+from splitee.networks.zoo import check_classifier, first_line
 from splitee_server.learning.initial.weights import SourceWeights
 
 # Their torchvision classes convert images from ImageNet's mean and deviation to these; networks here do not.
@@ -22,9 +22,11 @@ def read_published(network: str) -> SourceWeights:
 
     Raises:
         ConfigError: there are none for this network, or they are not in the cache and cannot be downloaded.
+        NetworkError: there is no such network.
     """
     if ":" in network:
         raise ConfigError(f"--weights torchvision: {network} is none of torchvision's networks; give a file")
+    check_classifier(network)
     weights = models.get_model_weights(network).DEFAULT
     folder = Path(torch.hub.get_dir(), "checkpoints")
     name = Path(urlparse(weights.url).path).name

@@ -17,14 +17,19 @@ RUN = "run:"
 
 
 def read_weights(source: str, spec: RunSpec) -> SourceWeights:
-    """Raises ConfigError or StateError: the source cannot be loaded, or is none."""
+    """Raises ConfigError, NetworkError or StateError: the source cannot be loaded, or is none."""
     if source == TORCHVISION:
         return read_published(spec.network)
-    if source.startswith(RUN):
-        return read_run(Path(source.removeprefix(RUN)).expanduser(), spec)
     if source.partition(":")[0] in ("http", "https"):
         raise ConfigError(f"--weights {source}: download the file first, and give its path")
-    return read_file(Path(source).expanduser())
+    try:
+        path = Path(source.removeprefix(RUN)).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"--weights {source}: there is no user of this name") from None
+    try:
+        return read_run(path, spec) if source.startswith(RUN) else read_file(path)
+    except OSError as error:  # the name is too long, or a folder on the way may not be entered
+        raise ConfigError(f"--weights {source}: {error.strerror}") from None
 
 
 def label(source: str) -> str:

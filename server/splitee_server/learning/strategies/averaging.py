@@ -96,9 +96,12 @@ class Averaging(Strategy):
         if every and step // every > self._period:
             self._average(self._trained)
             self._period, self._trained = step // every, {}
-        self._trained[device] = self._trained.get(device, 0) + samples
         if device not in self._in_training:
             self._begin(device)
+
+    def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
+        super()._use_gradient(device, samples, round_number, step, steps)
+        self._trained[device] = self._trained.get(device, 0) + samples
 
     def _begin(self, device: str) -> None:
         trunk = self._copy(device)
