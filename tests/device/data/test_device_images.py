@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_folders import png, write_folder, write_parquet
 
@@ -127,6 +128,28 @@ def test_moved_copied_or_returning_images_keep_their_use(tmp_path: Path) -> None
     after = division_of(images)
     assert (after.held_out, after.training) == (before.held_out, before.training)
     assert (len(images.data.held_out), len(images.data.train)) == (8 + 1, 32 + 1)
+
+
+def test_copies_of_an_image_have_one_use_from_the_first_opening_on(tmp_path: Path) -> None:
+    """Pairs of equal images in one class, and one image in both: a restart must not change their use."""
+    write_folder(tmp_path, {"a": 40, "b": 40})
+    for path in files(tmp_path, {content_digest(path) for path in (tmp_path / "a").iterdir()}):
+        path.with_name(f"{path.stem}-copy.png").write_bytes(path.read_bytes())
+    for path in sorted((tmp_path / "b").iterdir())[:20]:
+        (tmp_path / "a" / f"{path.stem}-of-b.png").write_bytes(path.read_bytes())
+    first = opening(tmp_path, None)
+    again = opening(tmp_path, first.division)
+    for data in (first, again):
+        held_out, train = (
+            {content_digest(Path(part.name(number))) for number in range(len(part))}
+            for part in (data.held_out, data.train)
+        )
+        assert held_out and not held_out & train
+    assert first.division == again.division
+    assert [first.train.name(number) for number in range(len(first.train))] == [
+        again.train.name(number) for number in range(len(again.train))
+    ]
+    assert np.bincount(first.held_out.labels).min() >= 3
 
 
 def test_division_by_path_of_an_older_version_is_followed(tmp_path: Path) -> None:
