@@ -90,7 +90,7 @@ def _new_to_hold_out(names: Sequence[Keys], is_new: npt.NDArray[np.bool_], wante
         if len(places) <= wanted - len(chosen):
             chosen += places
     fewest = min(copies.values(), key=len, default=[])
-    return chosen or (fewest if 0 < wanted and len(fewest) < len(names) else [])
+    return chosen or (fewest if wanted > 0 and len(fewest) < len(names) else [])
 
 
 def read_division(folder: Path, share: float) -> Division:

@@ -152,9 +152,7 @@ def _divide(
     return training, held_out, replace(division, seed=seed)
 
 
-def _divide_classes(
-    train: list[Indices], keys: list[Keys], division: Division
-) -> tuple[Indices, Indices]:
+def _divide_classes(train: list[Indices], keys: list[Keys], division: Division) -> tuple[Indices, Indices]:
     """The held-out and the training images of all classes."""
     parts = [division.divide(own, [keys[place] for place in own] if keys else None) for own in train]
     aside, training = (np.concatenate(part) for part in zip(*parts, strict=True))

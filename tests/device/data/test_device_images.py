@@ -15,6 +15,7 @@ import pytest
 from image_folders import png, write_folder, write_parquet
 
 from splitee.samples.images import content_digest
+from splitee_device.agent.phase import Superseded
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import FILE, Division, keep_division, read_division
 from splitee_device.data.images import DeviceData, open_data
@@ -202,6 +203,28 @@ def test_tick_is_called_while_images_are_read_and_decoded(tmp_path: Path) -> Non
     ticks: list[None] = []
     open_data(str(tmp_path), input_shape=SHAPE, tick=lambda: ticks.append(None))
     assert len(ticks) == 3 + 3 + 1  # reading 160 for their digests; decoding 144 and 16
+
+
+def test_new_images_whose_reading_was_interrupted_are_read_again(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 10, "b": 10})
+    is_superseded = False
+
+    def tick() -> None:
+        if is_superseded:
+            raise Superseded
+
+    def open_with(division: Division | None) -> DeviceData:
+        return open_data(str(tmp_path), input_shape=SHAPE, division=division, tick=tick)
+
+    images = DeviceImages(open_with, None, (tmp_path,))
+    add(tmp_path, "a", 10)
+    is_superseded = True
+    with pytest.raises(Superseded):
+        images.refresh()
+    is_superseded = False
+    assert images.refresh()
+    assert len(images.data.train) + len(images.data.held_out) == 30
+    assert not images.refresh()
 
 
 def test_irregular_file_is_identified_by_its_path_without_blocking(tmp_path: Path) -> None:
