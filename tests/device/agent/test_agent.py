@@ -7,26 +7,34 @@ import gc
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fakes import Sent
+from image_folders import png, write_folder
 from msgspec.structs import replace
-from scripted_device import ONE_ROUND, SPEC, Device, new_trainer, steps_sent
-from scripted_server import other_weights
+from scripted_device import ONE_ROUND, SPEC, Device, ScriptedMonitor, new_trainer, steps_sent
+from scripted_server import DEVICE, other_weights
 
 from splitee.networks.split import build_for
 from splitee.protocol import routes
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Ack, RoundDone
 from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
 from splitee.training.soft_labels import SoftLabels, rows_per_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
+from splitee_device.agent.agent import Agent
 from splitee_device.agent.monitor import CutRequest
 from splitee_device.agent.phase import ActivePhase
+from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.images import open_data
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import ClientTrainer
 
 
 def digest_of_round_1(make: Callable[..., Device]) -> str:
@@ -217,6 +225,43 @@ def test_device_whose_image_count_changed_sends_the_expected_batches(
         f"round 1 began when this device had 6 images; with {train} it goes on for the same 3 batches"
         in caplog.messages
     )
+
+
+def test_round_after_an_evaluation_trains_on_the_images_that_came_in_it(
+    make: Callable[..., Device], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next phase is open before the device handles the acknowledgement of its last batch."""
+    root = tmp_path / "images"
+    write_folder(root, {"a": 5, "b": 5})
+    device = make()
+    server = device.server
+    images = DeviceImages(
+        lambda division: open_data(str(root), input_shape=SPEC.input_shape, division=division), None, (root,)
+    )
+    trained: list[int] = []
+
+    def trainer_at(spec: RunSpec, cut: int) -> ClientTrainer:
+        trained.append(len(images.data.train))
+        return new_trainer(spec, cut, images.data)
+
+    def count_and_take_in(profile: Profile) -> None:
+        server.samples, server.held_out = profile.train_samples, profile.held_out_samples
+        server.take_in(profile)
+
+    def add_images_and_commit(done: RoundDone) -> None:
+        for number in range(10 if done.round == 1 else 0):
+            (root / "a" / f"new-{number}.png").write_bytes(png(200 + number))
+        server.commit()
+
+    server.on_profile, server.on_done = count_and_take_in, add_images_and_commit
+    server.open_run()
+    store = DeviceStore(device.directory, DEVICE, images)
+    spec = device.session.await_run()
+    agent = Agent(device.session, spec, 1, trainer_at, store, ScriptedMonitor(), clock=device.clock)
+    agent.take_part(images)
+    assert trained == [8, 17]
+    assert [done.batches for done in server.done] == [4, 8]
+    assert "round 2 began when this device had" not in caplog.text
 
 
 def test_evaluation_mistakes_are_stored_on_the_device_only(make: Callable[..., Device]) -> None:
