@@ -15,10 +15,13 @@ from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
-from splitee.samples.storage import SAMPLES, Samples, load_region, sample_indices, save_region
+from splitee.samples.storage import REGION, SAMPLES, Samples, load_region, sample_indices, save_region
 from splitee.training.state import state_writer, unpack_state
 from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.division import FILE as DIVISION
 from splitee_device.data.division import keep_division
+from splitee_device.training.baseline import BASELINE
+from splitee_device.training.feature_cache import NAME as FEATURES
 from splitee_device.training.mistakes import Mistakes
 from splitee_device.training.trainer import ClientTrainer
 
@@ -29,6 +32,7 @@ IDENTITY = ("run", "network", "cut")  # the facts that identify a state
 CALIBRATION_IMAGES = 128
 MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
+FILES = ("run.json", "round-*.state", DIVISION, MISTAKES, BASELINE, SAMPLES, REGION, FEATURES)  # of a state
 
 
 class DeviceStore:
@@ -70,14 +74,14 @@ class DeviceStore:
         stored = self._directory.facts()
         self._cuts = {cut}
         if stored is None or fresh:
-            self._directory.clear()
+            self._clear()
             return
         current = self._facts(spec, cut, finished=False)
         if stored.get("run") == spec.run:
             self._cuts |= _cuts(stored)
         if stored.get("finished", False):
             if stored.get("run") != spec.run:
-                self._directory.clear()
+                self._clear()
         elif any(stored.get(key) != current[key] for key in IDENTITY):
             moved = (
                 "" if stored.get("run") != spec.run else f"--cut {stored.get('cut')} or --adapt-cut goes on, "
@@ -87,6 +91,12 @@ class DeviceStore:
                 f"cut {stored.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
                 f"{moved}--fresh starts over, another --state keeps it"
             )
+
+    def _clear(self) -> None:
+        """Delete the state of another run, but nothing else: its owner may keep other files beside it."""
+        for pattern in FILES:
+            for file in self._directory.path.glob(pattern):
+                file.unlink()
 
     def request_cut(self, spec: RunSpec, cut: int, wanted: int) -> None:
         """Record that this device, cut at `cut`, requests cut `wanted`; later processes then know it."""
