@@ -190,7 +190,8 @@ class Agent:
             self._change_cut(assignment.cut)
         self._trainer_round = None
         if not assignment.held:
-            store.restore(number, digest, self._trainer, lambda: self._initial_state(assignment))
+            initial = partial(self._initial_state, assignment)
+            store.restore(number, digest, self._trainer, initial, self._session.drain)
         elif self._averages and self._trainer.digest() == digest:  # it has these weights already
             self._save_held(assignment)
         elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):

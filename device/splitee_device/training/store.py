@@ -139,12 +139,18 @@ class DeviceStore:
         return here and trainer.digest() == digest
 
     def restore(
-        self, number: int, digest: str | None, trainer: ClientTrainer, initial: Callable[[], dict[str, Any]]
+        self,
+        number: int,
+        digest: str | None,
+        trainer: ClientTrainer,
+        initial: Callable[[], dict[str, Any]],
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Bring `trainer` to its committed round `number`; `initial` gives the state before round 1.
 
         A round whose file is missing or torn is trained again from the one before. That gives the same
-        weights unless something from the server entered them: an average or soft labels.
+        weights unless something from the server entered them: an average or soft labels. `tick` is called
+        after each batch of it.
         """
         found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), None)
         if found is None:
@@ -154,7 +160,7 @@ class DeviceStore:
             log.warning("state: training round %d to %d again, the files are missing", found + 1, number)
         for missing in range(found + 1, number + 1):
             for _ in trainer.round(missing):
-                pass
+                tick()
             self._directory.save_round(missing, state_writer(trainer.state()))
         if digest is not None and trainer.digest() != digest:
             log.warning("state: round %d differs from what was committed; going on with it", number)
