@@ -356,9 +356,15 @@ class Agent:
         return part.steps
 
     def _soft_labels(self, phase: ActivePhase) -> SoftLabels | None:
-        """What the trunk predicted for this device's images in an earlier round, if the server has it."""
+        """What the trunk predicted for this device's images in an earlier round, if the server has it.
+
+        Other images in that round, even as many, would get each other's soft labels.
+        """
         part, opened = phase.part, phase.opened
-        if not part.soft_labels or part.samples != self._trainer.samples:
+        if not self._spec.soft_labels:
+            return None
+        since = self._store.trained_since(opened.round)
+        if not part.soft_labels or part.soft_labels < since or part.samples != self._trainer.samples:
             return None
         rows = rows_per_round(self._spec, self._trainer.samples)
         return self._session.requests.fetch_soft_labels(

@@ -22,6 +22,7 @@ from splitee_device.data.division import FILE as DIVISION
 from splitee_device.data.division import keep_division
 from splitee_device.training.baseline import BASELINE
 from splitee_device.training.feature_cache import NAME as FEATURES
+from splitee_device.training.image_record import IMAGE_RECORD, trained_since
 from splitee_device.training.mistakes import Mistakes
 from splitee_device.training.trainer import ClientTrainer
 
@@ -32,7 +33,17 @@ IDENTITY = ("run", "network", "cut")  # the facts that identify a state
 CALIBRATION_IMAGES = 128
 MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
-FILES = ("run.json", "round-*.state", DIVISION, MISTAKES, BASELINE, SAMPLES, REGION, FEATURES)  # of a state
+FILES = (  # of a state
+    "run.json",
+    "round-*.state",
+    DIVISION,
+    MISTAKES,
+    BASELINE,
+    IMAGE_RECORD,
+    SAMPLES,
+    REGION,
+    FEATURES,
+)
 
 
 class DeviceStore:
@@ -121,6 +132,10 @@ class DeviceStore:
         """Save what each image is used for from now on."""
         if self._images.data.division is not None:
             keep_division(self._directory.path, self._images.data.division)
+
+    def trained_since(self, number: int) -> int:
+        """The first round that was trained on the images of round `number`, which begins; 0: all, so far."""
+        return trained_since(self._directory.path, self._images.data.train, number)
 
     def save_mistakes(self, number: int, mistakes: Mistakes) -> None:
         """Save the exit's most confident mistakes after round `number`, for the device's owner."""
