@@ -120,6 +120,7 @@ class Agent:
                 done = phase_key(opened)
             except Superseded:
                 log.info("round %d: the server has moved on", opened.round)
+            self._adopt_images()
         self._finish()
         self._store.finish(self._spec, self._cut)
         self._report("finished", opened.round)
@@ -148,6 +149,11 @@ class Agent:
             self._spec = settled_spec(self._session, self._spec)
             self._replace_trainer(self._cut)
 
+    def _adopt_images(self) -> None:
+        """Train and evaluate from now on with the images that came during the last phase, if any."""
+        if self._has_other_images:
+            self._replace_trainer(self._cut)
+
     def _replace_trainer(self, cut: int) -> None:
         del self._trainer, self._initial  # a small device has no room for both networks
         gc.collect()
@@ -161,6 +167,7 @@ class Agent:
         self._initial = InitialState(self._trainer, self._spec)
         self._knows_frozen = self._initial.is_known  # the trainer's frozen stages are those of the run
         self._trainer_round, self._stale_round = None, 0
+        self._has_other_images = False  # there are others than the trainer's
 
     def _restore(self, phase: ActivePhase) -> None:
         """Bring the trainer to the committed round, and to the cut, that a phase continues from."""
@@ -183,7 +190,8 @@ class Agent:
             self._change_cut(assignment.cut)
         self._trainer_round = None
         if not assignment.held:
-            store.restore(number, digest, self._trainer, lambda: self._initial_state(assignment))
+            initial = partial(self._initial_state, assignment)
+            store.restore(number, digest, self._trainer, initial, self._session.drain)
         elif self._averages and self._trainer.digest() == digest:  # it has these weights already
             self._save_held(assignment)
         elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):
@@ -348,9 +356,15 @@ class Agent:
         return part.steps
 
     def _soft_labels(self, phase: ActivePhase) -> SoftLabels | None:
-        """What the trunk predicted for this device's images in an earlier round, if the server has it."""
+        """What the trunk predicted for this device's images in an earlier round, if the server has it.
+
+        Other images in that round, even as many, would get each other's soft labels.
+        """
         part, opened = phase.part, phase.opened
-        if not part.soft_labels or part.samples != self._trainer.samples:
+        if not self._spec.soft_labels:
+            return None
+        since = self._store.trained_since(opened.round)
+        if not part.soft_labels or part.soft_labels < since or part.samples != self._trainer.samples:
             return None
         rows = rows_per_round(self._spec, self._trainer.samples)
         return self._session.requests.fetch_soft_labels(
@@ -374,29 +388,26 @@ class Agent:
 
     def _evaluate(self, phase: ActivePhase, images: DeviceImages) -> None:
         """Send the held-out batches with the exit's predictions; then look for new images."""
-        trainer, changed = self._trainer, False
+        trainer = self._trainer
         steps = self._steps(phase, trainer.held_out)
         for step, batch in enumerate(trainer.evaluate(steps)):
             if step == steps - 1:  # once the server has this batch, it may open the next phase
                 self._store.save_mistakes(phase.opened.round, trainer.mistakes)
-                changed = self._refresh_images(images)
+                self._refresh_images(images)
             self._send(phase, step, batch)
             self._report("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
             self._session.drain()
         self._session.wait(lambda: phase.outbox.empty, "the server to evaluate")
-        if changed:
-            del trainer
-            self._replace_trainer(self._cut)
 
-    def _refresh_images(self, images: DeviceImages) -> bool:
-        """Adopt changes in the image folders and report them to the server. Returns whether there are any."""
+    def _refresh_images(self, images: DeviceImages) -> None:
+        """Read the image folders again if they have changed, and report that to the server."""
         if not images.refresh():
-            return False
+            return
+        self._has_other_images = True
         self._store.save_division()
         data = images.data
         counts = {"train_samples": len(data.train), "held_out_samples": len(data.held_out)}
         self._session.presence.change_profile(**counts)
-        return True
 
     def _report(
         self,

@@ -341,7 +341,9 @@ class Session:
             raise RunChanged(before, spec)
 
     def _on_assignment(self, assignment: Assignment) -> None:
-        """Raises MalformedMessage: its cut is one that this device does not accept."""
+        """Raises MalformedMessage: its cut is one that this device does not accept, or it lacks a digest."""
+        if assignment.held and assignment.digest is None:
+            raise MalformedMessage("Assignment: weights are held, but their digest is missing")
         if not self._is_allowed(assignment):
             raise MalformedMessage(self._refusal(assignment), "foreign")
         self._record(assignment)

@@ -32,7 +32,7 @@ from splitee_device.profiler.choice import PREFERENCES, Preference, choose
 from splitee_device.profiler.cost_model import Work, payload_bytes, predict
 from splitee_device.profiler.link_speed import Echo, open_echo
 from splitee_device.profiler.probe import measure_cuts
-from splitee_device.profiler.report import WIDTH, as_json, cuts_table, facts_table, plot, require_matplotlib
+from splitee_device.profiler.report import WIDTH, as_json, check_chart, cuts_table, facts_table, plot
 from splitee_device.profiler.store import MeasuredStore
 
 TYPICAL_PAYLOAD = 256 << 10  # bytes, if there is no torch to tell the size of a batch
@@ -142,7 +142,7 @@ def profile(
     round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
     """
     if chart is not None:
-        require_matplotlib()  # before the measurement, so that it is not in vain
+        check_chart(chart)  # before the measurement, so that it is not in vain
     spec = build_run_spec(run="profile", rounds=1, **run)
     check_precision(spec.precision)
     work = Work(samples, steps or max(1, samples // spec.batch_size), reserve * MIB, cpu_share)
@@ -170,12 +170,12 @@ def profile(
         MeasuredStore(state).save(measured)
     rows = predict(measured, work)
     choice = choose(rows, prefer, measured, work)
-    if chart is not None:
-        plot(chart, measured, rows, choice)
     if as_json_:
         echo_json(as_json(facts, measured, work, rows, choice))
     else:
         console.print(facts_table(facts), "", cuts_table(measured, work, rows, choice), "")
+    if chart is not None and rows:
+        plot(chart, measured, rows, choice)
     if choice.cut is None:
         raise NoCutFits(choice.reason)
     if not as_json_:

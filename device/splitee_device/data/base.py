@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from splitee.errors import DataError
 from splitee.samples.fitting import T
 
 Labels = npt.NDArray[np.int64]
@@ -65,6 +66,16 @@ class Source:
     test: Split | None
     empty: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+
+
+def expanded(name: str) -> Path:
+    """The path that `name` stands for, which may begin with ~ or ~USER. Raises DataError."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"no images at {name!r}: it begins with the home directory of no known user"
+        ) from None
 
 
 def numbered(labels: Labels) -> tuple[str, ...]:

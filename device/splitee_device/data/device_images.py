@@ -42,17 +42,20 @@ class DeviceImages:
     def refresh(self) -> bool:
         """Open the data again if the folders have changed. Returns whether `data` has changed.
 
-        Data that cannot be read, or has other classes than the run, is not adopted.
+        Data that cannot be read, or has other classes than the run, is not adopted. If anything else ends the
+        reading, such as a phase that the server ends meanwhile, the next call reads the data again.
         """
+        now = self._last_fingerprints
         try:
             now = self._fingerprints()
             if now == self._last_fingerprints:
                 return False
-            self._last_fingerprints = now
             found = self._open_with(self.data.division)
         except DataError as error:
+            self._last_fingerprints = now
             log.warning("the images have changed, but what was read before stays in use: %s", error)
             return False
+        self._last_fingerprints = now
         if found.class_names != self.data.class_names:
             log.warning(
                 "the images' classes have changed, which this run cannot follow: what was read before stays "

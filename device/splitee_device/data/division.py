@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from splitee.durable import write_atomically
 from splitee_device.data.base import Indices
@@ -47,7 +48,8 @@ class Division:
     def divide(self, own: Indices, keys: Sequence[Keys] | None) -> tuple[Indices, Indices]:
         """Divides a class's images into held-out and training images; both keep the order of `own`.
 
-        At least one is held out. If there are two or more, at least one is left for training.
+        At least one is held out. If there are two or more, at least one is left for training. Copies of an
+        image go together, unless all of the class are copies of one.
 
         Args:
             keys: of each image of `own`; None: they have none, and are all new.
@@ -56,7 +58,7 @@ class Division:
         held_out = np.array([not self.held_out.isdisjoint(one) for one in names], dtype=bool)
         is_new = np.array([self.training.isdisjoint(one) for one in names], dtype=bool) & ~held_out
         wanted = min(max(round(self.share * len(own)), 1), len(own) - 1)
-        held_out[np.flatnonzero(is_new)[: max(wanted - int(held_out.sum()), 0)]] = True
+        held_out[_new_to_hold_out(names, is_new, wanted - int(held_out.sum()))] = True
         if not held_out.any():  # all were trained on; without a held-out image, the class is never evaluated
             held_out = np.arange(len(own)) < wanted
         return own[held_out], own[~held_out]
@@ -73,6 +75,22 @@ class Division:
             training=(before.training - held_out_keys) | training_keys,
             present=present,
         )
+
+
+def _new_to_hold_out(names: Sequence[Keys], is_new: npt.NDArray[np.bool_], wanted: int) -> list[int]:
+    """The places of `wanted` new images, or of fewer, each with all of its copies.
+
+    If every image has more copies than are wanted, they are those of the image with the fewest.
+    """
+    copies: dict[str, list[int]] = {}
+    for place in map(int, np.flatnonzero(is_new)):
+        copies.setdefault(names[place][0], []).append(place)
+    chosen: list[int] = []
+    for places in copies.values():
+        if len(places) <= wanted - len(chosen):
+            chosen += places
+    fewest = min(copies.values(), key=len, default=[])
+    return chosen or (fewest if wanted > 0 and len(fewest) < len(names) else [])
 
 
 def read_division(folder: Path, share: float) -> Division:

@@ -93,10 +93,10 @@ def find_classes(root: Path) -> Found:
     found = Found()
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError as error:
+        classes = [entry for entry in entries if entry.is_dir() and not is_foreign(entry.name)]
+        _check_layout(root, [entry.name for entry in classes])
+    except OSError as error:  # also for a link to itself, or a folder without permission
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    classes = [entry for entry in entries if entry.is_dir() and not is_foreign(entry.name)]
-    _check_layout(root, [entry.name for entry in classes])
     for entry in entries:
         if entry in classes:
             found.files[entry.name] = []

@@ -135,11 +135,13 @@ def _divide(
         training = np.concatenate(train)
         aside = training[:0]
     else:
-        parts = [division.divide(own, [keys[place] for place in own] if keys else None) for own in train]
-        aside, training = (np.concatenate(part) for part in zip(*parts, strict=True))
+        aside, training = _divide_classes(train, keys, division)
+        if keys:  # a copy in another class gets the use that is stored, as it does when this is opened again
+            division = _after(division, keys, aside, training)
+            aside, training = _divide_classes(train, keys, division)
         held_out = (source.train, aside)
     if keys:
-        division = division.after([keys[place] for place in aside], [keys[place] for place in training])
+        division = _after(division, keys, aside, training)
     if shard is not None:
         if len(training) < shard.count:
             raise DataError(
@@ -148,6 +150,17 @@ def _divide(
             )
         training = training[shard.index - 1 :: shard.count]
     return training, held_out, replace(division, seed=seed)
+
+
+def _divide_classes(train: list[Indices], keys: list[Keys], division: Division) -> tuple[Indices, Indices]:
+    """The held-out and the training images of all classes."""
+    parts = [division.divide(own, [keys[place] for place in own] if keys else None) for own in train]
+    aside, training = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return aside, training
+
+
+def _after(division: Division, keys: list[Keys], aside: Indices, training: Indices) -> Division:
+    return division.after([keys[place] for place in aside], [keys[place] for place in training])
 
 
 def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:

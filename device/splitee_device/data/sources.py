@@ -12,7 +12,7 @@ import numpy as np
 
 from splitee.errors import DataError
 from splitee.samples.images import IMAGE_SUFFIXES, is_image
-from splitee_device.data.base import Labels, Source, Split
+from splitee_device.data.base import Labels, Source, Split, expanded
 from splitee_device.data.builtin_sets import open_builtin
 from splitee_device.data.folder import open_folder
 from splitee_device.data.torchvision_sets import open_torchvision
@@ -58,21 +58,27 @@ def in_order_of(source: Source, class_names: tuple[str, ...]) -> Source:
 
 
 def _open(spec: str) -> Source:
-    kind, _, rest = spec.partition(":")
-    path = Path(spec).expanduser()
-    if kind == "builtin":
-        source = open_builtin(rest)
-    elif kind == "torchvision":
-        source = open_torchvision(rest)
-    elif path.is_dir():
-        source = open_folder(path)
-    elif path.is_file():
-        source = _open_file(path)
-    else:
-        raise DataError(f"no images at {spec!r}: there is no such folder or file; expected {_FORMS}")
+    try:
+        source = _open_unchecked(spec)
+    except OSError as error:  # no permission, a name that is too long, a disk that fails
+        raise DataError(f"{spec}: cannot be read: {error.strerror}") from None
     for split in filter(None, (source.train, source.test)):
         _check_labels(spec, split.labels, source.class_names)
     return source
+
+
+def _open_unchecked(spec: str) -> Source:
+    kind, _, rest = spec.partition(":")
+    if kind == "builtin":
+        return open_builtin(rest)
+    if kind == "torchvision":
+        return open_torchvision(rest)
+    path = expanded(spec)
+    if path.is_dir():
+        return open_folder(path)
+    if path.is_file():
+        return _open_file(path)
+    raise DataError(f"no images at {spec!r}: there is no such folder or file; expected {_FORMS}")
 
 
 def _open_file(path: Path) -> Source:
@@ -91,11 +97,8 @@ def _open_file(path: Path) -> Source:
 
 
 def _begins_with(path: Path, magic: bytes) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(magic)) == magic
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _with_test(source: Source, spec: str, test: str) -> Source:

@@ -17,13 +17,13 @@ from PIL import Image
 from splitee.errors import DataError
 from splitee.samples.fitting import T
 from splitee.samples.images import UnreadableImage
-from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Split, numbered
+from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Split, expanded, numbered
 
 
 def open_torchvision(rest: str) -> Source:
     """The data set that `rest`, NAME:ROOT, names. Raises DataError."""
     name, _, folder = rest.partition(":")
-    root = str(Path(folder).expanduser())
+    root = str(expanded(folder))
     if not name or not folder:
         raise DataError(
             f"expected torchvision:NAME:ROOT, such as torchvision:STL10:data; got torchvision:{rest}"

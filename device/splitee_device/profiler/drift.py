@@ -160,7 +160,8 @@ class DriftMonitor:
 
     def end_round(self, number: int, cut: int) -> CutRequest | None:
         """The round whose `steps` were passed on is committed. Returns a request for another cut, if any."""
-        found = self._detector.note(cut, self._meter.round())
+        actual = self._meter.round()
+        found = None if actual is None else self._detector.note(cut, actual)
         if found is None:
             return None
         words = found.describe(self._forecast.measured.cores if self._forecast else None)

@@ -84,11 +84,13 @@ class Meter:
             self._cpu += time.process_time() - cpu
             yield batch
 
-    def round(self) -> Round:
-        """The measurement of the round whose steps have been passed on.
+    def round(self) -> Round | None:
+        """The measurement of the round whose steps have been passed on; None: it had none.
 
         A step is the median, or the mean if a CPU quota makes training run in bursts.
         """
+        if not self._seconds:
+            return None
         cores = hardware.usable_cores()
         # A quota makes the process wait at any system call, also between the steps. In the long run the steps
         # take at least their CPU time divided by the allowed cores.

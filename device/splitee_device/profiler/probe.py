@@ -86,9 +86,10 @@ class Probe:
             TimeoutError: the deadline has passed.
             ChildFailed: the worker has a defect.
         """
-        if self._worker is None:
-            self._start()
-        reply = self._request(request.encode())
+        if self._worker is None and (failed := self._start().failed) is not None:
+            reply = Reply(failed=failed)  # it ended before the request
+        else:
+            reply = self._request(request.encode())
         if reply.costs is not None:
             return reply.costs
         assert reply.failed is not None

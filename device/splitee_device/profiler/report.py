@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitee.cli.words import MIB, bit_rate, mib, milliseconds, three_digits
-from splitee.errors import ExtraMissing
+from splitee.errors import ConfigError, ExtraMissing
 from splitee_device.machine.hardware import Fact
 from splitee_device.profiler.choice import Choice
 from splitee_device.profiler.cost_model import CutRow, Work
@@ -133,14 +133,25 @@ def _format_value(name: str, fact: Fact) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def require_matplotlib() -> None:
-    """Raises ExtraMissing: `plot` would not find it."""
+def check_chart(path: Path) -> None:
+    """Raises ExtraMissing or ConfigError: `plot` could not draw into this file."""
     if find_spec("matplotlib") is None:
         raise ExtraMissing("--plot needs matplotlib: pip install 'hetero-splitee[lab]'")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix and path.suffix.lower().removeprefix(".") not in kinds:
+        raise ConfigError(f"--plot {path}: expected a file that ends in .png, or in .{', .'.join(kinds)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--plot {path}: there is no folder {path.parent}")
 
 
 def plot(path: Path, measured: Measured, rows: Sequence[CutRow], choice: Choice) -> None:
-    """Time per batch and memory at every cut, as a PNG; interpolated cuts are pale."""
+    """Time per batch and memory at every cut, as a PNG; interpolated cuts are pale.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -167,4 +178,7 @@ def plot(path: Path, measured: Measured, rows: Sequence[CutRow], choice: Choice)
     below.set_xlabel("cut")
     below.set_xticks(cuts, [f"{row.cut}{'*' if row.cut == choice.cut else ''}" for row in rows])
     above.set_title(f"{measured.spec.network}: recommended cut {choice.cut}")
-    figure.savefig(path)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"--plot {path}: {error.strerror}") from None

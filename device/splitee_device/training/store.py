@@ -15,10 +15,14 @@ from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
-from splitee.samples.storage import SAMPLES, Samples, load_region, sample_indices, save_region
+from splitee.samples.storage import REGION, SAMPLES, Samples, load_region, sample_indices, save_region
 from splitee.training.state import state_writer, unpack_state
 from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.division import FILE as DIVISION
 from splitee_device.data.division import keep_division
+from splitee_device.training.baseline import BASELINE
+from splitee_device.training.feature_cache import NAME as FEATURES
+from splitee_device.training.image_record import IMAGE_RECORD, trained_since
 from splitee_device.training.mistakes import Mistakes
 from splitee_device.training.trainer import ClientTrainer
 
@@ -29,6 +33,17 @@ IDENTITY = ("run", "network", "cut")  # the facts that identify a state
 CALIBRATION_IMAGES = 128
 MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
+FILES = (  # of a state
+    "run.json",
+    "round-*.state",
+    DIVISION,
+    MISTAKES,
+    BASELINE,
+    IMAGE_RECORD,
+    SAMPLES,
+    REGION,
+    FEATURES,
+)
 
 
 class DeviceStore:
@@ -70,14 +85,14 @@ class DeviceStore:
         stored = self._directory.facts()
         self._cuts = {cut}
         if stored is None or fresh:
-            self._directory.clear()
+            self._clear()
             return
         current = self._facts(spec, cut, finished=False)
         if stored.get("run") == spec.run:
             self._cuts |= _cuts(stored)
         if stored.get("finished", False):
             if stored.get("run") != spec.run:
-                self._directory.clear()
+                self._clear()
         elif any(stored.get(key) != current[key] for key in IDENTITY):
             moved = (
                 "" if stored.get("run") != spec.run else f"--cut {stored.get('cut')} or --adapt-cut goes on, "
@@ -87,6 +102,12 @@ class DeviceStore:
                 f"cut {stored.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
                 f"{moved}--fresh starts over, another --state keeps it"
             )
+
+    def _clear(self) -> None:
+        """Delete the state of another run, but nothing else: its owner may keep other files beside it."""
+        for pattern in FILES:
+            for file in self._directory.path.glob(pattern):
+                file.unlink()
 
     def request_cut(self, spec: RunSpec, cut: int, wanted: int) -> None:
         """Record that this device, cut at `cut`, requests cut `wanted`; later processes then know it."""
@@ -112,6 +133,10 @@ class DeviceStore:
         if self._images.data.division is not None:
             keep_division(self._directory.path, self._images.data.division)
 
+    def trained_since(self, number: int) -> int:
+        """The first round that was trained on the images of round `number`, which begins; 0: all, so far."""
+        return trained_since(self._directory.path, self._images.data.train, number)
+
     def save_mistakes(self, number: int, mistakes: Mistakes) -> None:
         """Save the exit's most confident mistakes after round `number`, for the device's owner."""
         content = {
@@ -129,12 +154,18 @@ class DeviceStore:
         return here and trainer.digest() == digest
 
     def restore(
-        self, number: int, digest: str | None, trainer: ClientTrainer, initial: Callable[[], dict[str, Any]]
+        self,
+        number: int,
+        digest: str | None,
+        trainer: ClientTrainer,
+        initial: Callable[[], dict[str, Any]],
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         """Bring `trainer` to its committed round `number`; `initial` gives the state before round 1.
 
         A round whose file is missing or torn is trained again from the one before. That gives the same
-        weights unless something from the server entered them: an average or soft labels.
+        weights unless something from the server entered them: an average or soft labels. `tick` is called
+        after each batch of it.
         """
         found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), None)
         if found is None:
@@ -144,7 +175,7 @@ class DeviceStore:
             log.warning("state: training round %d to %d again, the files are missing", found + 1, number)
         for missing in range(found + 1, number + 1):
             for _ in trainer.round(missing):
-                pass
+                tick()
             self._directory.save_round(missing, state_writer(trainer.state()))
         if digest is not None and trainer.digest() != digest:
             log.warning("state: round %d differs from what was committed; going on with it", number)

@@ -7,26 +7,34 @@ import gc
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from fakes import Sent
+from image_folders import png, write_folder
 from msgspec.structs import replace
-from scripted_device import ONE_ROUND, SPEC, Device, new_trainer, steps_sent
-from scripted_server import other_weights
+from scripted_device import ONE_ROUND, SPEC, Device, ScriptedMonitor, new_trainer, steps_sent
+from scripted_server import DEVICE, other_weights
 
 from splitee.networks.split import build_for
 from splitee.protocol import routes
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Ack, RoundDone
 from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
 from splitee.training.soft_labels import SoftLabels, rows_per_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
+from splitee_device.agent.agent import Agent
 from splitee_device.agent.monitor import CutRequest
 from splitee_device.agent.phase import ActivePhase
+from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.images import open_data
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import ClientTrainer
 
 
 def digest_of_round_1(make: Callable[..., Device]) -> str:
@@ -219,6 +227,53 @@ def test_device_whose_image_count_changed_sends_the_expected_batches(
     )
 
 
+def images_in(root: Path) -> DeviceImages:
+    return DeviceImages(
+        lambda division: open_data(str(root), input_shape=SPEC.input_shape, division=division), None, (root,)
+    )
+
+
+def run_with(device: Device, images: DeviceImages) -> list[int]:
+    """Take part with `images`; returns the number of training images of each trainer that was made."""
+    trained: list[int] = []
+    server = device.server
+
+    def trainer_at(spec: RunSpec, cut: int) -> ClientTrainer:
+        trained.append(len(images.data.train))
+        return new_trainer(spec, cut, images.data)
+
+    def count_and_take_in(profile: Profile) -> None:
+        server.samples, server.held_out = profile.train_samples, profile.held_out_samples
+        server.take_in(profile)
+
+    server.on_profile = count_and_take_in
+    server.open_run()
+    store = DeviceStore(device.directory, DEVICE, images)
+    spec = device.session.await_run()
+    agent = Agent(device.session, spec, 1, trainer_at, store, ScriptedMonitor(), clock=device.clock)
+    agent.take_part(images)
+    return trained
+
+
+def test_round_after_an_evaluation_trains_on_the_images_that_came_in_it(
+    make: Callable[..., Device], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next phase is open before the device handles the acknowledgement of its last batch."""
+    root = tmp_path / "images"
+    write_folder(root, {"a": 5, "b": 5})
+    device = make()
+
+    def add_images_and_commit(done: RoundDone) -> None:
+        for number in range(10 if done.round == 1 else 0):
+            (root / "a" / f"new-{number}.png").write_bytes(png(200 + number))
+        device.server.commit()
+
+    device.server.on_done = add_images_and_commit
+    assert run_with(device, images_in(root)) == [8, 17]
+    assert [done.batches for done in device.server.done] == [4, 8]
+    assert "round 2 began when this device had" not in caplog.text
+
+
 def test_evaluation_mistakes_are_stored_on_the_device_only(make: Callable[..., Device]) -> None:
     device = make(held_out=40)
     device.server.held_out = 40
@@ -298,6 +353,31 @@ def test_soft_labels_are_fetched_and_used_in_training(make: Callable[..., Device
     for _ in trainer.round(2, device.server.soft_labels):
         pass
     assert device.server.done[0].digest == trainer.digest()
+
+
+@pytest.mark.parametrize("is_moved", [False, True])
+def test_soft_labels_of_other_images_are_not_used(
+    make: Callable[..., Device], tmp_path: Path, is_moved: bool
+) -> None:
+    """An image has moved to another class: there are as many as before, but under other numbers."""
+    root = tmp_path / "images"
+    write_folder(root, {"a": 5, "b": 5})
+    images = images_in(root)
+    device = make(replace(SPEC, soft_labels=1.0))
+    server = device.server
+
+    def move_an_image_and_commit(done: RoundDone) -> None:
+        rows = rows_per_round(device.spec, done.batches * SPEC.batch_size)
+        server.soft_labels = SoftLabels(1, torch.full((rows, 2), 0.5).half())
+        server.participant = {"soft_labels": 1}
+        if is_moved and done.round == 1:
+            Path(images.data.train.name(0)).rename(root / "b" / "moved.png")
+        server.commit()
+
+    server.on_done = move_an_image_and_commit
+    run_with(device, images)
+    assert [done.batches for done in server.done] == [4, 4]
+    assert [sync.soft_labels for sync in server.syncs] == ([] if is_moved else [0])
 
 
 def test_weights_are_sent_with_round_done_and_their_average_is_fetched(make: Callable[..., Device]) -> None:

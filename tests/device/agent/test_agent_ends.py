@@ -119,6 +119,22 @@ def test_stop_request_takes_effect_between_two_batches(make: Callable[..., Devic
     assert steps_sent(device) == [(1, "train", 0)]
 
 
+def test_stop_request_takes_effect_while_lost_rounds_are_trained_again(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rounds 1 to 5 take hours on a small device, in which systemd's watchdog must be fed as well."""
+    device = make(
+        script=(("train", 6),),
+        spec=replace(SPEC, rounds=6),
+        stop=lambda: "training round 1 to 5 again, the files are missing" in caplog.text,
+    )
+    device.server.committed = 5
+    device.server.open_run()
+    with pytest.raises(Stopped):
+        device.run()
+    assert device.directory.rounds() == []
+
+
 def test_device_joining_after_the_run_does_not_wait_for_an_offline_server(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from fakes import Sent
 from msgspec.structs import replace
-from scripted_device import Device, when
+from scripted_device import SPEC, Device, when
 from scripted_server import DEVICE, TOPICS
 
+from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.rounds import RoundDone
+from splitee.protocol.rounds import Assignment, RoundDone
 from splitee_device.agent.session import SUBSCRIPTIONS
 
 MALFORMED = (b"", b"{", b"null", b"\xc1", b"\x80", b"{}", b'{"run":7}', b"\x94\x01\x00\x02\x08", b"\xff" * 64)
@@ -62,6 +63,24 @@ def test_malformed_messages_are_counted_and_ignored_in_every_phase(
     lines = [line for line in caplog.messages if "rejected" in line]
     assert len([line for line in lines if "/pi-1/status rejected" in line]) == 10  # its own status
     assert len(lines) == 20
+
+
+def test_assignment_of_held_weights_without_their_digest_is_rejected(make: Callable[..., Device]) -> None:
+    device = make()
+    server = device.server
+
+    def mislead_then_take_in(profile: Profile) -> None:
+        attempt, instance = server.attempt, profile.instance
+        wrong = Assignment(run=SPEC.run, attempt=attempt, instance=instance, cut=1, held=True)
+        server.send(routes.ASSIGNMENT, wrong)
+        server.open_next()
+        server.assign(5.0)
+
+    server.on_profile = mislead_then_take_in
+    server.open_run()
+    device.run()
+    assert server.statuses[-1].rejected == 1
+    assert server.statuses[-1].doing == "finished"
 
 
 def test_truncated_server_messages_are_ignored(make: Callable[..., Device]) -> None:

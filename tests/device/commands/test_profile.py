@@ -16,6 +16,7 @@ from typing import Any
 import profiles
 import pytest
 from commands import refusal
+from msgspec.structs import replace
 
 from splitee.cli.main import main
 from splitee.errors import ExitCode
@@ -182,6 +183,42 @@ def test_invalid_share_or_unreachable_broker_is_reported_in_one_line(
     given, _, err = run(capsys, *arguments)
     assert given == code
     assert line in refusal(err)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [("gone/cuts.png", "there is no folder"), ("cuts.nothing", "expected a file that ends in .png")],
+)
+def test_chart_that_cannot_be_drawn_is_refused_before_the_measurement(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, name: str, line: str
+) -> None:
+    code, out, err = run(capsys, *TINY, "--plot", str(tmp_path / name))
+    assert (code, out) == (ExitCode.CONFIG, "")
+    assert line in refusal(err)
+    assert "measuring" not in err
+
+
+def test_device_without_a_cut_that_can_be_trained_is_told_so_also_with_a_chart(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nothing = replace(profiles.measured((), available=1 << 30), failed={1: "ran out of memory"})
+    monkeypatch.setattr("splitee_device.commands.profile.measure_cuts", lambda *_, **__: nothing)
+    code, _, err = run(capsys, *TINY, "--plot", str(tmp_path / "cuts.png"))
+    assert code == ExitCode.NO_CUT
+    assert "no cut fits this device (cut 1 ran out of memory)" in refusal(err)
+
+
+def test_chart_on_a_full_disk_does_not_lose_the_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    costs = profiles.measured(range(1, 5))
+    monkeypatch.setattr("splitee_device.commands.profile.measure_cuts", lambda *_, **__: costs)
+    full = tmp_path / "cuts.png"
+    full.symlink_to("/dev/full")
+    code, out, err = run(capsys, *TINY, "--plot", str(full), "--json")
+    assert code == ExitCode.CONFIG
+    assert "No space left on device" in refusal(err)
+    assert len(json.loads(out)["cuts"]) == 4
 
 
 @pytest.mark.slow(3)

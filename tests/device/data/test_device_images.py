@@ -10,10 +10,12 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from image_folders import png, write_folder, write_parquet
 
 from splitee.samples.images import content_digest
+from splitee_device.agent.phase import Superseded
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import FILE, Division, keep_division, read_division
 from splitee_device.data.images import DeviceData, open_data
@@ -129,6 +131,28 @@ def test_moved_copied_or_returning_images_keep_their_use(tmp_path: Path) -> None
     assert (len(images.data.held_out), len(images.data.train)) == (8 + 1, 32 + 1)
 
 
+def test_copies_of_an_image_have_one_use_from_the_first_opening_on(tmp_path: Path) -> None:
+    """Pairs of equal images in one class, and one image in both: a restart must not change their use."""
+    write_folder(tmp_path, {"a": 40, "b": 40})
+    for path in files(tmp_path, {content_digest(path) for path in (tmp_path / "a").iterdir()}):
+        path.with_name(f"{path.stem}-copy.png").write_bytes(path.read_bytes())
+    for path in sorted((tmp_path / "b").iterdir())[:20]:
+        (tmp_path / "a" / f"{path.stem}-of-b.png").write_bytes(path.read_bytes())
+    first = opening(tmp_path, None)
+    again = opening(tmp_path, first.division)
+    for data in (first, again):
+        held_out, train = (
+            {content_digest(Path(part.name(number))) for number in range(len(part))}
+            for part in (data.held_out, data.train)
+        )
+        assert held_out and not held_out & train
+    assert first.division == again.division
+    assert [first.train.name(number) for number in range(len(first.train))] == [
+        again.train.name(number) for number in range(len(again.train))
+    ]
+    assert np.bincount(first.held_out.labels).min() >= 3
+
+
 def test_division_by_path_of_an_older_version_is_followed(tmp_path: Path) -> None:
     root, state = tmp_path / "images", tmp_path / "state"
     state.mkdir()
@@ -179,6 +203,28 @@ def test_tick_is_called_while_images_are_read_and_decoded(tmp_path: Path) -> Non
     ticks: list[None] = []
     open_data(str(tmp_path), input_shape=SHAPE, tick=lambda: ticks.append(None))
     assert len(ticks) == 3 + 3 + 1  # reading 160 for their digests; decoding 144 and 16
+
+
+def test_new_images_whose_reading_was_interrupted_are_read_again(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 10, "b": 10})
+    is_superseded = False
+
+    def tick() -> None:
+        if is_superseded:
+            raise Superseded
+
+    def open_with(division: Division | None) -> DeviceData:
+        return open_data(str(tmp_path), input_shape=SHAPE, division=division, tick=tick)
+
+    images = DeviceImages(open_with, None, (tmp_path,))
+    add(tmp_path, "a", 10)
+    is_superseded = True
+    with pytest.raises(Superseded):
+        images.refresh()
+    is_superseded = False
+    assert images.refresh()
+    assert len(images.data.train) + len(images.data.held_out) == 30
+    assert not images.refresh()
 
 
 def test_irregular_file_is_identified_by_its_path_without_blocking(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from splitee.protocol.fields import Fit
 from splitee.samples.fitting import Region
 from splitee.samples.images import load_image, normalize
 from splitee_device.data.batches import batch
+from splitee_device.data.folder import fingerprint
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData, Shard, open_data
 
@@ -310,10 +311,21 @@ def refusal(spec: str | Path, **settings: Any) -> str:
         ("torchvision:CIFAR10:{}/gone", "is not a folder"),
         ("torchvision:EMNIST:{}", "leaves the choice of a training part open"),
         ("{}", "holds no class folders"),
+        ("{}/" + 300 * "a", "cannot be read: File name too long"),
+        ("~no-such-user/images", "the home directory of no known user"),
+        ("torchvision:CIFAR10:~no-such-user", "the home directory of no known user"),
     ],
 )
 def test_missing_or_unusable_source_is_refused(spec: str, expected: str, tmp_path: Path) -> None:
     assert expected in refusal(spec.format(tmp_path))
+
+
+def test_link_to_itself_among_the_class_folders_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    (tmp_path / "c").symlink_to("c")
+    assert f"{tmp_path}/c: cannot be read: Too many levels of symbolic links" in refusal(tmp_path)
+    with pytest.raises(DataError):
+        fingerprint(tmp_path)
 
 
 def test_folder_without_images_is_refused(tmp_path: Path) -> None:

@@ -205,6 +205,7 @@ def test_meter_excludes_the_time_between_steps() -> None:
     for _ in meter.steps(busy(time.perf_counter)):
         time.sleep(0.2)
     found = meter.round()
+    assert found is not None
     assert 0.02 <= found.step < 0.2
     assert found.available == 1
     assert found.memory > 1 * MIB
@@ -218,5 +219,13 @@ def test_step_under_a_quota_takes_at_least_its_cpu_time_over_the_quota(
     meter = Meter(threads=1)
     assert list(meter.steps(busy(time.process_time))) == [0, 1, 2]
     found = meter.round()
+    assert found is not None
     assert 0.08 <= found.step < 0.8
     assert found.conditions.cpu <= 0.25 + 1e-9
+
+
+def test_round_without_steps_is_no_round_to_compare() -> None:
+    """A server may give a device nothing to do in a round."""
+    monitor = DriftMonitor(Meter(threads=1), rounds=1)
+    assert list(monitor.steps(iter(()))) == []
+    assert monitor.end_round(1, 1) is None

@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 from profiles import DESCRIPTION, REFERENCE, SPEC, true_costs
 
-from splitee_device.profiler.costs import CutCosts, Failed, MeasureCut
-from splitee_device.profiler.probe import Plan
+from splitee_device.profiler.costs import CutCosts, Failed, MeasureCut, Setup
+from splitee_device.profiler.probe import Plan, Probe
 
 LONG = 1000.0  # seconds left
 
@@ -73,3 +75,18 @@ def test_cut_killed_at_its_second_measurement_counts_as_failed() -> None:
     planned.take(again, Failed(message="ran out of memory", killed=True))
     assert again.cut in planned.failed
     assert again.cut not in planned.costs
+
+
+def test_worker_killed_again_while_it_restarts_is_a_cut_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system kills each new worker, for lack of memory, before it can reply."""
+    killed = tmp_path / "python"
+    killed.write_text("#!/bin/sh\nkill -9 $$\n")
+    killed.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(killed))
+    setup = Setup(spec=SPEC, threads=1, bursty=False)
+    with Probe(setup, time.monotonic() + LONG, lambda: None) as probe:
+        for cut in (1, 2):
+            found = probe.measure(MeasureCut(cut=cut, seconds=1.0, most=5.0))
+            assert found == Failed(message="ran out of memory", killed=True)

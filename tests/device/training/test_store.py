@@ -179,6 +179,22 @@ def test_state_of_a_finished_run_is_replaced_by_the_next_run(
     assert not files(directory)
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_files_that_are_no_state_are_kept(directory: StateDirectory, data: DeviceData, fresh: bool) -> None:
+    """Somebody gives --state a folder that has files of their own."""
+    own = [directory.path / name for name in ("photo.jpg", "set.parquet", "device.toml")]
+    for path in own:
+        path.write_bytes(b"the owner's")
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
+    store.open(SPEC, CUT, fresh=fresh)
+    train(new_trainer(data), store, 1)
+    store.finish(SPEC, CUT)
+    store.open(OTHER, CUT, fresh=fresh)
+    assert all(path.read_bytes() == b"the owner's" for path in own)
+    left = {path.name for path in directory.path.iterdir()} - {path.name for path in own}
+    assert left == {".lock", "division.json"}  # the latter is saved anew
+
+
 def test_changed_region_is_kept_and_logged(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
