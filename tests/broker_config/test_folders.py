@@ -126,7 +126,10 @@ def test_broker_that_root_starts_runs_as_its_owner_and_reads_its_files(shared: P
     """Otherwise it becomes Mosquitto's own account, which cannot read them."""
     account()
     port = free_port()
-    flags = ("--port", str(port), "--broker-state", str(shared))
+    state = shared / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    flags = ("--port", str(port), "--broker-state", str(state))
     init(shared / "own", "--owner", owner, *flags)
     log = shared / "log"
     with mosquitto(shared / "own", port, log) as pid:
