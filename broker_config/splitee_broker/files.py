@@ -29,6 +29,7 @@ SHIPPED_FLEET = "splitee/v1/default/"
 SHIPPED_DISCOVERY = "homeassistant/device/splitee_default/"
 
 CONFIGURATION = "mosquitto.conf"
+USER = "# The account that can read these files (--owner), if root starts Mosquitto.\n"
 PUBLIC = (".crt", ".pem")
 RELOAD = "make the broker read it: systemctl reload splitee-broker (or send it SIGHUP)"
 
@@ -158,13 +159,30 @@ def client_files(
     }
 
 
-def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
-    """The shipped mosquitto.conf for a broker's `folder`, `port`, `state` directory and number of devices."""
+def configuration(folder: Path, port: int, state: Path, devices: int, user: str = "") -> bytes:
+    """The shipped mosquitto.conf for a broker's `folder`, `port`, `state` directory and number of devices.
+
+    `user`: the account that Mosquitto changes to if root starts it; "": its own.
+    """
     text = _shipped(CONFIGURATION)
-    text = text.replace(SHIPPED_PORT, f"listener {port}").replace(SHIPPED_DIRECTORY, str(folder))
     for name, value in limits(devices).items():
         text = re.sub(rf"(?m)^{name} .*", f"{name} {value}", text)
-    return text.replace(SHIPPED_STATE, f"{state}/").encode()
+    own = {SHIPPED_PORT: f"listener {port}", SHIPPED_DIRECTORY: str(folder), SHIPPED_STATE: f"{state}/"}
+    # In one pass, because one of these may be a part of another's value.
+    text = re.sub("|".join(map(re.escape, own)), lambda found: own[found[0]], text)
+    return (f"{text}\n{USER}user {user}\n" if user else text).encode()
+
+
+def configured_user(folder: Path) -> str:
+    """The account that the existing configuration names; "": none. Raises StateError: it cannot be read."""
+    path = folder / CONFIGURATION
+    try:
+        if path.is_symlink() or not path.is_file():
+            return ""
+        found = re.search(r"(?m)^user (.+)$", path.read_text(errors="replace"))
+    except OSError as error:
+        raise StateError(f"cannot read {path}: {error.strerror}; run as root") from None
+    return found[1] if found else ""
 
 
 def access_files(authority: Authority) -> dict[str, bytes]:

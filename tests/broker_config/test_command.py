@@ -278,3 +278,23 @@ def test_revocation_works_without_a_broker(directory: Path) -> None:
     again = run_broker("revoke-device", "pi-1", directory=directory)
     assert again.exception is None
     assert "is still there (" in again.output
+
+
+def test_paths_in_the_configuration_are_those_that_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory below the shipped state's keeps its name; a relative one is of the caller's folder."""
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / SHIPPED_STATE.strip("/") / "own"
+    made = run_broker("init", "--name", "hub", "--broker-state", "kept", directory=own)
+    assert made.exception is None
+    text = (own / "broker" / "mosquitto.conf").read_text()
+    for key, path in (("cafile", own / "broker" / "ca.crt"), ("persistence_location", f"{tmp_path}/kept/")):
+        assert f"\n{key} {path}\n" in text
+
+
+@pytest.mark.parametrize("owner", ["4294967295", "99999999999999999999", "9" * 5000])
+def test_number_that_no_account_has_is_refused_before_anything_is_made(tmp_path: Path, owner: str) -> None:
+    line = refused("init", "--name", "hub", "--owner", owner, directory=tmp_path / "own")
+    assert line == f"--owner {owner[:20]}: expected a name, or a number below 4294967295"
+    assert not (tmp_path / "own").exists()

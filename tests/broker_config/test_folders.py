@@ -17,8 +17,9 @@ import pytest
 from splitee.durable import write_atomically
 from splitee.errors import StateError
 from splitee_broker.files import write_broker_folder, write_folder
+from splitee_lab.local.brokers import free_port
 
-from .conftest import run_broker
+from .conftest import mosquitto, run_broker
 
 NAMES = ("mosquitto.conf", "acl", "crl.pem", "ca.crt", "broker.crt", "broker.key", "health.crt", "health.key")
 
@@ -118,6 +119,26 @@ def test_owner_given_to_init_keeps_the_files_when_they_are_rewritten(shared: Pat
     run_broker("revoke-device", "pi-1", directory=shared / "own")
     owners = {(path.stat().st_uid, path.stat().st_gid) for path in (shared / "own/broker").iterdir()}
     assert owners == {(1883, 1883)}
+
+
+@pytest.mark.parametrize("owner", ["root", "0", "daemon"])
+def test_broker_that_root_starts_runs_as_its_owner_and_reads_its_files(shared: Path, owner: str) -> None:
+    """Otherwise it becomes Mosquitto's own account, which cannot read them."""
+    account()
+    port = free_port()
+    state = shared / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    flags = ("--port", str(port), "--broker-state", str(state))
+    init(shared / "own", "--owner", owner, *flags)
+    log = shared / "log"
+    with mosquitto(shared / "own", port, log) as pid:
+        user = Path(f"/proc/{pid}").stat().st_uid
+    assert user == (pwd.getpwnam("daemon").pw_uid if owner == "daemon" else 0)
+    assert "Error" not in log.read_text()
+    init(shared / "own", *flags)
+    named = "daemon" if owner == "daemon" else "root"
+    assert f"\nuser {named}\n" in (shared / "own" / "broker" / "mosquitto.conf").read_text(), "it stays"
 
 
 def test_write_is_refused_if_its_temporary_name_is_already_a_link(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import stat
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from splitee.errors import (
     PairingEnded,
     SpliteeError,
     StateError,
+    StateInUse,
 )
 from splitee.mqtt.link import Link
 from splitee.pairing.code import new_code
@@ -374,6 +376,22 @@ def test_directory_that_cannot_be_written_is_refused_before_connecting(tmp_path:
     (tmp_path / "file").write_text("")
     line = refused(StateError, f"{HOST}:{free_port()}", new_code(), tmp_path / "file" / "below")
     assert "run it by sudo, or take another --directory" in line
+
+
+def test_second_join_in_the_same_folder_is_refused_while_the_first_waits(tmp_path: Path) -> None:
+    """Both would write the same files, and the certificate of one would lie beside the key of the other."""
+    device = tmp_path / "device"
+    with socket.create_server((HOST, 0)) as silent:
+        silent.settimeout(DEADLINE)
+        command = ["join", f"{HOST}:{silent.getsockname()[1]}", new_code(), "--directory", str(device)]
+        first = warm.WarmProcess(command, tmp_path / "log", without_settings())
+        waiting, _ = silent.accept()
+        with waiting:
+            line = refused(StateInUse, Hub(HOST, free_port()), new_code(), device)
+            assert line == f"{device}: another `splitee join` works there; wait until it has ended"
+            first.kill()
+            first.wait()
+    refused(BrokerUnreachable, Hub(HOST, free_port()), new_code(), device)
 
 
 def test_invalid_settings_file_is_refused_before_connecting(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from splitee_broker.files import (
     access_files,
     client_files,
     configuration,
+    configured_user,
     make_traversable,
     write_broker_folder,
     write_bundle,
@@ -49,6 +50,8 @@ from splitee_broker.signing_keys import (
     new_key,
     pinned_keys,
 )
+
+MOST_USERS = (1 << 32) - 1  # -1 in 32 bits means none
 
 
 @click.group(cls=Group)
@@ -132,6 +135,7 @@ def init(
     with closing(_open(directory, fleet)) as authority:
         if keep and _is_complete(directory):
             return
+        user = _user(owner, folder)
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.configure_broker(
             hosts or default,
@@ -143,7 +147,9 @@ def init(
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
         contents = {
-            CONFIGURATION: configuration(folder, authority.port, broker_state, authority.devices),
+            CONFIGURATION: configuration(
+                folder, authority.port, broker_state.absolute(), authority.devices, user
+            ),
             "ca.crt": authority.certificate,
             "broker.crt": tls.certificate,
             "broker.key": tls.key,
@@ -284,14 +290,25 @@ def _write_identity(bundles: Path, as_folder: bool, device: str, contents: dict[
     return bundle
 
 
+def _user(owner: str | None, folder: Path) -> str:
+    """The account's name in the broker's configuration; "": Mosquitto's own, or one of a container."""
+    if owner is None:
+        return configured_user(folder)
+    if owner.isdecimal():
+        return "" if int(owner) else "root"
+    return owner
+
+
 def _account(owner: str | None) -> tuple[int, int] | None:
     """User and group of an account, by its name or number; None: no account was given.
 
     Raises:
-        ConfigError: there is no such account.
+        ConfigError: there is no such account, or no account can have this number.
     """
     if owner is None:
         return None
+    if owner.isdecimal() and (len(owner) > len(str(MOST_USERS)) or int(owner) >= MOST_USERS):
+        raise ConfigError(f"--owner {owner[:20]}: expected a name, or a number below {MOST_USERS}")
     try:
         entry = pwd.getpwuid(int(owner)) if owner.isdecimal() else pwd.getpwnam(owner)
     except KeyError:

@@ -19,7 +19,7 @@ from splitee.pairing.code import read_code
 from splitee.pairing.messages import PORT
 from splitee.protocol.topics import NAME, check_name
 from splitee_device.joining.exchange import Exchange, Hub, connected
-from splitee_device.joining.identity_files import IdentityFiles
+from splitee_device.joining.identity_files import IdentityFiles, locked
 from splitee_device.joining.unit import INSTALLED, start
 
 
@@ -69,9 +69,10 @@ def join(
         check_name(name, "--id")
     before = os.umask(0o022)
     try:
-        files = IdentityFiles(directory.absolute())
-        with connected(hub, echo) as exchange:
-            _join(exchange, files, typed, name, {} if data is None else {"data": data}, force)
+        with locked(directory.absolute()):
+            files = IdentityFiles(directory.absolute())
+            with connected(hub, echo) as exchange:
+                _join(exchange, files, typed, name, {} if data is None else {"data": data}, force)
     finally:
         os.umask(before)
     echo(start(files))

@@ -7,16 +7,19 @@ readable by the folder's owner alone.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import tomllib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from splitee.durable import sync_folder, unwritable, write_atomically
-from splitee.errors import ConfigError, StateError
+from splitee.errors import ConfigError, StateError, StateInUse
 from splitee_device.joining.exchange import Joined
 
 SETTINGS, IDENTITY = "device.toml", "device"
@@ -24,26 +27,47 @@ OWN_KEYS = ("id", "fleet", "broker", "ca", "cert", "key", "release-key", "softwa
 NEW, OLD = f".{IDENTITY}.new", f".{IDENTITY}.old"
 
 
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Makes the folder if it is missing, and keeps it for this process: another one would mix two identities.
+
+    Raises:
+        StateError: it cannot be made or opened.
+        StateInUse: another process joins there.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(folder)
+        raise StateInUse(
+            f"{directory}: another `splitee join` works there; wait until it has ended"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 class IdentityFiles:
-    """The identity files of one device, below `directory`."""
+    """The identity files of one device, below `directory`, which is `locked`."""
 
     def __init__(self, directory: Path) -> None:
-        """Makes the folder if it is missing.
-
-        Raises:
-            StateError: it cannot be written.
-            ConfigError: there are settings in it that cannot be read.
+        """Raises:
+        StateError: it cannot be written.
+        ConfigError: there are settings in it that cannot be read.
         """
         self.directory = directory
         self.settings = directory / SETTINGS
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
             self._recover()
             self._new().rmdir()  # this shows that it can be written
         except OSError as error:
-            raise StateError(
-                f"cannot write {directory}: {error.strerror}; run it by sudo, or take another --directory"
-            ) from None
+            raise _unwritable(directory, error) from None
         self._read()
 
     def check(self, fleet: str, name: str) -> None:
@@ -138,6 +162,12 @@ class IdentityFiles:
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{self.settings}: expected one key a line, without quotes ({error})") from None
         return text.encode()
+
+
+def _unwritable(directory: Path, error: OSError) -> StateError:
+    return StateError(
+        f"cannot write {directory}: {error.strerror}; run it by sudo, or take another --directory"
+    )
 
 
 def _quoted(text: str) -> str:

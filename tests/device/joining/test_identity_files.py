@@ -79,6 +79,7 @@ def killed_before(rename: int, files: IdentityFiles) -> bool:
 def test_power_cut_leaves_the_old_or_the_new_identity_whole(tmp_path: Path) -> None:
     for rename in count():
         directory = tmp_path / str(rename)
+        directory.mkdir()
         IdentityFiles(directory).write(identity("old"), {})
         was_killed = killed_before(rename, IdentityFiles(directory))
         files = IdentityFiles(directory)
