@@ -168,6 +168,39 @@ def test_defect_is_reported_as_error_500_and_the_site_goes_on(page: Path) -> Non
         assert fetch(url).status == 200
 
 
+@pytest.mark.parametrize(
+    ("request_line", "headers", "body"),
+    [
+        ("POST /login", {"Origin": "http://["}, ""),
+        ("POST /login", {"Content-Type": "multipart/form-data"}, "token"),
+        ("POST /login", {"Content-Type": "application/x-www-form-urlencoded; charset=none"}, "token=x"),
+        ("POST /login", {"Content-Encoding": "gzip"}, "token=x"),
+        ("POST /login", {"Content-Length": "many"}, ""),
+        (f"GET /shared/{'x' * 300}", {}, ""),
+        ("GET http://[", {}, ""),
+    ],
+)
+def test_malformed_request_is_refused_and_logs_no_traceback(
+    page: Path, caplog: pytest.LogCaptureFixture, request_line: str, headers: dict[str, str], body: str
+) -> None:
+    lines = [f"{request_line} HTTP/1.1", "Host: here", "Connection: close"]
+    lines += [f"{name}: {text}" for name, text in ({"Content-Length": str(len(body))} | headers).items()]
+    with (
+        served(make(LOCKED, page), LOCKED) as url,
+        socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=30) as client,
+    ):
+        client.sendall("\r\n".join([*lines, "", body]).encode())
+        assert client.makefile("rb").readline().split()[1].startswith(b"4")
+        assert fetch(url).status == 401
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_host_name_that_cannot_be_is_refused(page: Path) -> None:
+    where = ListenOptions("two..dots", 0, TOKEN)
+    with pytest.raises(ConfigError, match="no host can have this name"):
+        serve(make_app(where, page), where, threading.Event(), print)
+
+
 def test_port_in_use_is_refused(page: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         where = ListenOptions("127.0.0.1", taken.getsockname()[1])

@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import web
 
@@ -19,6 +19,7 @@ COOKIE = "splitee"
 LOGIN = "/login"
 DELAY = 0.25  # seconds that the first wrong token waits; each further one waits twice as long
 LONGEST_DELAY = 8.0  # seconds
+LONGEST_FORM = 1 << 14  # bytes of a login's body that are read for the token
 MOST_WAITING = 64  # wrong tokens that wait at once; more are refused
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -74,11 +75,10 @@ class Access:
         if request.method in ("GET", "HEAD"):
             return False
         origin = request.headers.get("Origin")
-        return origin is not None and urlsplit(origin).netloc != request.host
+        return origin is not None and _host_and_port(origin) != request.host
 
     async def _login(self, request: web.Request) -> web.StreamResponse:
-        given = (await request.post()).get("token", "")
-        if not isinstance(given, str) or not self._is_token(given.strip()):
+        if not self._is_token(await _token_in_form(request)):
             await self._slow_down(request)
             return _form("The token is wrong.")
         response = web.Response(status=303, headers={"Location": "/"})
@@ -110,6 +110,23 @@ class Access:
 def _ticket(token: str) -> str:
     """The value of the cookie: it proves that the browser knew the token, and does not reveal it."""
     return hmac.new(token.encode(), b"splitee page", hashlib.sha256).hexdigest()
+
+
+async def _token_in_form(request: web.Request) -> str:
+    """The token that a login's body gives, whatever the body is; "": none."""
+    try:
+        body = await request.read()
+    except web.RequestPayloadError:  # it is not compressed as its header says
+        return ""
+    return parse_qs(body[:LONGEST_FORM].decode(errors="replace")).get("token", [""])[0].strip()
+
+
+def _host_and_port(origin: str) -> str | None:
+    """As a request's Host header gives them; None: it is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(request: web.Request) -> str:

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from aiohttp import web
+from aiohttp import http_exceptions, web
 
 from splitee.errors import ConfigError
 from splitee_web.access import Access, Handler
@@ -34,6 +34,15 @@ HEADERS = {
 }
 
 log = logging.getLogger(__name__)
+http_log = logging.getLogger(f"{__name__}.http")  # what aiohttp itself logs
+
+
+def _is_no_fault_of_a_client(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, http_exceptions.HttpProcessingError | web.RequestPayloadError)
+
+
+http_log.addFilter(_is_no_fault_of_a_client)
 
 
 def make_app(where: ListenOptions, page: Path) -> web.Application:
@@ -70,7 +79,9 @@ async def _one_line_for_an_error(request: web.Request, handler: Handler) -> web.
         return await handler(request)
     except web.HTTPException:
         raise
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            raise web.HTTPNotFound from None  # no file has such a name
         log.exception("%s %s", request.method, request.path)
         return web.Response(status=500, text="a defect in splitee: please report it with the log\n")
 
@@ -89,7 +100,9 @@ def serve(
 async def _serve(
     app: web.Application, where: ListenOptions, stop: threading.Event, ready: Callable[[str], None]
 ) -> None:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app, access_log=None, logger=http_log, handler_cancellation=True, shutdown_timeout=1.0
+    )
     await runner.setup()
     try:
         site = web.TCPSite(runner, where.host, where.port)
@@ -97,6 +110,8 @@ async def _serve(
             await site.start()
         except OSError as error:
             raise ConfigError(_not_bound(where, error)) from None
+        except UnicodeError:
+            raise ConfigError(f"--listen {where.host}:{where.port}: no host can have this name") from None
         ready(where.url(runner.addresses[0][1]))
         await asyncio.to_thread(stop.wait)
     finally:

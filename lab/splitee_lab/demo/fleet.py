@@ -11,14 +11,15 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitee.errors import NetworkError, StateError
+from splitee.errors import BrokerUnreachable, NetworkError, StateError
 from splitee.mqtt.events import Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_network
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
-from splitee.protocol.retained import retained_topics
+from splitee.protocol.retained import clear, retained_topics
+from splitee.protocol.routes import ROUTES
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Shape, format_shape
 from splitee_device.data.sources import open_source
@@ -49,6 +50,7 @@ DATA = "builtin:fashion-mnist"
 SMALL: Shape = (3, 32, 32)  # for the built-in images of 28 x 28 pixels
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
 CONNECT = 30.0  # seconds
+CLEAR = 5.0  # seconds to reach the broker again at the end
 BUDGET = 120  # seconds in which a device with limits measures the cost of cuts, also beside other work
 TICK = 0.25  # seconds between checks of the processes while no message arrives
 
@@ -146,6 +148,8 @@ def _run(demo: Demo, display: Display, print_line: Callable[[str], None], stack:
         ):
             link.subscribe(*view.filters)
             link.open(CONNECT)
+            if broker.process is None:  # a page shows the fleet until the end
+                (stack if demo.page else own).callback(_clear_retained, broker, fleet, devices)
             children.start("server", server_arguments(demo, num_classes))
             devices = [_start(demo, device, children, shares, peaks) for device in devices]
             if demo.profile:
@@ -158,8 +162,6 @@ def _run(demo: Demo, display: Display, print_line: Callable[[str], None], stack:
             options = LinkOptions(broker.address, fleet, CONNECT, None)
             served = _serve(demo, devices, history, options, display)
             children.stop()
-            if broker.process is None:
-                _clear_retained(link, fleet, devices)
     wanted = _wanted_baselines(demo, devices, snapshot)
     known = workload(snapshot, wanted)
     report = complete(
@@ -328,14 +330,15 @@ class _FleetMonitor:
         return known is not None
 
 
-def _clear_retained(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
-    """Clear the fleet's retained messages at a broker that the demo has not started."""
+def _clear_retained(broker: RunningBroker, fleet: str, devices: list[DemoDevice]) -> None:
+    """Clear the fleet's retained messages at a broker that the demo has not started, if it still runs."""
     topics = Topics(fleet)
-    retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
+    retained = [route.topic(topics) for route in ROUTES if route.retained and not route.of_device]
     for device in devices:
         retained += retained_topics(topics, device.id)
-    for topic in retained:
-        link.publish(topic, b"", retain=True)
+    with suppress(BrokerUnreachable), closing(Link(broker.address, f"splitee-{fleet}-clear")) as link:
+        link.open(CLEAR)
+        clear(link, retained)
 
 
 def _serve(

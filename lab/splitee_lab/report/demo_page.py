@@ -16,6 +16,7 @@ from rich.text import Text
 
 from splitee import __version__
 from splitee.cli.words import percent, size
+from splitee.durable import write_atomically
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.report.cards import cards, levels
@@ -58,10 +59,10 @@ def read_history(path: Path) -> list[Metrics]:
 
 
 def write(directory: Path, report: dict[str, Any]) -> Report:
-    """Writes report.json and report.html to `directory`."""
+    """Writes report.json and report.html to `directory`. Raises StateError: they cannot be written."""
     typed = _typed(report, directory / "report.json")
-    (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (directory / "report.html").write_text(page(typed))
+    write_atomically(directory / "report.json", f"{json.dumps(report, indent=2)}\n".encode())
+    write_atomically(directory / "report.html", page(typed).encode())
     return typed
 
 

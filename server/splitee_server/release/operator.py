@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from splitee.errors import BrokerRefused, ExitCode, ModelError, SpliteeError, Stalled, Unwinding
+from splitee.cli.words import size
+from splitee.errors import BrokerRefused, ConfigError, ExitCode, ModelError, SpliteeError, Stalled, Unwinding
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.protocol import routes
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.gate import Gate
-from splitee.protocol.release_orders import ReleaseOrder, ReleaseReply, ReleaseUpload
+from splitee.protocol.release_orders import LARGEST_PLAN, ReleaseOrder, ReleaseReply, ReleaseUpload
 from splitee.protocol.topics import Topics
 
 TICK = 0.2  # seconds between two checks of the clock
@@ -53,8 +54,14 @@ class Operator:
 
         Raises:
             NoServer: there is none.
+            ConfigError: the plan is too large; its size grows with that of the models' manifests.
             SpliteeError: the server has refused it, with the server's exit code; or it does not reply.
         """
+        if order.plan_size > LARGEST_PLAN:  # the server would read no such order
+            raise ConfigError(
+                f"a release's plan has at most {size(LARGEST_PLAN)}, this one has {size(order.plan_size)}: "
+                "release to some of the devices at a time"
+            )
         self._connection.subscribe(*self._gate.filters)
         last_reply = started = last_sent = time.monotonic()
         self._send_order(order)

@@ -99,7 +99,7 @@ class RolloutStore:
             return
         try:
             with suppress(OSError):
-                os.link(source, path)
+                os.link(source.resolve(), path)  # a link to a symbolic link would be another one
                 sync_folder(self._files)
                 return
             with source.open("rb") as file:

@@ -331,6 +331,12 @@ def test_missing_or_broken_report_is_refused_with_its_path(tmp_path: Path, conte
             read(path)
 
 
+def test_report_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
+    report = completed(tmp_path, server_report("pi-1"), None)
+    with pytest.raises(StateError, match="cannot write .*report.json: No such file or directory"):
+        write(tmp_path / "removed", report)
+
+
 def test_history_keeps_the_last_line_of_each_round(tmp_path: Path) -> None:
     first, second, third = history("pi-1")
     again = Metrics(

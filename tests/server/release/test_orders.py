@@ -132,6 +132,22 @@ def test_duplicate_or_early_upload_part_is_ignored(fleet: ReleaseFleet) -> None:
     assert operator.go_on().message
 
 
+def test_repeated_order_does_not_double_the_parts_that_follow(fleet: ReleaseFleet) -> None:
+    """The operator of a slow link repeats its order, and sends a part for each reply."""
+    operator = Operator(fleet, fleet.content(b"model" * 100), cut=50)
+    operator.say()
+    replies = [operator.reply, operator.say()]
+    while replies:
+        reply = replies.pop(0)
+        before = len(fleet.port.payloads(routes.RELEASED.topic(TOPICS)))
+        data = operator.files[reply.want][reply.offset : reply.offset + operator.cut]
+        operator.upload(reply.want, reply.offset, data)
+        came = fleet.port.payloads(routes.RELEASED.topic(TOPICS))[before:]
+        replies += [more for more in map(ReleaseReply.decode, came) if more.want]
+    assert operator.reply.message == "rollout a: 4 devices, in 3 waves"
+    assert len(operator.sent) == len(set(operator.sent)) + 1
+
+
 def test_unrequested_uploads_and_malformed_orders_are_rejected(fleet: ReleaseFleet) -> None:
     operator = Operator(fleet, fleet.content(b"model"))
     assert not operator.upload("0" * 64, 0, b"x")

@@ -257,6 +257,16 @@ def test_release_file_is_stored_once_and_deleted_when_the_rollout_stops(fleet: R
     assert list(fleet.store.path.glob("files/*")) == []
 
 
+def test_release_file_may_be_named_by_a_symbolic_link(fleet: ReleaseFleet) -> None:
+    content = fleet.content(b"model")
+    [(digest, path)] = content.paths.items()
+    content.paths[digest] = path.with_name("latest")
+    content.paths[digest].symlink_to(path.name)
+    fleet.releases.begin(content, "a", AT_ONCE)
+    fleet.tick()
+    assert fleet.fetch("d0") == b"d0:model"
+
+
 def test_repeated_downloads_of_a_release_are_limited_per_device(
     fleet: ReleaseFleet,
 ) -> None:
