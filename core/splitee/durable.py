@@ -187,9 +187,9 @@ class StateDirectory:
     def _tidy(self) -> None:
         """Removes unfinished files of a killed process, and checks that there is room."""
         for unfinished in self.path.glob(f".*{UNFINISHED}"):
-            unfinished.unlink(missing_ok=True)
+            _remove(unfinished)
         write_atomically(self.path / ".probe", b"")
-        (self.path / ".probe").unlink()
+        _remove(self.path / ".probe")
 
     def close(self) -> None:
         os.close(self._lock)
@@ -198,7 +198,7 @@ class StateDirectory:
         """Forget everything but the lock and the token."""
         for file in self.path.iterdir():
             if file.is_file() and file.name not in KEPT_FILES:
-                file.unlink()
+                _remove(file)
 
     def client_token(self) -> str:
         """A hexadecimal token for client ids at the broker, which identifies this directory's process.
@@ -235,7 +235,7 @@ class StateDirectory:
         Returns:
             The content's SHA-256, hexadecimal.
         """
-        (self.path / _changes_file(number)).unlink(missing_ok=True)
+        _remove(self.path / _changes_file(number))
         return self.save(_state_file(number), content)
 
     def load_round(self, number: int) -> bytes | None:
@@ -289,8 +289,16 @@ class StateDirectory:
         older = [number for number in self.rounds() if number < committed]
         for number in older[KEPT_ROUNDS - 1 :]:
             if number != keep:
-                (self.path / _state_file(number)).unlink(missing_ok=True)
-                (self.path / _changes_file(number)).unlink(missing_ok=True)
+                _remove(self.path / _state_file(number))
+                _remove(self.path / _changes_file(number))
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, if it is there. Raises StateError: the disk does not let it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
 
 
 def _state_file(number: int) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,22 @@ def test_full_disk_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.M
         write_atomically(path, b"after")
     assert path.read_bytes() == b"before"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_file_that_cannot_be_removed_is_reported_in_one_line(tmp_path: Path) -> None:
+    """As on a card that the system has made read-only; here folders are in the places of files."""
+    with closing(StateDirectory(tmp_path)) as state:
+        (tmp_path / "round-000003.changes").mkdir()
+        with pytest.raises(StateError, match=r"cannot write .*round-000003\.changes: Is a directory"):
+            state.save_round(3, b"x")
+        for number in (4, 5):
+            state.save_round(number, b"x")
+        (tmp_path / "round-000001.state").mkdir()
+        with pytest.raises(StateError, match=r"cannot write .*round-000001\.state: Is a directory"):
+            state.prune(5)
+    (tmp_path / ".unfinished.new").mkdir()
+    with pytest.raises(StateError, match=r"cannot write .*\.unfinished\.new: Is a directory"):
+        StateDirectory(tmp_path)
 
 
 def test_directory_opens_again_once_a_full_disk_has_room(

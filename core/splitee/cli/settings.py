@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from splitee.cli.bounds import Number, OutOfBounds, given
 from splitee.cli.command import Option
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # Keys that `splitee broker` writes into settings which several commands read, but which only some use.
 SHARED_KEYS = ("signing_key", "release_key", "software_key")
+FORMER = "splitee.former"  # in the context's `meta`: values of flags and variables under former names
 
 
 class Setting(Option):
@@ -57,23 +59,29 @@ def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 def renamed(old: str, new: str, **attributes: Any) -> Callable[[Any], Any]:
     """The former flag, variable and key of the setting `new`: they still work, and mention the new name.
 
-    A value under the new name takes precedence.
+    A value under the new name takes precedence over one from the same source.
     """
 
     def take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
         if value is not None:
             log.warning("%s: this setting is called %s now", given(value, parameter, context), new)
             name = next(one.name for one in context.command.params if new in one.opts)
-            context.default_map = {**(context.default_map or {}), str(name): value}
+            former, known = {str(name): value}, context.default_map or {}
+            if context.get_parameter_source(str(parameter.name)) is ParameterSource.DEFAULT_MAP:
+                context.default_map = {**former, **known}
+            else:
+                context.default_map = {**known, **former}
+                context.meta.setdefault(FORMER, {}).update(former)
 
-    former = "former_" + old.lstrip("-").replace("-", "_")
+    parameter_name = "former_" + old.lstrip("-").replace("-", "_")
     hidden = {"hidden": True, "is_eager": True, "expose_value": False}
-    return setting(old, former, callback=take, **hidden, **attributes)
+    return setting(old, parameter_name, callback=take, **hidden, **attributes)
 
 
 def _load(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        context.default_map = {**(context.default_map or {}), **read_settings(context.command, path)}
+        given = read_settings(context.command, path)
+        context.default_map = {**(context.default_map or {}), **given, **context.meta.get(FORMER, {})}
 
 
 def read_settings(command: click.Command, path: Path) -> dict[str, str]:

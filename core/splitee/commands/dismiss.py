@@ -15,12 +15,12 @@ from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import log_options
-from splitee.errors import BrokerRefused, ExitCode, SpliteeError, Stalled
+from splitee.errors import BrokerRefused, ConfigError, ExitCode, SpliteeError, Stalled
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol import routes
-from splitee.protocol.fleet import Dismissal, DismissalReply, ServerStatus
+from splitee.protocol.fleet import MOST_DISMISSED, Dismissal, DismissalReply, ServerStatus
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics, check_name
 
@@ -53,6 +53,8 @@ def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float
     for device in devices:
         check_name(device, "DEVICE")
     request = Dismissal(request=time.time_ns(), devices=tuple(dict.fromkeys(devices)), undo=undo)
+    if len(request.devices) > MOST_DISMISSED:
+        raise ConfigError(f"expected at most {MOST_DISMISSED} devices at once, got {len(request.devices)}")
     with closing(
         Link(link.address, f"splitee-{link.fleet}-dismiss-{request.request}", tls=link.tls)
     ) as connection:

@@ -34,7 +34,7 @@ from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 from splitee.protocol.model_views import ModelInService
 
-FIRST_TIMEOUT = 2.0  # seconds to wait for the first retained message, and at most for all
+FIRST_TIMEOUT = 2.0  # seconds to wait for the first retained message
 QUIET = 0.3  # seconds of silence after which all retained messages have come
 REFRESH = 0.5  # seconds
 COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/down", "seen\nago")
@@ -65,7 +65,11 @@ def status(link: LinkOptions, once: bool, as_json: bool) -> None:
 
 
 def receive_retained(connection: Link, view: FleetView) -> None:
-    """Receive the messages that the broker retains; they come in one burst after the subscription."""
+    """Receive the messages that the broker retains; they come in one burst after the subscription.
+
+    Those of thousands of devices take seconds. Others, which a fleet at work sends without end, are received
+    for FIRST_TIMEOUT at most.
+    """
     deadline = time.monotonic() + FIRST_TIMEOUT
     patience = FIRST_TIMEOUT
     while (left := deadline - time.monotonic()) > 0:
@@ -75,6 +79,8 @@ def receive_retained(connection: Link, view: FleetView) -> None:
         if isinstance(event, Message):
             view.take(event, time.time())
             patience = QUIET
+            if event.retained:
+                deadline = max(deadline, time.monotonic() + QUIET)
 
 
 def _print_once(console: Console, link: LinkOptions, snapshot: FleetSnapshot, as_json: bool) -> None:

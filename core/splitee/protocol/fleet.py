@@ -32,6 +32,8 @@ from splitee.protocol.fields import (
 )
 from splitee.protocol.traffic import Traffic
 
+MOST_DISMISSED = 1000  # devices in one request
+
 
 class DeviceStatus(JsonMessage, frozen=True):
     """Status of a device: published about once a second, and by the broker as its last will.
@@ -235,7 +237,7 @@ class Dismissal(JsonMessage, frozen=True):
     """
 
     request: Count
-    devices: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
+    devices: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=MOST_DISMISSED)]
     undo: bool = False
 
 

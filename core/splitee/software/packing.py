@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,8 @@ from splitee.errors import ConfigError
 from splitee.inference.signatures import ReleaseSigner
 from splitee.software.versions import version_key
 from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, SoftwareManifest, Wheel, WheelName
+
+PYTHON = re.compile("cp3[0-9]{1,2}")
 
 
 def describe(wheels: Sequence[Path], index: str = "") -> SoftwareManifest:
@@ -76,13 +79,17 @@ def _unpacked(path: Path) -> int:
     try:
         with zipfile.ZipFile(path) as wheel:
             return sum(entry.file_size for entry in wheel.infolist())
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):  # the last two: it is damaged
         raise ConfigError(f"{path}: expected a wheel, and this is no zip file: fetch it again") from None
 
 
 def _python(wheel: Wheel) -> str:
     python, abi, _platform = wheel.tags
-    return python if python.startswith("cp") and abi != "abi3" else ANY
+    if not python.startswith("cp") or abi == "abi3":
+        return ANY
+    if not PYTHON.fullmatch(python):
+        raise ConfigError(f"{wheel.name}: expected a wheel for one Python such as cp311")
+    return python
 
 
 def _machine(wheel: Wheel) -> str:

@@ -146,6 +146,8 @@ def with_former(feature_memory: int) -> None:
         (("--feature-memory", "7", "--memory", "5"), {}, "", 7, "--memory 5"),
         ((), {"SPLITEE_FEATURE_MEMORY": "7", "SPLITEE_MEMORY": "5"}, "", 7, "SPLITEE_MEMORY=5"),
         ((), {}, "feature-memory = 7", 7, ""),
+        ((), {}, "feature-memory = 7\nmemory = 5", 7, "memory = 5 in the settings file"),
+        (("--memory", "5"), {}, "feature-memory = 7", 5, "--memory 5"),
     ],
 )
 def test_former_name_of_a_setting_works_and_logs_the_new_name(

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import pytest
 from msgspec.structs import replace
@@ -25,6 +26,7 @@ from retained_fleet import (
     view_of,
 )
 from rich.console import Console
+from slow_proxy import SlowProxy
 
 from splitee.cli.main import main
 from splitee.commands.status import render
@@ -43,6 +45,7 @@ from splitee.protocol.fleet import (
 from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.inference import ModelReport, PredictedState, Serving
 from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update, Wave
+from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import RunningBroker
 
@@ -260,6 +263,24 @@ def test_status_prints_the_state_retained_by_the_broker(
     assert as_json["devices"][0]["trunk_accuracy"] == 0.75
     assert as_json["rollouts"] == []
     assert as_json["run"]["network"] == "resnet18"
+
+
+@pytest.mark.slow(6)
+@pytest.mark.mosquitto
+def test_retained_messages_that_take_seconds_are_all_shown(
+    mosquitto_broker: RunningBroker, make_link: Callable[..., Link], capfd: pytest.CaptureFixture[str]
+) -> None:
+    topics = Topics("large")
+    profile = replace(PROFILE, class_names=tuple(f"class {number:03}" for number in range(150)))
+    link = make_link(mosquitto_broker.address, "writer")
+    devices = [f"pi-{number:03}" for number in range(300)]
+    for device in devices:
+        link.publish(topics.device(device, "profile"), profile.encode(), retain=True)
+    assert link.flush(10)
+    with closing(SlowProxy(mosquitto_broker.address, rate=150_000)) as proxy:
+        code, printed, errors = status(capfd, "--broker", str(proxy.address), "--fleet", "large", "--json")
+    assert (code, errors) == (ExitCode.OK, "")
+    assert [device["id"] for device in json.loads(printed)["devices"]] == devices
 
 
 def test_status_of_an_unknown_fleet_is_refused_in_one_line(

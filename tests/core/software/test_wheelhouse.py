@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,10 @@ def test_python_and_machine_are_read_from_wheel_names(
             "expected wheels for one Python, got cp311 and cp312",
         ),
         (["hetero_splitee-0.2.0-py3-none-any", "a-1-cp311-cp311-win_amd64"], "expected a wheel for Linux"),
+        (
+            ["hetero_splitee-0.2.0-py3-none-any", "a-1-cp310.cp311-none-any"],
+            "a-1-cp310.cp311-none-any.whl: expected a wheel for one Python such as cp311",
+        ),
         (["hetero_splitee-0.2.0"], "expected a wheel, DISTRIBUTION-VERSION"),
     ],
 )
@@ -207,6 +212,15 @@ def test_missing_or_broken_wheel_is_refused_with_the_reason(tmp_path: Path) -> N
     broken.write_text("<html>not found</html>")
     with pytest.raises(ConfigError, match="no zip file"):
         describe([broken])
+
+
+def test_wheel_with_a_damaged_byte_is_described_or_refused(tmp_path: Path) -> None:
+    own = small_wheel(tmp_path, "hetero_splitee", "0.2.0")
+    whole = own.read_bytes()
+    for place in range(len(whole) - 150, len(whole)):  # in the list of its files, which ends it
+        own.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        with suppress(ConfigError):
+            describe([own])
 
 
 @pytest.mark.parametrize(("machine", "python"), [("x86_64", "cp311"), ("aarch64", "cp312")])
