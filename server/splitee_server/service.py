@@ -266,8 +266,10 @@ class Service:
                 while not phase.is_over():
                     self._tick()
                     self._handle_events()
+                    self._reception.deliver(self._guard(routes.SYNC))
                     if not self._coordinator.work_one() and not phase.is_over():
                         self._handle_event(min(IDLE, self._ranks.idle))
+                        self._reception.deliver(self._guard(routes.SYNC))
                     self._coordinator.tick()
         except (ClassNamesChanged, DevicesDismissed) as changed:
             return changed.with_traceback(None)  # a traceback would keep the models in memory

@@ -290,6 +290,24 @@ def test_device_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> Non
     assert device.errors[-1].instance == 1, "its later process is told nothing"
 
 
+def test_device_let_in_again_is_not_waited_for_before_it_is_back(tmp_path: Path) -> None:
+    """Nothing under way depends on it when it is dismissed: it holds out no images."""
+    policy = Policy(devices=3, quorum=1, missing="skip")
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy, rounds=3)
+    device = fleet.devices["pi-3"]
+    device.profile = replace(device.profile, held_out_samples=0)
+
+    def on_phase(opened: RoundOpen) -> None:
+        if opened.phase == "evaluate" and opened.round < 3:
+            device.pause()
+            dismiss(fleet, "pi-3", undo=opened.round == 2)
+
+    fleet.on_phase = on_phase
+    fleet.run()
+    assert [reply.code for reply in replies(fleet)] == [ExitCode.OK] * 2
+    assert [number for _, number, _ in device.parts] == [1]
+
+
 @pytest.mark.parametrize("undo", [False, True])
 def test_dismissal_of_an_unknown_device_is_refused_as_a_whole(tmp_path: Path, undo: bool) -> None:
     fleet = VirtualFleet(tmp_path / "server", *THREE)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
-from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet, client_weights
 
 from splitee.cli.signals import Stopped
 from splitee.errors import Diverged
@@ -21,7 +21,7 @@ from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.fleet import Profile, ServerStatus
 from splitee.protocol.inference import InferReply, InferRequest
-from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
+from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
 from splitee_server.members.device_subscriptions import MEMBERS_ONLY
@@ -244,6 +244,28 @@ def test_round_done_with_too_many_batches_is_rejected(fleet: VirtualFleet) -> No
     report = fleet.run()
     assert fleet.rejected == {(EVIL, "malformed"): 1}
     assert report["batches_published"] == 18
+
+
+def test_device_that_requests_its_network_again_and_again_gets_it_once_between_two_batches(
+    tmp_path: Path,
+) -> None:
+    """A request takes some bytes, and the reply up to 4 MiB, while the other devices wait."""
+    settings = {"client_averaging": "layerwise", "rounds": 2}
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, **settings)
+    names = tuple(client_weights(1))
+    request = Sync(run="run", instance=1, weights=names).encode()
+
+    def beg(_opened: RoundOpen) -> None:
+        for _ in range(200):
+            fleet.devices[EVIL].publish(routes.SYNC, request)
+
+    at(fleet, "train", beg, number=2)
+    report = fleet.run()
+    replies = fleet.port.payloads(routes.HELD_WEIGHTS.topic(TOPICS, EVIL))
+    assert Weights.decode(replies[-1]).tensors.keys() == set(names)
+    assert len(replies) <= 2
+    undisturbed = VirtualFleet(tmp_path / "undisturbed", *HONEST, EVIL, **settings)
+    assert report["weights_sha256"] == undisturbed.run()["weights_sha256"]
 
 
 def test_server_unsubscribes_from_a_flooding_device(fleet: VirtualFleet, tmp_path: Path) -> None:

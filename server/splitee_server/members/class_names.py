@@ -25,7 +25,9 @@ def read_class_names(path: Path, most: int) -> ClassNames:
         ConfigError: it cannot be read, names one twice, or names too few or too many.
     """
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        names = tuple(
+            line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()
+        )
         msgspec.convert(names, fields.ClassNames)
     except (OSError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"--classes {path}: expected a class name a line ({format_error(error)})") from None

@@ -195,7 +195,10 @@ class Members:
 
     def dismiss(self, devices: Iterable[str]) -> None:
         """Mark devices as gone, until `undo_dismissal`; what they have trained is kept."""
-        self._dismissed.update(devices)
+        for device in devices:
+            self._dismissed.add(device)
+            if device in self._by_name:
+                self._by_name[device].online = False
         self._listed.clear()
 
     def undo_dismissal(self, devices: Iterable[str]) -> None:

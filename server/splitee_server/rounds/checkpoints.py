@@ -79,8 +79,17 @@ class Checkpoints:
         return self._directory.path
 
     def begun(self) -> RunSpec | None:
-        """The stored run; None: there is none. Raises StateError: another version of splitee wrote it."""
+        """The stored run; None: there is none.
+
+        Raises:
+            StateError: another version of splitee wrote it, or its settings cannot be read; its rounds may
+                still be there.
+        """
         facts = self._directory.facts()
+        if facts is None and (self.path / "run.json").exists():
+            raise StateError(
+                f"{self.path}: run.json is damaged or cannot be read: restore it, or --fresh starts over"
+            )
         try:
             return None if facts is None else msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
@@ -99,7 +108,8 @@ class Checkpoints:
             seasons: from which these weights come; None: from no earlier run.
 
         Raises:
-            StateError: the directory holds a run with other settings, or with more rounds committed.
+            StateError: the directory holds a run with other settings, with more rounds committed, or that
+                cannot be read.
         """
         stored = None if fresh else self.begun()
         if stored is None:

@@ -12,6 +12,7 @@ from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
 from splitee.protocol.gate import Received
+from splitee.protocol.rounds import Sync
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.soft_labels import pack_rows
@@ -58,6 +59,7 @@ class Reception:
         self._announce = announcer
         self._attempt = attempt
         self._admitted = admitted
+        self._requests: dict[str, Sync] = {}  # each device's latest, for what is held for it
         self._reported_conflict = ""  # of a conflict
         self._log_refused = defaultdict[str, RateLimiter](partial(RateLimiter, REFUSALS_EVERY))  # by device
         self.handlers: Mapping[Route, Callable[[Received], None]] = {
@@ -141,9 +143,25 @@ class Reception:
         device, message = received.device, received.message
         if device not in self._members:
             return
-        if not message.weights and message.soft_labels is None:
+        if message.weights or message.soft_labels is not None:
+            self._requests[device] = message
+        else:
             self._replies.reply_to_sync(self._coordinator.phase, device)
-            return
+
+    def deliver(self, guard: Callable[[str, Callable[[], None]], bool]) -> None:
+        """Send devices what they have requested: a device waits for one reply before its next request.
+
+        The reply may be of megabytes. If a device has sent several requests since the last call, only the
+        latest gets one: it would otherwise delay all others.
+
+        Args:
+            guard: runs an action for a device.
+        """
+        requests, self._requests = self._requests, {}
+        for device, message in requests.items():
+            guard(device, partial(self._deliver, device, message))
+
+    def _deliver(self, device: str, message: Sync) -> None:
         run, committed = self._spec.run, self._coordinator.commits.round
         if tensors := self._model.tensors(device, message.weights):
             number = committed if self._model.holds(device) else 0

@@ -18,6 +18,12 @@ def test_class_names_are_read_one_per_line_in_order(tmp_path: Path) -> None:
     assert read_class_names(file, 10) == ("glass", "paper", "métal")
 
 
+def test_byte_order_mark_of_an_editor_is_no_part_of_a_class_name(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("glass\npaper\n", encoding="utf-8-sig")
+    assert read_class_names(file, 10) == ("glass", "paper")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -173,6 +173,21 @@ def test_best_round_is_the_latest_within_one_standard_error_of_the_highest(
     )
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[]", b'{"run": "\xff"}'])
+def test_run_with_damaged_settings_is_not_replaced_unless_asked_for(
+    store: Checkpoints, damaged: bytes
+) -> None:
+    """Its committed rounds are still there, and its settings may be in a backup."""
+    store.open(SPEC, fresh=False)
+    store.save(committed(1))
+    (store.path / "run.json").write_bytes(damaged)
+    with pytest.raises(StateError, match=r"run\.json is damaged.*--fresh starts over"):
+        store.open(SPEC, fresh=False)
+    assert store.load() is not None
+    assert store.open(SPEC, fresh=True) == SPEC
+    assert store.load() is None
+
+
 def test_run_file_of_another_release_is_refused(store: Checkpoints) -> None:
     (store.path / "run.json").write_text('{"run": "run-a", "network": "resnet18"}')
     with pytest.raises(StateError, match=r"not of this release .* --fresh starts over"):
