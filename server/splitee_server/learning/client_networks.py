@@ -151,7 +151,7 @@ class ClientNetworks:
         received: Mapping[str, Weights],
         cuts: Mapping[str, int],
         samples: Mapping[str, int],
-        last: Collection[str],
+        last: Collection[str] = (),
     ) -> None:
         """Average what a round has collected, if the run does so; trunks take part as the setting says.
 

@@ -16,11 +16,13 @@ from splitee.networks.frozen import set_training
 def copied(trunk: nn.Module) -> nn.Module:
     """A copy of the trunk with weights of its own, which shares the graph and the code of `trunk`.
 
-    `copy.deepcopy` generates the code anew, which takes longer than a small network's training step.
+    `copy.deepcopy` generates the code anew, which takes longer than a small network's training step. The code
+    is kept in the class. A trunk with a graph for each mode changes it there, so each copy has its own class.
     """
     if not isinstance(trunk, GraphModule):
         return copy.deepcopy(trunk)
-    other = object.__new__(type(trunk))
+    kind = type(trunk)
+    other: GraphModule = object.__new__(type(kind.__name__, kind.__bases__, {"forward": kind.forward}))
     other.__dict__.update(vars(trunk))
     memo: dict[int, Any] = {}  # parts that are shared within the trunk stay shared
     for held in ("_parameters", "_buffers", "_modules"):

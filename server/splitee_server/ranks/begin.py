@@ -165,7 +165,7 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
             admits=limits.admits,
             read_delay=gathered(policy.devices),
         )
-        connection.open(link.connect_timeout)
+        connection.open(link.connect_timeout, stop.is_set)
         with closing(connection):
             log.info("rank %d of %d: trains for the devices that rank 0 gives it", group.rank, group.size)
             Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()

@@ -280,6 +280,16 @@ def test_invalid_normalisation_is_refused(text: str) -> None:
         with_weights(replace(SPEC, normalize=text), None)
 
 
+def test_run_begins_from_a_file_whose_name_is_not_valid_text(tmp_path: Path) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9.pt")  # in Latin-1
+    torch.save(trained(), source)
+    directory = StateDirectory(tmp_path / "state")
+    for _ in range(2):
+        spec, _, _ = open_run(SPEC, str(source), Checkpoints(directory), class_names=(), fresh=False)
+        assert spec.weights.startswith("caf\\udce9.pt ")
+    directory.close()
+
+
 def test_resumed_run_keeps_its_initial_weights_without_the_source_file(tmp_path: Path) -> None:
     source = tmp_path / "a.safetensors"
     save_file(trained(), source)

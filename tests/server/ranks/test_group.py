@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee_server.ranks.begin import compare_settings, train
 from splitee_server.ranks.group import CHECK_EVERY, Group, meet
 from splitee_server.ranks.heartbeats import LOST_AFTER
+from splitee_server.ranks.messages import Begin, encode
 from splitee_server.ranks.place import Place
 from splitee_server.rounds.policy import Policy
 
@@ -60,6 +62,23 @@ def test_stopped_rank_is_reported_to_another(groups: Callable[[int], list[Group]
     stop.set()
     link = LinkOptions(BrokerAddress("127.0.0.1", 1), "barn", 0.1, None)
     train(two, link, Policy(devices=2, quorum=1), stop)
+    with pytest.raises(RankLost, match=r"^rank 1: it was asked to stop$"):
+        one.check_ranks()
+
+
+def test_rank_can_be_stopped_while_it_tries_to_reach_its_broker(
+    groups: Callable[[int], list[Group]],
+) -> None:
+    one, two = groups(2)
+    one.post(1, encode(Begin("splitee-barn-server", initial=False)))
+    stop = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor() as pool:
+        link = LinkOptions(BrokerAddress(*silent.getsockname()), "barn", 8.0, None)
+        ended = pool.submit(train, two, link, Policy(devices=2, quorum=1), stop)
+        connection, _ = silent.accept()
+        stop.set()
+        connection.close()
+        ended.result()  # not BrokerUnreachable
     with pytest.raises(RankLost, match=r"^rank 1: it was asked to stop$"):
         one.check_ranks()
 

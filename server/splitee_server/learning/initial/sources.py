@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from splitee.cli.plain_text import plain
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.learning.initial.earlier_run import read_run
@@ -33,6 +34,6 @@ def read_weights(source: str, spec: RunSpec) -> SourceWeights:
 
 
 def label(source: str) -> str:
-    """How RunSpec.weights names a source: without the folders of this machine."""
+    """How RunSpec.weights names a source: without the folders of this machine, and as valid text."""
     kind = RUN if source.startswith(RUN) else ""
-    return kind + Path(source.removeprefix(kind)).name
+    return kind + plain(Path(source.removeprefix(kind)).name)
