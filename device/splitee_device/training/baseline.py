@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -76,10 +77,8 @@ def alone_accuracy(
     for number in range(1, spec.rounds + 1):
         for step, _ in enumerate(trainer.round(number), start=1):
             on_step(number, step, trainer.steps, trainer.loss)
-    accuracy = exit_accuracy(
-        trainer, lambda: on_step(spec.rounds, trainer.steps, trainer.steps, trainer.loss)
-    )
-    found = _Baseline(spec.run, spec.rounds, cut, accuracy)
+    on_batch = partial(on_step, spec.rounds, trainer.steps, trainer.steps, trainer.loss)
+    found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer, on_batch))
     write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
     log.info("baseline: trained alone, the exit has an accuracy of %.1f %%", 100 * found.accuracy)
     del trainer
