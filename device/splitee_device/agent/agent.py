@@ -288,7 +288,7 @@ class Agent:
         self._review_cut(number)
 
     def _check_finite(self, number: int) -> None:
-        """Raises Diverged: no server accepts the round. With all stages frozen, the features do not show it."""
+        """Raises Diverged: no server accepts the round. Features of frozen stages alone do not show it."""
         where = first_not_finite(self._trainer.trained_weights())
         if where is None and not math.isfinite(self._trainer.loss):
             where = "the exit's loss"
