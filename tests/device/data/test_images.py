@@ -438,6 +438,7 @@ def test_parquet_with_malformed_class_names_is_refused(tmp_path: Path, names: ob
         pa.table({"picture": [b""], "label": [1]}),
         pa.table({"image": [b""], "label": [1]}),
         pa.table({"image": [{"path": "x"}], "label": [1]}),
+        pa.table({"image": [{"bytes": "text", "path": "x"}], "label": [1]}),
         pa.table({"image": [{"bytes": b"", "path": "x"}], "label": ["cat"]}),
         pa.table({"image": [{"bytes": b"", "path": "x"}]}),
     ],
