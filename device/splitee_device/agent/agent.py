@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from splitee import __version__
 from splitee.clock import Clock
+from splitee.errors import Diverged
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import LONGEST_CLASS_NAME, MOST_CLASS_NAMES, Doing
 from splitee.protocol.fleet import Capability, Profile
@@ -23,7 +25,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_per_round
-from splitee.training.state import weights_digest
+from splitee.training.state import first_not_finite, weights_digest
 from splitee.training.weights import check_messages, pack_weights
 from splitee_device.agent.initial_state import InitialState, settled_spec
 from splitee_device.agent.last_received import ENDED, Outcome, PhaseKey, phase_key
@@ -274,6 +276,7 @@ class Agent:
             self._send(phase, step, batch)
             self._report("training", number, step + 1, steps, trainer.loss, batches=step + 1)
             self._session.drain()
+        self._check_finite(number)
         if not (self._averages and phase.part.weights):  # otherwise the server holds the result
             self._store.save(self._spec, self._cut, number, trainer)
         self._batches += steps
@@ -283,6 +286,17 @@ class Agent:
         self._report("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
         self._review_cut(number)
+
+    def _check_finite(self, number: int) -> None:
+        """Raises Diverged: no server accepts the round. Features of frozen stages alone do not show it."""
+        where = first_not_finite(self._trainer.trained_weights())
+        if where is None and not math.isfinite(self._trainer.loss):
+            where = "the exit's loss"
+        if where is not None:
+            raise Diverged(
+                f"round {number}: {where} holds a value that is not finite: training diverged, lower the "
+                "learning rate"
+            )
 
     def _round_done(self, phase: ActivePhase, digest: str, seconds: float) -> RoundDone:
         """The message that this device has done its part of a phase."""

@@ -84,7 +84,7 @@ def fingerprint(root: Path) -> bytes:
         for file in files:
             with contextlib.suppress(OSError):  # gone by now
                 status = Path(file).stat()
-                found.update(f"{name}\0{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                found.update(os.fsencode(f"{name}\0{file}\0{status.st_size}\0{status.st_mtime_ns}\n"))
     return found.digest()
 
 

@@ -97,6 +97,7 @@ class ParquetImages:
             or label is None
             or not pa.types.is_struct(image)
             or image.get_field_index("bytes") < 0
+            or "binary" not in str(image.field("bytes").type)  # of any kind
             or not pa.types.is_integer(label)
         ):
             columns = ", ".join(f"{name}: {kind}" for name, kind in found.items())

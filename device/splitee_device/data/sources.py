@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from splitee.errors import DataError
+from splitee.protocol.fields import LONGEST_CLASS_NAME, MOST_CLASS_NAMES
 from splitee.samples.images import IMAGE_SUFFIXES, is_image
 from splitee_device.data.base import Labels, Source, Split, expanded
 from splitee_device.data.builtin_sets import open_builtin
@@ -64,6 +65,7 @@ def _open(spec: str) -> Source:
         raise DataError(f"{spec}: cannot be read: {error.strerror}") from None
     for split in filter(None, (source.train, source.test)):
         _check_labels(spec, split.labels, source.class_names)
+    _check_names(spec, source)
     return source
 
 
@@ -119,6 +121,19 @@ def _with_test(source: Source, spec: str, test: str) -> Source:
 def _renumbered(split: Split, numbers: Labels) -> Split:
     """The same images; those of class i get the label `numbers[i]`."""
     return replace(split, labels=numbers[split.labels])
+
+
+def _check_names(spec: str, source: Source) -> None:
+    """Raises DataError: there are classes that no message can name."""
+    if len(source.class_names) > MOST_CLASS_NAMES:
+        raise DataError(f"{spec}: {len(source.class_names)} classes; expected at most {MOST_CLASS_NAMES}")
+    for name in (*source.class_names, *source.empty):
+        is_short = 0 < len(name) <= LONGEST_CLASS_NAME or name in source.empty  # these need not be sent
+        if not is_short or name.encode(errors="replace").decode() != name:
+            raise DataError(
+                f"{spec}: a class cannot be called {name[:40]!r}{'...' * (len(name) > 40)}: expected 1 to "
+                f"{LONGEST_CLASS_NAME} characters in UTF-8"
+            )
 
 
 def _check_labels(spec: str, labels: Labels, class_names: tuple[str, ...]) -> None:

@@ -85,7 +85,8 @@ class AutoCut:
     ) -> ChosenCut:
         """The cut for a run, and what was measured.
 
-        A measurement in `state` is reused. An unfinished run in it keeps its cut, unless `fresh` discards it.
+        A measurement in `state` is reused. A run in it keeps its cut, unless `fresh` discards it; also a
+        finished one, which may have got more rounds.
         `tick` is called twice a second meanwhile.
 
         Raises:
@@ -139,8 +140,7 @@ class AutoCut:
 def _cut_of_run(state: StateDirectory, spec: RunSpec) -> int | None:
     stored = state.facts() or {}
     cut = stored.get("cut")
-    same = stored.get("run") == spec.run and not stored.get("finished", False)
-    return cut if same and isinstance(cut, int) else None
+    return cut if stored.get("run") == spec.run and isinstance(cut, int) else None
 
 
 def _capability(forecast: Forecast, reason: str) -> Capability:

@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -35,11 +36,15 @@ def standalone_spec(spec: RunSpec) -> RunSpec:
     return replace(spec, exits="own", exit_cuts=(), client_averaging="none", soft_labels=0.0)
 
 
-def exit_accuracy(trainer: ClientTrainer) -> float:
-    """The accuracy of the device's exit on its held-out images, of which there must be at least one."""
+def exit_accuracy(trainer: ClientTrainer, on_batch: Callable[[], None] = lambda: None) -> float:
+    """The accuracy of the device's exit on its held-out images, of which there must be at least one.
+
+    `on_batch` is called after each batch of them.
+    """
     right = 0
     for batch in trainer.evaluate():
         right += int(np.sum(batch.exit_labels == batch.labels))
+        on_batch()
     return right / trainer.held_out
 
 
@@ -55,9 +60,9 @@ def alone_accuracy(
     It uses the run's seeds and settings, and the weights that the run begins with. The result is kept in the
     device's state. Training is repeated only for another run, or another number of rounds.
 
-
     Args:
-        on_step: called after each step with the round, the step, the steps of the round, and the mean loss.
+        on_step: called after each step with the round, the step, the steps of the round, and the mean loss;
+            and with those of the last step after each batch of the evaluation.
 
     Returns:
         None: no images are held out.
@@ -72,7 +77,8 @@ def alone_accuracy(
     for number in range(1, spec.rounds + 1):
         for step, _ in enumerate(trainer.round(number), start=1):
             on_step(number, step, trainer.steps, trainer.loss)
-    found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer))
+    on_batch = partial(on_step, spec.rounds, trainer.steps, trainer.steps, trainer.loss)
+    found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer, on_batch))
     write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
     log.info("baseline: trained alone, the exit has an accuracy of %.1f %%", 100 * found.accuracy)
     del trainer

@@ -11,7 +11,7 @@ from scripted_device import ONE_ROUND, SPEC, Device, steps_sent, when
 from scripted_server import other_weights
 
 from splitee.cli.signals import Stopped
-from splitee.errors import Dismissed, ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
+from splitee.errors import Dismissed, Diverged, ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
 from splitee.networks.split import build_for
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile, ServerStatus
@@ -132,6 +132,19 @@ def test_stop_request_takes_effect_while_lost_rounds_are_trained_again(
     device.server.open_run()
     with pytest.raises(Stopped):
         device.run()
+    assert device.directory.rounds() == []
+
+
+def test_diverged_exit_over_frozen_stages_ends_the_device_and_is_not_saved(
+    make: Callable[..., Device],
+) -> None:
+    """Its features stay finite, but a server accepts neither its round-done nor its predictions."""
+    device = make(replace(SPEC, frozen=1, learning_rate=1e38), script=ONE_ROUND, train=8)
+    device.server.samples = 8
+    device.server.open_run()
+    with pytest.raises(Diverged, match=r"round 1: .* not finite: training diverged, lower the learning rate"):
+        device.run()
+    assert device.server.done == []
     assert device.directory.rounds() == []
 
 

@@ -320,6 +320,27 @@ def test_missing_or_unusable_source_is_refused(spec: str, expected: str, tmp_pat
     assert expected in refusal(spec.format(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["x" * 201, os.fsdecode(b"K\xe4fer")])
+def test_class_that_no_message_can_name_is_refused(tmp_path: Path, name: str) -> None:
+    write_folder(tmp_path, {"a": 4, "b": 4, name: 4})
+    assert "a class cannot be called" in refusal(tmp_path)
+
+
+def test_more_classes_than_a_message_can_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "set.parquet"
+    write_parquet(path, [png(0), png(1)], [0, 1], [str(number) for number in range(10_001)])
+    assert "10001 classes; expected at most 10000" in refusal(path)
+
+
+def test_file_whose_name_is_not_utf_8_is_an_image_like_others(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    before = fingerprint(tmp_path)
+    (tmp_path / "a" / os.fsdecode(b"K\xe4fer.png")).write_bytes(png(9))
+    assert fingerprint(tmp_path) != before
+    data = open_data(str(tmp_path), input_shape=SHAPE)
+    assert len(data.train) + len(data.held_out) == 9
+
+
 def test_link_to_itself_among_the_class_folders_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 4, "b": 4})
     (tmp_path / "c").symlink_to("c")
@@ -417,6 +438,7 @@ def test_parquet_with_malformed_class_names_is_refused(tmp_path: Path, names: ob
         pa.table({"picture": [b""], "label": [1]}),
         pa.table({"image": [b""], "label": [1]}),
         pa.table({"image": [{"path": "x"}], "label": [1]}),
+        pa.table({"image": [{"bytes": "text", "path": "x"}], "label": [1]}),
         pa.table({"image": [{"bytes": b"", "path": "x"}], "label": ["cat"]}),
         pa.table({"image": [{"bytes": b"", "path": "x"}]}),
     ],

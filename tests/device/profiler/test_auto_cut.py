@@ -46,6 +46,12 @@ def test_run_under_way_keeps_its_cut_and_reports_measured_costs(tmp_path: Path) 
     assert capability.upload is None  # the broker is unreachable, and the device trains all the same
 
 
+def test_finished_run_that_gets_more_rounds_keeps_its_cut(tmp_path: Path) -> None:
+    """The server refuses a device that comes back with another cut."""
+    MeasuredStore(tmp_path).save(measured([1, 2, 3, 4]))
+    assert AUTO.choose(SPEC, state_of(tmp_path, finished=True), no_tick, fresh=False).cut == 2
+
+
 def test_cut_is_chosen_again_for_another_run_or_a_fresh_start(tmp_path: Path) -> None:
     MeasuredStore(tmp_path).save(measured([1, 2, 3, 4]))
     state = state_of(tmp_path)
