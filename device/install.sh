@@ -60,7 +60,13 @@ on_this_system() { [ -z "$root" ]; }
 has_service() { on_this_system && [ -e "$unit" ] && [ -d /run/systemd/system ]; }
 
 value_of() { # KEY FILE: a text of a TOML file's first level
-    sed -n "s/^$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1 | LC_ALL=C tr -cd '[:print:]'
+    sed -n "s/^ *$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1 | LC_ALL=C tr -cd '[:print:]'
+}
+
+set_value() { # KEY TEXT: of the settings, instead of an earlier one; the text is escaped
+    sed -i "/^ *$1 *=/d" "$settings"
+    [ -z "$(tail -c 1 "$settings")" ] || echo >>"$settings" # the last line has no end
+    printf '%s = "%s"\n' "$1" "$2" >>"$settings"
 }
 
 works() { # PYTHON: of an environment that can be installed into
@@ -150,6 +156,10 @@ check_wheels() { # nothing that runs is touched; where nothing is installed yet,
     unchecked=''
 }
 
+has_identity() { # settings from before an identity, as an installation without a bundle makes them, have none
+    [ -e "$settings" ] && [ -n "$(value_of id "$settings")" ]
+}
+
 check_bundle() {
     [ -n "$bundle" ] || return 0
     { [ -f "$bundle" ] && [ -r "$bundle" ]; } || fail "$bundle: no such file"
@@ -172,9 +182,11 @@ check_bundle() {
     done
     [ -e "$settings" ] || return 0
     for key in fleet id; do
-        [ "$(value_of $key "$settings")" = "$(value_of $key "$fresh/device.toml")" ] ||
+        now=$(value_of $key "$settings")
+        [ -n "$now" ] || has_identity || continue
+        [ "$now" = "$(value_of $key "$fresh/device.toml")" ] ||
             fail "$bundle is for $key $(value_of $key "$fresh/device.toml"), but this device's is" \
-                "$(value_of $key "$settings"): --uninstall --purge first, if that is meant"
+                "$now: --uninstall --purge first, if that is meant"
     done
 }
 
@@ -186,14 +198,19 @@ install_identity() {
         install -m 600 "$fresh/$name" "$identity/$name"
     done
     # The paths are the unit's: systemd hands the keys to the service, and to nobody else.
-    [ -e "$settings" ] || grep -vE '^(ca|cert|key|release-key|software-key) *=' "$fresh/device.toml" |
-        install -m 644 /dev/stdin "$settings"
+    if [ ! -e "$settings" ]; then
+        grep -vE '^(ca|cert|key|release-key|software-key) *=' "$fresh/device.toml" |
+            install -m 644 /dev/stdin "$settings"
+    elif ! has_identity; then
+        for key in fleet broker id; do
+            set_value $key "$(value_of $key "$fresh/device.toml")"
+        done
+    fi
     # No secrets: they lie beside the settings that name them.
     for what in release software; do
         [ -f "$fresh/$what.pub" ] || continue
         install -m 644 "$fresh/$what.pub" "$root/etc/splitee/$what.pub"
-        sed -i "/^$what-key *=/d" "$settings"
-        printf '%s-key = "%s.pub"\n' "$what" "$what" >>"$settings"
+        set_value "$what-key" "$what.pub"
     done
 }
 
@@ -203,9 +220,7 @@ install_settings() {
         printf "# The flags of splitee device as keys.\n" | install -m 644 /dev/stdin "$settings"
     fi
     [ -n "$data" ] || return 0
-    quoted=$(printf '%s' "$data" | sed 's/[\\"]/\\&/g')
-    sed -i '/^data *=/d' "$settings"
-    printf 'data = "%s"\n' "$quoted" >>"$settings"
+    set_value data "$(printf '%s' "$data" | sed 's/[\\"]/\\&/g')"
 }
 
 install_program() {

@@ -96,7 +96,7 @@ class Authority:
             ConfigError: there is none, or it is that of another fleet.
             StateError: the directory cannot be written, is damaged, or is in use.
         """
-        if fleet is None and not (directory / "ledger.json").exists():
+        if fleet is None and not _has_ledger(directory):
             raise ConfigError(f"no authority in {directory}: make it with `splitee broker init`")
         if directory.is_symlink():
             raise StateError(f"authority in {directory}: it is a link; take another --directory")
@@ -317,6 +317,16 @@ def _locked(directory: Path) -> StateDirectory:
             if not pause:
                 raise
     raise AssertionError("the last try returns or raises")
+
+
+def _has_ledger(directory: Path) -> bool:
+    """Raises StateError: this account may not look there."""
+    try:
+        return (directory / "ledger.json").exists()
+    except OSError as error:
+        raise StateError(
+            f"authority in {directory}: {error.strerror}; run it by sudo, or take another --directory"
+        ) from None
 
 
 def _keep_private(directory: Path) -> None:

@@ -298,3 +298,17 @@ def test_number_that_no_account_has_is_refused_before_anything_is_made(tmp_path:
     line = refused("init", "--name", "hub", "--owner", owner, directory=tmp_path / "own")
     assert line == f"--owner {owner[:20]}: expected a name, or a number below 4294967295"
     assert not (tmp_path / "own").exists()
+
+
+def test_revoked_device_is_let_in_again_though_its_bundle_could_not_be_written(directory: Path) -> None:
+    """Its new certificate is in the ledger, and `renew` writes the bundle."""
+    for command in ("add-device", "revoke-device"):
+        assert run_broker(command, "pi-1", directory=directory).exception is None
+    bundle = directory / "bundles" / "splitee-pi-1.tar"
+    bundle.unlink()
+    bundle.mkdir()
+    assert isinstance(run_broker("add-device", "pi-1", directory=directory).exception, StateError)
+    bundle.rmdir()
+    assert run_broker("renew", "pi-1", directory=directory).exception is None
+    assert bundle.is_file()
+    assert "user pi-1" not in (directory / "broker" / "acl").read_text()

@@ -191,3 +191,18 @@ def test_authority_folder_that_is_a_link_is_refused(shared: Path, outside: Path)
     assert isinstance(made.exception, StateError)
     assert "authority: it is a link" in str(made.exception)
     assert facts(outside) == before
+
+
+@pytest.mark.parametrize("command", [("list",), ("renew",), ("add-device", "pi-1"), ("invite",)])
+def test_authority_is_closed_to_other_accounts_with_one_line(shared: Path, command: tuple[str, ...]) -> None:
+    """As for an operator who has forgotten sudo."""
+    init(shared / "own")
+    run_broker(*command, "--help", directory=shared / "own")  # loads what that account may not read
+    os.seteuid(account().pw_uid)
+    try:
+        error = run_broker(*command, directory=shared / "own").exception
+    finally:
+        os.seteuid(0)
+    assert isinstance(error, StateError), error
+    reason = "Permission denied; run it by sudo, or take another --directory"
+    assert str(error) == f"authority in {shared / 'own' / 'authority'}: {reason}"

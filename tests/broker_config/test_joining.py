@@ -378,6 +378,13 @@ def test_directory_that_cannot_be_written_is_refused_before_connecting(tmp_path:
     assert "run it by sudo, or take another --directory" in line
 
 
+@pytest.mark.parametrize("data", ["/srv/\udcff", "/srv/\x7f", "/srv/a\nb"])
+def test_data_that_settings_cannot_hold_is_refused_before_connecting(tmp_path: Path, data: str) -> None:
+    """The first is a folder's name that is not UTF-8."""
+    line = refused(ConfigError, Hub(HOST, free_port()), new_code(), tmp_path / "device", "--data", data)
+    assert line == f"--data {data!r}: the settings take printable characters only; rename the folder"
+
+
 def test_second_join_in_the_same_folder_is_refused_while_the_first_waits(tmp_path: Path) -> None:
     """Both would write the same files, and the certificate of one would lie beside the key of the other."""
     device = tmp_path / "device"

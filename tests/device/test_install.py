@@ -230,16 +230,20 @@ def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> 
     """The wheels come from where pip finds them on this machine; where some are missing, nothing changes."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)
     more = (tarfile.TarInfo("of-a-later-release"),)
+    settings = root / "etc/splitee/device.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("# of an installation without a bundle")
     first = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar", besides=more), "--data", 'dir "a"')
     assert first.returncode == 0, first.stderr
     assert (root / "opt/splitee/bin/splitee-start").exists()
-    program, settings = root / "opt/splitee/bin/splitee", root / "etc/splitee/device.toml"
+    program = root / "opt/splitee/bin/splitee"
     shown = subprocess.run([program, "config", "status"], capture_output=True, text=True, check=True)
     assert "--broker" in shown.stdout
     assert settings.read_text().splitlines() == [
-        'id = "pi-1"',
+        "# of an installation without a bundle",
         'fleet = "barn"',
         'broker = "mqtts://hub.local:8883"',
+        'id = "pi-1"',
         'data = "dir \\"a\\""',
     ]
     key = root / "etc/splitee/device/client.key"
@@ -250,7 +254,8 @@ def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> 
     (tmp_path / "wheels").mkdir()
     assert "splitee itself does not build" in refused(root, "--wheels", str(tmp_path / "wheels"))
 
-    settings.write_text(settings.read_text() + "cut = 5\n")
+    by_hand = settings.read_text().replace("data = ", "  data = ")
+    settings.write_text(f"{by_hand}cut = 5")  # in an editor that ends no last line
     upgraded = root / "var/lib/splitee/software/current"
     upgraded.parent.mkdir(parents=True)
     upgraded.symlink_to("0.2.0-aaaaaaaaaaaa")
@@ -261,7 +266,7 @@ def test_installer_repeats_an_installation_and_uninstalls_it(tmp_path: Path) -> 
     pinned = root / "etc/splitee/release.pub"
     assert (pinned.read_text(), pinned.stat().st_mode & 0o777) == ("public half", 0o644)
     assert (pinned.parent / "software.pub").read_text() == "public half for software"
-    assert settings.read_text().splitlines()[3:] == [
+    assert settings.read_text().splitlines()[4:] == [
         "cut = 5",
         'release-key = "release.pub"',
         'software-key = "software.pub"',

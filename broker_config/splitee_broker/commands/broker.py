@@ -201,11 +201,12 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             returns = device in authority.revoked_names()
             identity = authority.issue(device, Role.DEVICE, days)
             contents = client_files(device, Role.DEVICE, identity, authority, keys=pinned_keys(directory))
+            if returns:  # first, because no later command would do it if the bundle cannot be written
+                write_broker_folder(directory / "broker", access_files(authority))
             written = _write_identity(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             echo(f"{written}: carry it to {device}{hint}")
             if returns:
-                write_broker_folder(directory / "broker", access_files(authority))
                 echo(f"{device} had been revoked; {RELOAD}")
 
 

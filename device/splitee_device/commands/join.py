@@ -67,6 +67,8 @@ def join(
     typed = read_code(code if code is not None else _prompted())
     if name is not None:
         check_name(name, "--id")
+    if data is not None and not data.isprintable():
+        raise ConfigError(f"--data {data!r}: the settings take printable characters only; rename the folder")
     before = os.umask(0o022)
     try:
         with locked(directory.absolute()):

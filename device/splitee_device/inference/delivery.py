@@ -256,6 +256,9 @@ class Delivery:
         except (ModelError, StateError) as error:
             path.unlink(missing_ok=True)
             self._fail(offer, str(error))
+        except OSError as error:  # such as a full disk, on which no folder can be made
+            path.unlink(missing_ok=True)
+            self._fail(offer, str(unwritable(self._installer.folder, error)))
         else:
             path.unlink(missing_ok=True)
             self._report_outcome(outcome)

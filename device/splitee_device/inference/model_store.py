@@ -88,7 +88,6 @@ class ModelStore:
 
         From then on, releases must match its structure. The model that was adopted last is not adopted again,
         so that later releases stay in service, however often the device starts.
-        adopted again: what has been released since stays in service, however often the device starts.
 
         Returns:
             The release in service.

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from splitee.cli.words import size
 from splitee.durable import write_atomically
 from splitee.errors import StateError
 from splitee.inference.predictor import Prediction
@@ -101,6 +102,9 @@ class UnsureImages:
             return
         with contextlib.suppress(OSError, UnreadableImage):  # it is gone, or too large
             data = read_encoded(source)
+            if len(data) > self._bounds.size:  # there would be no room for it without all the others
+                self._note_failure(f"it has {size(len(data))}, --keep-size is {size(self._bounds.size)}")
+                return
             guess = KeptGuess(prediction.label, prediction.probability, prediction.entropy, time.time())
             self._candidate = _Candidate(name, data, cells, guess)
 
@@ -113,10 +117,13 @@ class UnsureImages:
         try:
             self._write(candidate)
         except (OSError, StateError) as error:
-            if self._log_failed.due():
-                log.warning("an uncertain image was not kept: %s", error)
+            self._note_failure(str(error))
             return
         self._kept = [*self._kept[1 - COMPARED :], candidate.cells]
+
+    def _note_failure(self, reason: str) -> None:
+        if self._log_failed.due():
+            log.warning("an uncertain image was not kept: %s", reason)
 
     def _write(self, candidate: _Candidate) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +133,7 @@ class UnsureImages:
         write_atomically(self._folder / GUESS.format(name), guess)
         write_atomically(self._folder / name, candidate.data)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, needed: int) -> None:
         """Removes the oldest images until there is room for one more, and predictions whose image is gone.
 
         Only files of this store are removed: the owner may have other files in the folder.
@@ -144,7 +151,7 @@ class UnsureImages:
                 guesses.append(path)
         images.sort()
         total = sum(length for _, _, length, _ in images)
-        while images and (len(images) >= self._bounds.count or total + size > self._bounds.size):
+        while images and (len(images) >= self._bounds.count or total + needed > self._bounds.size):
             _, _, length, path = images.pop(0)
             total -= length
             path.unlink(missing_ok=True)

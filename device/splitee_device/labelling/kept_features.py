@@ -49,11 +49,12 @@ class KeptFeatures:
             yield from self._batch(paths[start : start + BATCH])
 
     def save(self) -> None:
-        """Saves new features; if they cannot be written, they will be computed again."""
+        """Saves new features, and forgets the oldest; if they cannot be written, they are computed again."""
         if not self._new:
             return
         self._new = 0
         digests = list(self._rows)[-MOST:]
+        self._rows = {digest: self._rows[digest] for digest in digests}
         features, logits = (np.stack([self._rows[digest][part] for digest in digests]) for part in (0, 1))
         keys = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, hashlib.sha256().digest_size)
 

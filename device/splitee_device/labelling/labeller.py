@@ -203,6 +203,9 @@ class Labeller:
             try:
                 move(source, target)
             except FileNotFoundError:
+                if os.path.lexists(source):
+                    outcome.failed = f"there is no folder {target.parent} any more"
+                    break
                 outcome.gone.append(image.image)
                 self.unlabelled.pop(image.image, None)
             except (OSError, StateError) as error:

@@ -20,7 +20,7 @@ T = 2.36  # of a 95 % interval of the mean of HALVINGS normal values (Student's 
 MOST_HALVED = 12  # classes that are halved: those with the lowest recall
 HELD_OUT = 0.3  # of each class
 LEAST = 5  # images that a class must have to count
-MOST_IMAGES = 3000  # fitted at most, in proportion to the classes
+MOST_IMAGES = 3000  # fitted at most, in proportion to the classes, each with LEAST or more
 SIZES = 6  # of the growing subsets, in equal ratios
 SMALLEST = 0.1  # share of the smallest subset, which has at least as many images as classes
 CLEARLY = 1.7  # times T, for the best of MOST_HALVED classes (Bonferroni's correction)
@@ -236,11 +236,15 @@ def _too_few(counts: Labels, class_names: tuple[str, ...]) -> Enough:
 
 
 def _spread_evenly(rows: Labels, labels: Labels) -> Labels:
-    """At most MOST_IMAGES of `rows`, in which each class keeps its share."""
+    """About MOST_IMAGES of `rows`, in which each class keeps its share, but at least LEAST of its images."""
     if len(rows) <= MOST_IMAGES:
         return rows
-    ordered = rows[np.argsort(labels[rows], kind="stable")]
-    return np.sort(ordered[np.arange(MOST_IMAGES) * len(ordered) // MOST_IMAGES])
+    kept = []
+    for label in np.unique(labels[rows]):
+        own = rows[labels[rows] == label]
+        count = max(MOST_IMAGES * len(own) // len(rows), LEAST)
+        kept.append(own[np.arange(count) * len(own) // count])
+    return np.sort(np.concatenate(kept))
 
 
 def _by_class(recalls: Matrix, counted: Labels, classes: int) -> tuple[float, ...]:

@@ -197,7 +197,8 @@ class LabelPage:
     async def _is_enough(self, _request: web.Request) -> web.StreamResponse:
         """Computed again if labels or the model have changed; takes seconds."""
         async with self._enough_lock:
-            of = tuple(sorted(self._labeller.classes.items())), self._scores.model_description
+            steps = tuple(step.number for step in self._labeller.steps())
+            of = steps, tuple(sorted(self._labeller.classes.items())), self._scores.model_description
             if self._enough[0] != of:
                 enough = await asyncio.to_thread(self._scores.enough)
                 self._enough = (

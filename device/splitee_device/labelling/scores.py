@@ -90,6 +90,7 @@ class Scores:
             try:
                 self._take_model()
                 came, gone = self._opened().scan()
+                self._forget(gone)
                 if came or gone:
                     changed(gone)
                 self._score(changed)
@@ -114,25 +115,37 @@ class Scores:
     def order(self, images: Sequence[Unlabelled], order: Order) -> list[str]:
         """Identifiers, those most worth labelling first. Images without a score come last, by name."""
         names = [image.identifier for image in images]
-        scored = [name for name in names if name in self._scores]
-        uncertain = sorted(scored, key=lambda name: -self._scores[name].entropy)
-        if order == "uncertain" and self.model_description:
+        # Read in this order, both are of one model, or there are no scores: another model may come meanwhile.
+        kept, scores = self._kept, self._scores
+        known = {name: score for name in names if (score := scores.get(name)) is not None}
+        scored = list(known)
+        uncertain = sorted(scored, key=lambda name: -known[name].entropy)
+        if order == "uncertain" and kept.extractor.class_names:
             first = uncertain
-        elif order == "unlike" or not self.model_description:
-            first = self._most_unlike(scored)
+        elif order == "unlike" or not kept.extractor.class_names:
+            first = self._most_unlike(known, kept)
         else:
-            first = interleave(uncertain, self._most_unlike(scored))
-        return interleave(first) + [name for name in names if name not in self._scores]
+            first = interleave(uncertain, self._most_unlike(known, kept))
+        return interleave(first) + [name for name in names if name not in known]
 
-    def _most_unlike(self, names: list[str]) -> list[str]:
+    def _most_unlike(self, known: dict[str, Score], kept: KeptFeatures) -> list[str]:
         """The most unlike first; the labelled images count as chosen already, if they can be read."""
-        left = set(names)
-        if not left <= set(self._unlike):
-            features = np.stack([self._scores[name].features for name in names]).astype(np.float32)
+        order = self._unlike
+        if not known.keys() <= set(order):
+            names = list(known)
+            features = np.stack([score.features for score in known.values()]).astype(np.float32)
             with self._lock:
-                own, _, _ = features_of_labelled(self._opened().data, self._kept, self._stop.is_set)
-            self._unlike = [names[place] for place in k_centre(features, own)]
-        return [name for name in self._unlike if name in left]
+                own, _, _ = features_of_labelled(self._opened().data, kept, self._stop.is_set)
+            order = [names[place] for place in k_centre(features, own)]
+            with self._lock:
+                if kept is self._kept:
+                    self._unlike = order
+        return [name for name in order if name in known]
+
+    def _forget(self, gone: set[str]) -> None:
+        for identifier in gone:
+            self._scores.pop(identifier, None)
+            self.unreadable.discard(identifier)
 
     def _opened(self) -> Labeller:
         assert self._labeller is not None
@@ -146,8 +159,8 @@ class Scores:
         self._save()
         with self._lock:
             self._in_service, self._extractor = now, extractor
-            self._kept = KeptFeatures(self._opened().data / WORKSPACE, extractor)
             self._scores, self.unreadable = {}, set()
+            self._kept = KeptFeatures(self._opened().data / WORKSPACE, extractor)
             self._unlike = []
         log.info("in service: %s", extractor.model_description)
 

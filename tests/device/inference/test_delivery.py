@@ -162,3 +162,20 @@ def test_damaged_model_is_fetched_again_and_put_into_service(
     reports = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
     taken = ["trying", "in service"]
     assert [one.state for one in reports] == ["downloading", *taken, "failed", *taken]
+
+
+def test_release_that_the_disk_does_not_take_has_failed_and_is_reported(
+    port: FakePort, delivery: Delivery, tmp_path: Path
+) -> None:
+    """Here a file is in the place of the folder that the model is unpacked into."""
+    bundle = graphs.bundle()
+    release = hashlib.sha256(bundle).hexdigest()
+    (tmp_path / "releases" / release).write_bytes(b"")
+    offer(delivery, ModelOffer(release=release, size=len(bundle), run="r1").encode())
+    message = ReleasePart(release=release, offset=0, data=bundle)
+    delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), message.encode()))
+    last = ModelReport.decode(port.payloads(REPORTS)[-1])
+    assert last.state == "failed"
+    assert last.reason.startswith(f"cannot write {tmp_path}: File exists")
+    assert delivery.rejected == 0
+    assert not list(tmp_path.glob("*.incoming"))

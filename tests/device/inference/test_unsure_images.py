@@ -71,6 +71,21 @@ def test_most_uncertain_image_of_each_interval_is_kept_with_its_prediction(
     assert kept_guess(images[0]) is None
 
 
+def test_image_larger_than_the_store_is_not_kept_and_removes_no_other(
+    tmp_path: Path, clock: FakeClock, images: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    store = UnsureImages(tmp_path / "unsure", Bounds(size=images[0].stat().st_size, every=EVERY), clock=clock)
+    offer(store, images[0], 0.6)
+    store.tick()
+    clock.advance(EVERY)
+    large = tmp_path / "large.png"
+    large.write_bytes(images[1].read_bytes() + bytes(images[0].stat().st_size))
+    offer(store, large, 0.9)
+    store.tick()
+    assert kept(tmp_path / "unsure") == [images[0].name]
+    assert "an uncertain image was not kept: it has " in caplog.text
+
+
 def test_same_view_in_other_light_is_kept_once(tmp_path: Path, clock: FakeClock, images: list[Path]) -> None:
     """The same view, brighter, darker, and with noise."""
     store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)

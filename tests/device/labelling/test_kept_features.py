@@ -12,6 +12,7 @@ from labels import write_images, write_model
 
 from splitee.inference.uncertainty import Array
 from splitee.samples.fitting import Pixels
+from splitee_device.labelling import kept_features
 from splitee_device.labelling.extractor import Extractor, open_extractor, pool
 from splitee_device.labelling.kept_features import KeptFeatures
 
@@ -41,6 +42,22 @@ def test_features_are_computed_once_for_the_same_bytes_across_restarts(tmp_path:
         assert row is not None and loaded is not None
         np.testing.assert_array_equal(row[0], loaded[0])
     assert extractor.computed == 20
+
+
+def test_oldest_features_are_forgotten_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images come for as long as a page is open."""
+    monkeypatch.setattr(kept_features, "MOST", 15)
+    paths = write_images(tmp_path / "images", 20)
+    extractor = Counting()
+    kept = KeptFeatures(tmp_path, extractor)
+    list(kept.of(paths))
+    kept.save()
+    list(kept.of(paths[5:]))
+    assert extractor.computed == 20
+    list(kept.of(paths[:5]))
+    assert extractor.computed == 25
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"no archive"])

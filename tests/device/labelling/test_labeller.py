@@ -99,6 +99,21 @@ def test_undo_reverses_labels_step_by_step_also_after_a_restart(place: Path) -> 
     assert contents(place) == before
 
 
+def test_undo_into_a_folder_that_is_gone_fails_and_can_be_repeated_once_it_is_back(place: Path) -> None:
+    """Labelling has emptied the folder, and somebody has removed it."""
+    write_images(place / "new" / "day", 2, start=50)
+    with closing(opened(place)) as labeller:
+        of_day = [image for image in labeller.images() if image.path.parent.name == "day"]
+        labeller.label([image.identifier for image in of_day], "a")
+        (place / "new" / "day").rmdir()
+        outcome = labeller.undo()
+        assert outcome.failed == f"there is no folder {place / 'new' / 'day'} any more"
+        assert (outcome.moved, outcome.gone, labeller.undoable) == ([], [], 1)
+        (place / "new" / "day").mkdir()
+        assert len(labeller.undo().moved) == 2
+    assert names(place / "new" / "day") == ["0050.png", "0051.png"]
+
+
 def test_second_label_is_refused_with_the_first_also_after_a_restart(place: Path) -> None:
     with closing(opened(place)) as labeller:
         [image] = first(labeller, 1)

@@ -69,6 +69,14 @@ def test_class_with_too_few_images_to_measure_is_advised_next() -> None:
     assert found.classes[0].recall is not None
 
 
+def test_rare_class_beside_thousands_of_images_is_measured() -> None:
+    """Its share of the images that are fitted is less than one image."""
+    found = how_much_is_enough(*images(20_000, LEAST, apart=30), names(2))
+    assert [one.images for one in found.classes] == [20_000, LEAST]
+    assert found.classes[1].recall is not None and found.classes[1].recall.mean > 0.9
+    assert found.curve[-1].accuracy.mean > 0.99
+
+
 def test_too_few_labels_are_reported_without_a_curve() -> None:
     found = how_much_is_enough(*images(30, 2, apart=5), names(2))
     assert (found.curve, found.gain) == ((), None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -212,6 +213,40 @@ def test_learning_curve_is_measured_again_after_new_labels(place: Path) -> None:
         assert (first["images"], len(first["curve"]) > 1) == (16, True)
         client.json("/label", {"images": [client.images()[0]["id"]], "label": "a"})
         assert client.json("/enough")["images"] == 17
+
+
+def test_learning_curve_is_measured_again_after_two_labels_were_exchanged(place: Path) -> None:
+    """The number of images of each class stays."""
+    for name in "ab":
+        write_images(place / "data" / name, 8, start=ord(name) * 100)
+    with page_of(place) as client:
+        one, other = (image["id"] for image in client.images()[:2])
+        curves = []
+        for of_a, of_b in ((one, other), (other, one)):
+            client.json("/label", {"images": [of_a], "label": "a"})
+            client.json("/label", {"images": [of_b], "label": "b"})
+            curves.append(client.json("/enough")["curve"])
+            client.json("/undo", {})
+            client.json("/undo", {})
+    assert curves[0] != curves[1]
+
+
+def test_scores_of_images_that_have_gone_are_forgotten(place: Path) -> None:
+    """A device that keeps uncertain images deletes old ones for as long as the page runs."""
+    scores = Scores(place / "model", None, 1)
+    with closing(Labeller(place / "data", [place / "new"], scores.guess)) as labeller:
+        scores.open(labeller)
+        thread = threading.Thread(target=scores.run, args=(lambda _gone: None,))
+        thread.start()
+        try:
+            first, *others = labeller.images()
+            until(lambda: all(scores.score(image.identifier) for image in (first, *others)))
+            first.path.unlink()
+            until(lambda: scores.score(first.identifier) is None)
+            assert all(scores.score(image.identifier) for image in others)
+        finally:
+            scores.close()
+            thread.join()
 
 
 def test_page_takes_a_new_model_that_is_put_into_service(place: Path) -> None:
