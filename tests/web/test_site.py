@@ -121,6 +121,18 @@ def test_browser_receives_the_whole_state_first_and_then_changes(page: Path) -> 
         assert next(lines) == "event: change"
 
 
+def test_head_request_for_a_stream_gets_no_body_and_opens_none(page: Path) -> None:
+    app = make(HERE, page)
+    with (
+        served(app, HERE) as url,
+        socket.create_connection(("127.0.0.1", urlsplit(url).port), timeout=10) as client,
+    ):
+        client.sendall(b"HEAD /events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        head, _, body = client.makefile("rb").read().partition(b"\r\n\r\n")
+        assert (b"text/event-stream" in head, body) == (True, b"")
+        assert len(app[STREAMS]) == 0
+
+
 def test_browser_that_reads_nothing_is_disconnected_and_holds_no_other_up(page: Path) -> None:
     """The other has received every change before the next is made."""
     deaf = socket.socket()

@@ -87,6 +87,8 @@ class EventStreams:
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response  # without a body
         stream = _Outbox(request.transport)
         self._streams.add(stream)
         try:  # no event comes between the present state and the stream

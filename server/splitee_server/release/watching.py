@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from splitee.cli.words import devices
 from splitee.errors import ModelError, Stalled
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
@@ -74,6 +75,15 @@ class Watch:
             raise ModelError(f"not in service on {listed(sorted(failed))}; what was there before still is")
         if self.rollout is not None and self.rollout.state in ("stopped", "expired"):
             raise ModelError(f"rollout {self._name} is {self.rollout.state}: {self.rollout.reason}")
+        if self.rollout is not None and self.rollout.state == "finished":
+            replaced = sum(
+                one.devices - one.in_service - one.failed - one.asleep - one.late
+                for one in self.rollout.waves
+            )
+            if replaced > 0:
+                raise ModelError(
+                    f"not in service on {devices(replaced)}: another release has replaced it there"
+                )
 
 
 def wait_for(
@@ -109,7 +119,7 @@ def wait_for(
         show(watch)
 
 
-def listed(devices: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first of them by name, and how many more there are."""
-    more = f" and {len(devices) - SHOWN} more" if len(devices) > SHOWN else ""
-    return ", ".join(devices[:SHOWN]) + more
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

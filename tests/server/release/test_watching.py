@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fakes import FakeClock, FakePort
-from release_fleet import TOPICS
+from release_fleet import TOPICS, ReleaseFleet
 
 from splitee.errors import ModelError, Stalled
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts, RolloutState, Update, UpdateState, Wave
+from splitee_server.release.plans import AT_ONCE
 from splitee_server.release.watching import SHOWN, Watch, wait_for
 
 
@@ -42,3 +45,17 @@ def test_errors_about_a_large_fleet_name_only_the_first_devices() -> None:
     end(stopped)
     with pytest.raises(ModelError, match=f"pi-019 and {100 - SHOWN} more; what was there before still is"):
         stopped.check()
+
+
+def test_release_that_a_newer_one_has_replaced_does_not_count_as_in_service(tmp_path: Path) -> None:
+    fleet = ReleaseFleet(tmp_path)
+    first, *_ = fleet.begin("a", pace=AT_ONCE)
+    fleet.report(first, "in service")
+    fleet.begin("b", b"newer", AT_ONCE)
+    fleet.settle()
+    found = Watch(FakePort(FakeClock()), TOPICS, "a")
+    for sent in fleet.port.sent:
+        found.take(Message(sent.topic, sent.payload))
+    end(found)
+    with pytest.raises(ModelError, match="not in service on 3 devices: another release has replaced it"):
+        found.check()
