@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
@@ -41,6 +41,7 @@ RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells
 STOP_CHECK_EVERY = 0.2  # seconds between two checks whether to stop
 SHORT_CONNECTION = 5.0  # seconds: a paced connection that ends sooner counts as another refusal
 PACED_WINDOW = 2  # publications in flight at a broker that limits them: a reconnect sends them all at once
+FILTERS = 200  # in a packet: of the longest names, they take 34 KB
 FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ class Link:
         self._limit = self._max_packet = max_packet
         self._admits = admits
         self._filters: dict[str, None] = {}
-        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._subscribing: dict[int, list[str]] = {}
         self._subscriptions = threading.Condition()
         self._sending = threading.Lock()
         self._in_flight = InFlight()
@@ -250,8 +251,9 @@ class Link:
         with self._subscriptions:
             for name in filters:
                 self._filters.pop(name, None)
-            if self.connected and filters:
-                self._client.unsubscribe(list(filters))
+            if self.connected:
+                for names in _packets(filters):
+                    self._client.unsubscribe(names)
 
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
@@ -408,15 +410,16 @@ class Link:
     def _send_subscribe(self, filters: tuple[str, ...]) -> None:
         """The caller holds `_subscriptions`."""
         options = SubscribeOptions(qos=1)
-        _, number = self._client.subscribe([(topic, options) for topic in filters])
-        if number is not None:
-            self._subscribing[number] = filters
+        for names in _packets(filters):
+            _, number = self._client.subscribe([(topic, options) for topic in names])
+            if number is not None:
+                self._subscribing[number] = names
 
     def _on_subscribe(
         self, _client: Client, _data: Any, number: int, reasons: list[ReasonCode], _properties: Properties
     ) -> None:
         with self._subscriptions:
-            filters = self._subscribing.pop(number, ())
+            filters = self._subscribing.pop(number, [])
             if not self._subscribing:
                 self._inbox.release(Connected(self._fresh))
             self._subscriptions.notify_all()
@@ -458,6 +461,12 @@ class Link:
         if self._log_refused.due() or topic != self._refused_topic:
             self._refused_topic = topic
             log.warning("broker refuses what is published on %s: %s", topic, reason.getName().lower())
+
+
+def _packets(filters: Sequence[str]) -> Iterator[list[str]]:
+    """The filters in groups that packets hold: a broker hangs up at one that is larger than it takes."""
+    for start in range(0, len(filters), FILTERS):
+        yield list(filters[start : start + FILTERS])
 
 
 def _age(message: MQTTMessage) -> int | None:

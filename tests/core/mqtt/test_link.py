@@ -111,6 +111,21 @@ def test_subscription_after_open_works_at_once(
     assert messages(link, 1) == [Message(base, b"x")]
 
 
+def test_more_filters_than_a_packet_holds_are_subscribed_to_now_and_at_each_connection(
+    messages: Messages, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
+) -> None:
+    filters = [f"{base}/{number:05}/{100 * 'x'}" for number in range(16_000)]
+    link = make_link(mosquitto_broker.address)
+    link.subscribe(*filters)
+    link.publish(filters[-1], b"x")
+    assert messages(link, 1) == [Message(filters[-1], b"x")]
+    later = make_link(mosquitto_broker.address, "later", *filters)
+    later.unsubscribe(*filters[1:])
+    for name in (filters[-1], filters[0]):
+        later.publish(name, b"y")
+    assert messages(later, 1) == [Message(filters[0], b"y")]
+
+
 class SlowFilter(str):
     """A filter that another thread's `subscribe` overtakes while it is sent."""
 
