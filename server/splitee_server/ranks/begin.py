@@ -11,6 +11,7 @@ from functools import partial
 
 import msgspec
 
+from splitee.cli.plain_text import plain
 from splitee.cli.signals import Stopped
 from splitee.errors import ConfigError, RankLost, SpliteeError, Unwinding
 from splitee.mqtt.address import BrokerAddress, TlsFiles
@@ -65,7 +66,7 @@ def rank_group(place: Place | None, settings: Mapping[str, object]) -> Iterator[
 
 def compare_settings(group: Group, settings: Mapping[str, object]) -> None:
     """Raises ConfigError: another rank has different settings; the error names the first."""
-    own = {name: str(value) for name, value in settings.items()}
+    own = {name: plain(str(value)) for name, value in settings.items()}
     for rank, data in enumerate(group.exchange("settings", msgspec.json.encode(own))):
         other = msgspec.json.decode(data, type=dict[str, str])
         for name in sorted(own.keys() | other.keys()):

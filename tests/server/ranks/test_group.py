@@ -103,6 +103,8 @@ def test_rank_without_a_sign_of_life_counts_as_lost() -> None:
 def test_ranks_with_the_same_settings_agree(groups: Callable[[int], list[Group]]) -> None:
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda group: compare_settings(group, {"rounds": 3, "fleet": "a"}), groups(3)))
+        file = {"weights": "caf\udce9.pt"}  # a name in Latin-1
+        list(pool.map(lambda group: compare_settings(group, file), groups(2)))
 
 
 def test_ranks_with_different_settings_are_refused_with_the_difference(
