@@ -43,5 +43,7 @@ class Pace:
                 return False
             self._is_owed = False
             # Counted from when it was due: at 30 images a second, SECONDS of 0.1 give 10 a second, not 7.5.
-            self._due = max(self._due + self._every, now)
+            # After a pause of the stream that is longer than SECONDS, it is counted anew.
+            is_late = now - self._due > self._every
+            self._due = (now if is_late else self._due) + self._every
             return True

@@ -28,6 +28,16 @@ def test_one_image_is_taken_per_interval(every: float, count: int) -> None:
     assert taken(Pace(every, clock=clock), clock, 10) == pytest.approx(count, abs=1)
 
 
+@pytest.mark.parametrize("pause", [10.5, 20.5, 100.5])
+def test_one_image_per_interval_is_taken_after_a_pause_of_the_stream(pause: float) -> None:
+    """As when a camera's program is started again."""
+    clock = FakeClock()
+    pace = Pace(10.0, clock=clock)
+    assert pace.takes()
+    clock.advance(pause)
+    assert taken(pace, clock, 9) == 1
+
+
 def test_images_are_taken_only_for_a_trigger_and_its_window() -> None:
     clock = FakeClock()
     pace = Pace(1.0, window=5.0, clock=clock)
