@@ -24,7 +24,8 @@ MAGIC = b"SPLITEE1"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
 UNFINISHED = ".new"  # suffix of temporary files' names
 CLIENT_ID = ".client-id"
-KEPT_FILES = {".lock", CLIENT_ID}  # when everything else is deleted
+FACTS = "run.json"
+_ROUND_FILE = re.compile(r"round-(\d+)\.(state|changes)")
 KEPT_ROUNDS = 2  # committed rounds: the current and the one before
 
 
@@ -194,10 +195,12 @@ class StateDirectory:
     def close(self) -> None:
         os.close(self._lock)
 
-    def clear(self) -> None:
-        """Forget everything but the lock and the token."""
+    def clear(self, *others: str) -> None:
+        """Delete a run's facts and rounds, and the files `others`; people may keep further files beside them."""
+        for name in (FACTS, *others):
+            _remove(self.path / name)
         for file in self.path.iterdir():
-            if file.is_file() and file.name not in KEPT_FILES:
+            if _ROUND_FILE.fullmatch(file.name):
                 _remove(file)
 
     def client_token(self) -> str:
@@ -216,16 +219,16 @@ class StateDirectory:
 
     def save_facts(self, facts: dict[str, Any]) -> None:
         """Save `run.json`: what the state belongs to."""
-        write_atomically(self.path / "run.json", json.dumps(facts, indent=1).encode())
+        write_atomically(self.path / FACTS, json.dumps(facts, indent=1).encode())
 
     def facts(self) -> dict[str, Any] | None:
         """The facts that `save_facts` wrote; None if there are none, or the file is damaged."""
         try:
-            facts = json.loads((self.path / "run.json").read_bytes())
+            facts = json.loads((self.path / FACTS).read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("state: %s is unreadable (%s); it is ignored", self.path / "run.json", error)
+            log.warning("state: %s is unreadable (%s); it is ignored", self.path / FACTS, error)
             return None
         return facts if isinstance(facts, dict) else None
 
@@ -281,8 +284,8 @@ class StateDirectory:
 
     def rounds(self) -> list[int]:
         """The rounds that have files, the newest first."""
-        names = (re.fullmatch(r"round-(\d+)\.state", file.name) for file in self.path.iterdir())
-        return sorted((int(name[1]) for name in names if name), reverse=True)
+        names = (_ROUND_FILE.fullmatch(file.name) for file in self.path.iterdir())
+        return sorted((int(name[1]) for name in names if name and name[2] == "state"), reverse=True)
 
     def prune(self, committed: int, keep: int = 0) -> None:
         """Delete rounds older than the one kept before `committed`, except the round `keep`."""

@@ -33,9 +33,7 @@ IDENTITY = ("run", "network", "cut")  # the facts that identify a state
 CALIBRATION_IMAGES = 128
 MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
-FILES = (  # of a state
-    "run.json",
-    "round-*.state",
+FILES = (  # of a state, beside facts and rounds
     DIVISION,
     MISTAKES,
     BASELINE,
@@ -85,14 +83,14 @@ class DeviceStore:
         stored = self._directory.facts()
         self._cuts = {cut}
         if stored is None or fresh:
-            self._clear()
+            self._directory.clear(*FILES)
             return
         current = self._facts(spec, cut, finished=False)
         if stored.get("run") == spec.run:
             self._cuts |= _cuts(stored)
         if stored.get("finished", False):
             if stored.get("run") != spec.run:
-                self._clear()
+                self._directory.clear(*FILES)
         elif any(stored.get(key) != current[key] for key in IDENTITY):
             moved = (
                 "" if stored.get("run") != spec.run else f"--cut {stored.get('cut')} or --adapt-cut goes on, "
@@ -102,12 +100,6 @@ class DeviceStore:
                 f"cut {stored.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
                 f"{moved}--fresh starts over, another --state keeps it"
             )
-
-    def _clear(self) -> None:
-        """Delete the state of another run, but nothing else: its owner may keep other files beside it."""
-        for pattern in FILES:
-            for file in self._directory.path.glob(pattern):
-                file.unlink()
 
     def request_cut(self, spec: RunSpec, cut: int, wanted: int) -> None:
         """Record that this device, cut at `cut`, requests cut `wanted`; later processes then know it."""

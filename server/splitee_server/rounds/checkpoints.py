@@ -19,7 +19,7 @@ from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.seasons import Seasons
 from splitee.training.commit_files import CommitFiles
-from splitee.training.history import Course
+from splitee.training.history import HISTORY, Course
 from splitee.validation_errors import format_error
 from splitee_server.members.traffic import StoredTraffic
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
@@ -28,7 +28,9 @@ from splitee_server.rounds.seasons import SEASONS, seasons_before
 
 DISMISSED = "dismissed.json"
 TRAFFIC = "traffic.json"
+REPORT = "report.json"
 FIRST_WEIGHTS = "weights.state"  # the run's initial weights, if they do not come from the seed
+FILES = (DISMISSED, TRAFFIC, REPORT, FIRST_WEIGHTS, SEASONS, EVALUATION, HISTORY)  # of a run, beside its rounds
 # Fields of RunSpec that are no settings, and the one that may be changed.
 FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "fused", "mean", "std", "rounds")
 
@@ -113,7 +115,7 @@ class Checkpoints:
         """
         stored = None if fresh else self.begun()
         if stored is None:
-            self._directory.clear()
+            self._directory.clear(*FILES)
             self._begin()
             if weights is not None:
                 self._directory.save(FIRST_WEIGHTS, weights)
@@ -266,5 +268,5 @@ class Checkpoints:
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_atomically(
-            self.path / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+            self.path / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
         )

@@ -101,6 +101,22 @@ def test_run_with_the_same_settings_is_resumed(store: Checkpoints) -> None:
     assert store.newest() == 1
 
 
+def test_fresh_run_deletes_the_state_before_and_keeps_files_of_others(store: Checkpoints) -> None:
+    """Somebody gives --state a folder that has files of their own."""
+    store.open(SPEC, fresh=False, weights=b"initial")
+    store.save(committed(1))
+    store.save_metrics(metrics(1))
+    store.save_dismissed(["pi-9"])
+    store.save_report({"run": "run-a"})
+    own = [store.path / name for name in ("thesis.odt", "device.toml", "round-1.md")]
+    for path in own:
+        path.write_bytes(b"the owner's")
+    store.open(replace(SPEC, run="run-b"), fresh=True)
+    assert all(path.read_bytes() == b"the owner's" for path in own)
+    left = {path.name for path in store.path.iterdir()} - {path.name for path in own}
+    assert left == {".lock", "run.json"}
+
+
 def test_run_with_other_settings_is_refused_unless_fresh(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     store.save(committed(1))
