@@ -18,6 +18,8 @@ from splitee.commands.status import receive_retained
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetView
+from splitee.protocol.routes import SERVER_STATUS
+from splitee.protocol.topics import Topics
 
 SILENT = 60.0  # seconds without a word of the server; it speaks every 5
 
@@ -30,7 +32,7 @@ def healthcheck(link: LinkOptions) -> None:
     with closing(
         Link(link.address, f"splitee-health-{os.getpid()}-{time.time_ns()}", tls=link.tls)
     ) as connection:
-        connection.subscribe(*view.filters)
+        connection.subscribe(SERVER_STATUS.topic(Topics(link.fleet)))
         connection.open(10.0)
         receive_retained(connection, view)
     server = view.snapshot().server

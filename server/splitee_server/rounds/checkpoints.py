@@ -30,7 +30,15 @@ DISMISSED = "dismissed.json"
 TRAFFIC = "traffic.json"
 REPORT = "report.json"
 FIRST_WEIGHTS = "weights.state"  # the run's initial weights, if they do not come from the seed
-FILES = (DISMISSED, TRAFFIC, REPORT, FIRST_WEIGHTS, SEASONS, EVALUATION, HISTORY)  # of a run, beside its rounds
+FILES = (
+    DISMISSED,
+    TRAFFIC,
+    REPORT,
+    FIRST_WEIGHTS,
+    SEASONS,
+    EVALUATION,
+    HISTORY,
+)  # of a run, beside its rounds
 # Fields of RunSpec that are no settings, and the one that may be changed.
 FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "fused", "mean", "std", "rounds")
 

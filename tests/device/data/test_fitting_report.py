@@ -21,7 +21,9 @@ def logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptur
     for name, size in SPREAD.items():
         (tmp_path / name).mkdir()
         for number in range(4):
-            Image.new("RGB", size, (60 * number, 100 * len(list(tmp_path.iterdir())), 0)).save(tmp_path / name / f"{number}.jpg")
+            Image.new("RGB", size, (60 * number, 100 * len(list(tmp_path.iterdir())), 0)).save(
+                tmp_path / name / f"{number}.jpg"
+            )
     (tmp_path / "a" / "broken.jpg").write_bytes(b"no image")
     caplog.set_level(logging.INFO, "splitee_device")
     return caplog

@@ -105,9 +105,9 @@ def test_fresh_run_deletes_the_state_before_and_keeps_files_of_others(store: Che
     """Somebody gives --state a folder that has files of their own."""
     store.open(SPEC, fresh=False, weights=b"initial")
     store.save(committed(1))
-    store.save_metrics(metrics(1))
+    store.add_metrics(metrics(1))
     store.save_dismissed(["pi-9"])
-    store.save_report({"run": "run-a"})
+    store.write_report({"run": "run-a"})
     own = [store.path / name for name in ("thesis.odt", "device.toml", "round-1.md")]
     for path in own:
         path.write_bytes(b"the owner's")
