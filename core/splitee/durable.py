@@ -196,7 +196,7 @@ class StateDirectory:
         os.close(self._lock)
 
     def clear(self, *others: str) -> None:
-        """Delete a run's facts and rounds, and the files `others`; people may keep further files beside them."""
+        """Delete a run's facts and rounds, and the files `others`, but no file that people keep there."""
         for name in (FACTS, *others):
             _remove(self.path / name)
         for file in self.path.iterdir():
