@@ -34,7 +34,7 @@ class ExitCode(IntEnum):
     VERSION = 7, "device and server speak different protocol versions"
     ID_IN_USE = 8, "another device has started with this id, or another server serves this fleet", True
     REJECTED = 9, "the server refused this device: its class names or shapes differ from the fleet's"
-    STATE = 10, "the state directory is not writable, full, in use, or of another run"
+    STATE = 10, "the state directory is not writable, full, in use, or of another run; or a path is refused"
     STALLED = 11, "no server runs, or none replied within --patience or --wait"
     EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]", True
     CHILD = 13, "a process that this command started has failed"

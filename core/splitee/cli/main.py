@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -31,6 +32,8 @@ EXTRAS = {
     "tensorboardX": "server",
     "aiohttp": "page",
 }
+# Errors of a path that somebody has given, wherever it is used; any other error of the system is a defect.
+PATH_REFUSED = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 class Commands(Group):
@@ -138,6 +141,14 @@ def _show_usage_error(error: click.ClickException) -> None:
     echo(f"Error: {error.format_message()}", err=True)
 
 
+def _refused_path(error: OSError) -> str:
+    """The line for a path that the system refuses; any other error is a defect."""
+    if error.filename is None or error.errno not in PATH_REFUSED:
+        raise error
+    hint = "; run it by sudo, or as the account that owns it" if isinstance(error, PermissionError) else ""
+    return f"{error.filename}: {error.strerror}{hint}"
+
+
 def _open_standard_files() -> None:
     """Opens those of the three standard files that are closed; otherwise other files would get their numbers.
 
@@ -173,4 +184,7 @@ def main(arguments: list[str] | None = None) -> None:
         missing = missing_extra(error, " ".join(sys.argv[1:2]))
         echo(f"splitee: {missing}", err=True)
         code = missing.exit_code
+    except OSError as error:
+        echo(f"splitee: {_refused_path(error)}", err=True)
+        code = ExitCode.STATE
     sys.exit(code if isinstance(code, int) else ExitCode.OK)

@@ -18,7 +18,6 @@ from splitee.errors import DataError
 from splitee.log_limits import FirstFew
 from splitee.samples.images import IMAGE_SUFFIXES
 from splitee_device.capture.backlog import NewImage
-from splitee_device.reachable import is_folder
 
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
@@ -63,9 +62,9 @@ class Folder:
             existing: whether images that are there at the start are new, too.
             poll: seconds between two scans of all names; None: the system reports changes.
 
-        Raises DataError: there is no such folder; StateError: this account may not look there.
+        Raises DataError: there is no such folder.
         """
-        if not is_folder(path):
+        if not path.is_dir():
             raise DataError(f"--watch {path}: there is no such folder")
         self._path = path
         self._poll = poll

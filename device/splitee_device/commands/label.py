@@ -28,7 +28,6 @@ from splitee_device.labelling.labelled import is_it_enough
 from splitee_device.labelling.labeller import Labeller
 from splitee_device.labelling.learning_curve import Enough, Spread
 from splitee_device.labelling.scores import Scores
-from splitee_device.reachable import is_folder
 from splitee_web.listening import ListenOptions, listening_options
 
 PORT = 8081
@@ -119,7 +118,7 @@ def _serve(data: Path, folders: list[Path], scores: Scores, where: ListenOptions
     from splitee_device.labelling.page import LabelPage
     from splitee_web.site import serve
 
-    if not is_folder(data) and not data.exists() and data.parent.is_dir():
+    if not data.exists() and data.parent.is_dir():
         raise DataError(f"{data}: there is no such folder; make it first: mkdir {data}")
     with closing(Labeller(data, folders, scores.guess)) as labeller:
         scores.open(labeller)

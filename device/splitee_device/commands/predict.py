@@ -30,7 +30,6 @@ from splitee.samples.storage import load_region
 from splitee_device.inference.find_model import find_model
 from splitee_device.inference.options import lowest_threshold, most_offload
 from splitee_device.inference.tally import Tally, class_of
-from splitee_device.reachable import is_folder
 
 if TYPE_CHECKING:
     from splitee.inference.offload import Offload
@@ -148,10 +147,8 @@ def predict(
 
 
 def find_images(path: Path) -> list[Path]:
-    """The image itself, or all images in a folder and its subfolders. Raises DataError: there are none;
-    StateError: this account may not look there.
-    """
-    if not is_folder(path):
+    """The image itself, or all images in a folder and its subfolders. Raises DataError: there are none."""
+    if not path.is_dir():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not found:

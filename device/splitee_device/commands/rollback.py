@@ -13,7 +13,6 @@ from splitee.cli.settings import setting, settings_file
 from splitee.errors import ModelError
 from splitee_device.commands.infer import DIRECTORY
 from splitee_device.inference.model_store import ModelStore
-from splitee_device.reachable import is_folder
 
 
 @click.command(cls=Command)
@@ -30,6 +29,6 @@ from splitee_device.reachable import is_folder
 )
 def rollback(models: Path) -> None:
     """Put the previous model into service again; a running `splitee infer` switches to it at once."""
-    if not is_folder(models):
+    if not models.is_dir():
         raise ModelError(f"{models}: there are no models here; --models names what `splitee infer` uses")
     echo(f"in service: {ModelStore(models).roll_back()}")

@@ -14,7 +14,6 @@ from splitee.cli.settings import setting, settings_file, switch
 from splitee.errors import ModelError
 from splitee_device.commands.infer import DIRECTORY
 from splitee_device.inference.trust import Trust, Trusted
-from splitee_device.reachable import is_folder
 
 
 @click.command(cls=Command)
@@ -40,7 +39,7 @@ def trust(models: Path, forget: bool) -> None:
     A release may change only the weights; anything else is refused. The key that must sign releases is set
     by --release-key of `splitee device` and `splitee infer`.
     """
-    if not is_folder(models):
+    if not models.is_dir():
         raise ModelError(f"{models}: there are no models here; --models names what the device uses")
     kept = Trust(models)
     if forget:

@@ -15,7 +15,6 @@ from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError, SoftwareError
 from splitee.inference.signatures import ReleaseKey
-from splitee_device.reachable import is_folder
 from splitee_device.upgrade.installer import SoftwareInstaller
 from splitee_device.upgrade.software import TRIAL, TRIED, Software
 
@@ -61,7 +60,7 @@ def upgrade(
     """
     if [file is not None, roll_back, only_list].count(True) != 1:
         raise ConfigError("give one of FILE, --roll-back and --list")
-    if not is_folder(software):
+    if not software.is_dir():
         raise SoftwareError(f"{software}: no such folder; --software names that of `splitee-start`")
     kept = Software(software.absolute())
     installer = SoftwareInstaller(kept)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from splitee.errors import ModelError
 from splitee.inference.manifest import MANIFEST
-from splitee_device.reachable import HINT
 
 # Where a model may be, if the path is the model directory, STATE/models, or STATE.
 _PLACES = (Path(), Path("current"), Path("models") / "current")
@@ -16,16 +15,8 @@ _PLACES = (Path(), Path("current"), Path("models") / "current")
 def find_model(path: Path) -> Path:
     """The model directory that `path` is, or the one in service of the device whose models or state it is.
 
-    Raises ModelError: there is none, or this account may not look there. If `path` is a server's, the message
-    names the devices' models.
+    Raises ModelError: there is none. If `path` is a server's, the message names the devices' models.
     """
-    try:
-        return _found(path)
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}; {HINT}") from None
-
-
-def _found(path: Path) -> Path:
     for place in _PLACES:
         if (path / place / MANIFEST).exists():
             return path / place

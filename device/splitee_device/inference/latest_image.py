@@ -13,7 +13,6 @@ from splitee.durable import UNFINISHED
 from splitee.errors import ConfigError
 from splitee.log_limits import FirstFew
 from splitee.samples.images import UnreadableImage, read_encoded
-from splitee_device.reachable import is_folder
 
 EVERY = 1.0  # least seconds between two writes
 
@@ -27,8 +26,8 @@ class LatestImage:
     """
 
     def __init__(self, path: Path, *, clock: Clock = time.monotonic) -> None:
-        """Raises ConfigError: there is no such folder; StateError: this account may not look there."""
-        if not is_folder(path.parent) or is_folder(path):
+        """Raises ConfigError: there is no such folder."""
+        if not path.parent.is_dir() or path.is_dir():
             raise ConfigError(f"--keep-latest {path}: expected a file in a folder that exists")
         self._path = path
         self._clock = clock

@@ -14,7 +14,6 @@ from pathlib import Path
 from splitee.errors import DataError
 from splitee.log_limits import FirstFew
 from splitee_device.data.folder import is_foreign, is_image_name
-from splitee_device.reachable import is_folder
 
 MOST_IMAGES = 10_000  # shown at most: the first by name
 
@@ -41,9 +40,9 @@ class UnlabelledFolders:
     """The images in these folders and their subfolders, except hidden ones; links are not followed."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        """Raises DataError: one of them is not a folder; StateError: this account may not look there."""
+        """Raises DataError: one of them is not a folder."""
         for folder in folders:
-            if not is_folder(folder):
+            if not folder.is_dir():
                 raise DataError(f"{folder}: there is no such folder")
         self._folders = tuple(folder.resolve() for folder in folders)
         self._log_most = FirstFew(3600.0)
