@@ -141,9 +141,18 @@ class SyntheticStore:
         return number in self._rounds and trainer.digest() == digest
 
     def restore(
-        self, number: int, _digest: str | None, trainer: SyntheticTrainer, initial: Callable[[], Any]
+        self,
+        number: int,
+        _digest: str | None,
+        trainer: SyntheticTrainer,
+        initial: Callable[[], Any],
+        _tick: Callable[[], None],
     ) -> None:
         trainer.load(self._rounds[number] if number in self._rounds else initial())
+
+    def trained_since(self, _number: int) -> int:
+        """Its features are the same in all rounds."""
+        return 0
 
     def finish(self, *_: object) -> None:
         """Nothing to do."""
