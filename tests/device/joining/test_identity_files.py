@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from file_limit import room_for
 
 from splitee.errors import ConfigError, StateError
 from splitee_device.joining.exchange import Joined
@@ -27,17 +26,6 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()
     }
-
-
-@contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """No file of this process can be larger than `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_old_identity_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from commands import refusal
+from file_limit import room_for
 from labels import contents, not_writable, write_images
 from open_files import open_to_all
 
@@ -133,23 +132,12 @@ def test_deleted_or_replaced_image_is_reported_and_not_moved(place: Path) -> Non
         assert (outcome.gone, outcome.moved) == ([deleted, replaced], [sound])
 
 
-@contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process may grow."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def test_label_and_undo_fail_on_a_full_disk_and_move_no_image(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 1), "a")
         journal = (place / "data" / WORKSPACE / FILE).read_bytes()
         before = contents(place)
-        with full_disk():
+        with room_for(0):
             outcome = labeller.label(first(labeller, 4), "b")
             undone = labeller.undo()
         assert "cannot write" in outcome.failed and "cannot write" in undone.failed

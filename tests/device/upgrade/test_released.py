@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import resource
 import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 from fakes import FakeClock, FakePort
+from file_limit import room_for
 from wheels import make_keys, small_wheel, software_file
 
 from splitee import __version__
@@ -185,12 +185,8 @@ def test_trial_outcome_is_reported_on_a_full_disk_and_again_after_a_restart(devi
     device.on_trial()
     device.software.reject_trial(NAME, "it ended")
     device.restart()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
+    with room_for(0):
         device.delivery.tick()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (device.reports[-1].state, device.reports[-1].reason) == ("rolled back", "it ended")
     device.restart()
     device.delivery.tick()
