@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import graphs
 import numpy as np
+from other_user import not_as_root
 from PIL import Image
 
 from splitee.inference.manifest import CLIENT, write_manifest
-
-NOBODY = 65534  # user id
 
 
 def write_images(folder: Path, count: int, *, start: int = 0, name: str = "{:04}.png") -> list[Path]:
@@ -52,13 +50,9 @@ def not_writable(folder: Path) -> Iterator[None]:
     folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
     for path in folders:
         path.chmod(0o555)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(NOBODY)
     try:
-        yield
+        with not_as_root():
+            yield
     finally:
-        if is_root:
-            os.seteuid(0)
         for path in folders:
             path.chmod(0o755)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -14,9 +13,9 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from splitee.durable import write_atomically
 from splitee.protocol.fields import Fraction
 from splitee.protocol.run_spec import RunSpec
+from splitee_device.training.records import read_record, write_record
 from splitee_device.training.trainer import ClientTrainer
 
 BASELINE = "baseline.json"  # in a device's state
@@ -67,7 +66,7 @@ def alone_accuracy(
     Returns:
         None: no images are held out.
     """
-    kept = _read(state / BASELINE)
+    kept = read_record(state / BASELINE, _Baseline, "the baseline is trained again")
     if kept is not None and (kept.run, kept.rounds) == (spec.run, spec.rounds):
         return kept.accuracy
     trainer = trainer_at(standalone_spec(spec), cut)
@@ -79,18 +78,8 @@ def alone_accuracy(
             on_step(number, step, trainer.steps, trainer.loss)
     on_batch = partial(on_step, spec.rounds, trainer.steps, trainer.steps, trainer.loss)
     found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer, on_batch))
-    write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
+    write_record(state / BASELINE, found)
     log.info("baseline: trained alone, the exit has an accuracy of %.1f %%", 100 * found.accuracy)
     del trainer
     gc.collect()  # a small device has no room for two networks
     return found.accuracy
-
-
-def _read(path: Path) -> _Baseline | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Baseline)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("state: %s is unreadable (%s); the baseline is trained again", path, error)
-        return None

@@ -4,18 +4,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 from pathlib import Path
 
 import msgspec
 
-from splitee.durable import write_atomically
 from splitee_device.data.image_sets import LabelledImages
+from splitee_device.training.records import read_record, write_record
 
 IMAGE_RECORD = "trained-images.json"  # in a device's state
-
-log = logging.getLogger(__name__)
 
 
 class _Record(msgspec.Struct, frozen=True):
@@ -34,11 +30,11 @@ def trained_since(folder: Path, images: LabelledImages, number: int) -> int:
         0: nothing else is known to have been trained on.
     """
     path, digest = folder / IMAGE_RECORD, _digest(images)
-    before = _read(path)
+    before = read_record(path, _Record, "its images count as those of all rounds")
     if before is not None and before.digest == digest:
         return before.since
     found = _Record(digest, 0 if before is None else number)
-    write_atomically(path, json.dumps(msgspec.to_builtins(found)).encode())
+    write_record(path, found)
     return found.since
 
 
@@ -48,13 +44,3 @@ def _digest(images: LabelledImages) -> str:
     for number in range(len(images)):
         found.update(f"{images.name(number)}\0".encode(errors="surrogateescape"))
     return found.hexdigest()
-
-
-def _read(path: Path) -> _Record | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        log.warning("state: %s is unreadable (%s); its images count as those of all rounds", path, error)
-        return None

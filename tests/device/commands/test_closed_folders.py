@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
 import click
 import pytest
 from commands import call
+from other_user import not_as_root
 
 from splitee.cli.main import splitee
 from splitee.errors import ExitCode
 
-NOBODY = 65_534
 COMMANDS = ["rollback", "trust", "upgrade", "predict", "label", "infer"]
 
 
@@ -29,22 +27,12 @@ def closed(public_path: Path) -> Iterator[Path]:
     assert all(splitee.get_command(context, name) for name in COMMANDS)
     for module in ("encodings.idna", "splitee_web.site"):
         import_module(module)
-    with _closed(folder.parent):
-        yield folder
-
-
-@contextmanager
-def _closed(folder: Path) -> Iterator[None]:
-    folder.chmod(0)
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(NOBODY)
+    folder.parent.chmod(0)
     try:
-        yield
+        with not_as_root():
+            yield folder
     finally:
-        if is_root:
-            os.seteuid(0)
-        folder.chmod(0o755)
+        folder.parent.chmod(0o755)
 
 
 @pytest.mark.parametrize(
