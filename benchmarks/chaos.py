@@ -25,7 +25,7 @@ from rich.console import Console
 
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import Faults
-from benchmarks.real_fleet import TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import TICK, Fleet, Settings, out_option, working_directory
 from splitee_server.learning.strategies.registry import STRATEGIES
 
 DEAD_PATH = 31.0  # seconds within which a device must notice a dead network; its log has whole seconds
@@ -55,7 +55,7 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
                 chaos.inject()
                 next_fault = time.monotonic() + generator.uniform(1, 8)
 
-        until(lambda: fleet.finished, disturb)
+        fleet.finish(disturb)
         report = fleet.report()
         report["commits"] = len(
             {json.loads(line)["round"] for line in (directory / "server" / "history.jsonl").open()}

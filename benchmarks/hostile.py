@@ -30,7 +30,7 @@ import click
 from rich.console import Console
 
 from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
-from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, working_directory
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -147,7 +147,7 @@ def capture(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
             samples = captured.setdefault(event.topic, [])
             samples[KEPT - 1 :] = [event.payload]
 
-    until(is_calm, capture_next)
+    fleet.until(is_calm, capture_next)
     return captured
 
 

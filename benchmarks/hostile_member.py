@@ -43,7 +43,6 @@ from benchmarks.real_fleet import (
     Settings,
     out_option,
     undisturbed_run,
-    until,
     working_directory,
 )
 from splitee.errors import MalformedMessage
@@ -211,10 +210,10 @@ class RoundMonitor:
                 return spec is not None and bool(spec.class_names)
             return opened is not None and opened.phase == phase and opened.round >= number
 
-        until(is_there, self.take)
+        self._fleet.until(is_there, self.take)
 
     def until_committed(self, number: int) -> None:
-        until(lambda: self.committed >= number or self._fleet.finished, self.take)
+        self._fleet.until(lambda: self.committed >= number or self._fleet.finished, self.take)
 
 
 @contextmanager
@@ -271,7 +270,7 @@ def attacked_run(directory: Path, settings: Settings, messages: int, seed: int) 
             monitor.until_committed(calm + FLOODED[1] - FLOODED[0])
             rate = flood[0] / (time.monotonic() - began)
         flooded = monitor.committed
-        until(lambda: fleet.finished, monitor.take)
+        fleet.finish(monitor.take)
         report = fleet.report()
     span = flooded - calm
     report["sent"] = sent

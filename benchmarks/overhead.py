@@ -37,7 +37,7 @@ from typing import Any
 import click
 import psutil
 
-from benchmarks.real_fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, working_directory
 from benchmarks.simulated_devices import simulated_devices
 from benchmarks.time_slices import take_long_slices
 from splitee.mqtt.events import Message
@@ -154,7 +154,7 @@ def _watch(fleet: Fleet, link: Link, rounds: int) -> Seconds:
             if opened.phase == "train":
                 at_opening[opened.round] = _cpu_seconds(fleet)
 
-    until(lambda: fleet.finished, note_opening)
+    fleet.finish(note_opening)
     first, last = at_opening[2], at_opening[rounds]
     return {name: last[name] - first[name] for name in first}
 

@@ -30,8 +30,9 @@ FLEET = "benchmark"
 TOPICS = Topics(FLEET)
 CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
 WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
-LONGEST = 1800.0  # seconds that a run may take
+LONGEST = 900.0  # seconds that a run may take
 TICK = 0.1  # seconds
+LOG_LINES, STACK_LINES = 12, 40  # of a process, in the report on a run that does not end
 
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
 
@@ -171,7 +172,7 @@ class Fleet:
 
     def start(self, name: str) -> None:
         part = self.parts[name]
-        environment = {**os.environ}
+        environment = {**os.environ, "PYTHONFAULTHANDLER": "1"}  # an aborted one dumps its stacks
         if self._own_clocks:
             path = os.pathsep.join(filter(None, (str(WRONG_CLOCK), os.environ.get("PYTHONPATH", ""))))
             environment |= {"PYTHONPATH": path, "CLOCK_FILE": str(self._clock(name))}
@@ -183,6 +184,42 @@ class Fleet:
                 stderr=log,
                 env=environment,
             )
+
+    def until(self, condition: Callable[[], bool], meanwhile: Callable[[], object]) -> None:
+        """Call `meanwhile` until `condition` is true.
+
+        Raises ClickException after LONGEST seconds: it says what each process does. They are aborted.
+        """
+        deadline = time.monotonic() + LONGEST
+        while not condition():
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"not finished after {LONGEST:.0f} s\n\n{self._abort()}")
+            meanwhile()
+
+    def finish(self, meanwhile: Callable[[], object] = lambda: time.sleep(TICK)) -> None:
+        """As `until`, until all processes have ended with exit code 0."""
+        self.until(lambda: self.finished, meanwhile)
+
+    def _abort(self) -> str:
+        """Abort the processes that run; what each did: the end of its log, and its stacks."""
+        described = []
+        for name, part in self.parts.items():
+            log, process = self.log(name), part.process
+            lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            state, size = "has not been started again", log.stat().st_size
+            if process is not None and (code := process.poll()) is not None:
+                state = f"ended with exit code {code}"
+            elif process is not None:
+                state = "runs"
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGABRT)
+                process.wait()
+                lines += log.read_bytes()[size:].decode(errors="replace").splitlines()[:STACK_LINES]
+            described.append("\n".join((f"{name} {state}:", *lines)))
+        broker = self.broker.broker
+        ended = None if broker is None or broker.process is None else broker.process.poll()
+        described.append("broker runs" if ended is None else f"broker ended with status {ended}")
+        return "\n\n".join(described)
 
     def set_clock(self, name: str, seconds: float) -> None:
         """Set how many seconds the clock of process `name` is ahead."""
@@ -227,17 +264,8 @@ class Fleet:
 def undisturbed_run(directory: Path, strategy: str, settings: Settings) -> dict[str, Any]:
     """The report of a fleet that runs to its end without faults."""
     with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
-        until(lambda: fleet.finished, lambda: time.sleep(TICK))
+        fleet.finish()
         return fleet.report()
-
-
-def until(condition: Callable[[], bool], meanwhile: Callable[[], object]) -> None:
-    """Call `meanwhile` until `condition` is true. Raises ClickException after LONGEST seconds."""
-    deadline = time.monotonic() + LONGEST
-    while not condition():
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"not finished after {LONGEST:.0f} s: see the logs with --out")
-        meanwhile()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import hashlib
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 from torch import nn
 
-from benchmarks.real_fleet import TICK, Fleet, until
+from benchmarks.real_fleet import Fleet
 from splitee.inference.manifest import ClientManifest, read_manifest, write_manifest
 from splitee.samples.storage import SAMPLES
 
@@ -57,7 +56,7 @@ def train(directory: Path) -> tuple[Path, Path]:
     with Fleet(
         directory / "run", [*server, "--devices", "1", "--seed", "1"], {TRAINED: device}, isolated=()
     ) as fleet:
-        until(lambda: fleet.finished, lambda: time.sleep(TICK))
+        fleet.finish()
     models = directory / "models"
     for name in (TRAINED, "server"):
         splitee("export", *NETWORK, "--state", directory / "run" / name, "--out", models / name)

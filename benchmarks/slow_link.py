@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from benchmarks.device_network import can_make_namespaces
-from benchmarks.real_fleet import FLEET, TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import FLEET, TICK, Fleet, Settings, out_option, working_directory
 from benchmarks.slow_network import LinkKind, SlowNamespace
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -94,7 +94,7 @@ def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind)
         with closing(Link(fleet.broker.address, "slow-link-benchmark")) as link:
             link.open(CONNECT)
             watched = Watched(link, SLOW)
-            until(lambda: fleet.finished, watched.poll)
+            fleet.finish(watched.poll)
         report, log = fleet.report(), fleet.log(SLOW).read_text()
     device = next(device for device in report["devices"] if device["id"] == SLOW)
     return {

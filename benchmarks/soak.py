@@ -40,7 +40,6 @@ from benchmarks.real_fleet import (
     Fleet,
     FleetProcess,
     out_option,
-    until,
     working_directory,
 )
 from splitee.errors import ExitCode
@@ -297,7 +296,7 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
             day.tick()
             fleet.database.measure()
 
-        until(lambda: fleet.finished, meanwhile)
+        fleet.finish(meanwhile)
         report = fleet.report()
         sessions = abandoned_sessions(fleet.broker.address)
         fleet.database.saved(fleet.pids["broker"])

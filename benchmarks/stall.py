@@ -32,7 +32,6 @@ from benchmarks.real_fleet import (
     Settings,
     out_option,
     undisturbed_run,
-    until,
     working_directory,
 )
 from splitee.mqtt.events import Message
@@ -63,13 +62,14 @@ class Observer:
         self.memory = PeakMemory(fleet.pids)
         self.trained = (0, 0)  # latest round, and the most trained batches of a device in it
         self.published: Counter[str] = Counter()  # bytes of features, by device
+        self._fleet = fleet
         self._link = link
         leaves = ("inbox/ack", "features")
         link.subscribe(*(TOPICS.all_devices(leaf) for leaf in leaves))
         link.open(10)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        until(condition, self._poll)
+        self._fleet.until(condition, self._poll)
 
     def _poll(self) -> None:
         event = self._link.receive(0.2)

@@ -33,7 +33,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, working_directory
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
@@ -137,7 +137,7 @@ def rounds_of(fleet: Fleet, link: Link, counter: Counter, rounds: int) -> dict[s
                 seen.setdefault(opened.round, counter.now())
 
     with counter.tracing():
-        until(lambda: rounds in seen, note_opening)
+        fleet.until(lambda: rounds in seen, note_opening)
     return {name: seen[rounds][name] - before for name, before in seen[FIRST].items()}
 
 
@@ -184,7 +184,7 @@ def idle(directory: Path, settings: Settings, seconds: float, autosave: int | No
         joined: set[str] = set()
         link.subscribe(TOPICS.all_devices("inbox/plan"))
         link.open(10)
-        until(lambda: len(joined) == len(devices), lambda: _note_topic(link, joined))
+        fleet.until(lambda: len(joined) == len(devices), lambda: _note_topic(link, joined))
         before = {name: _written(pid) for name, pid in fleet.pids.items()}
         saves: set[int] = set()
         end = time.monotonic() + seconds
