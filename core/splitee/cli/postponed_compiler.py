@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Postpones the import of torch's compiler, which saves 150 MB and a second per process.
+"""Postpones the import of torch's compiler and of sympy: half of the CPU time in which a process starts.
 
 torchvision's operators, torch's optimizers and its process groups call `torch._dynamo` even if nothing is
-ever compiled. A command's process gets a module in its place that behaves as in a process without the
-compiler. It becomes the real module as soon as anything else is needed from it. Only `splitee.cli.main`, the
-beginning of every program, installs it: a program may decide this for its own process, a library may not.
+ever compiled, and operations on the meta device compare sizes as if they might be symbols. A command's
+process gets modules in their place that behave as in a process without compiler and symbols. Each becomes the
+real module as soon as anything else is needed from it; if that never happens, 180 MB are saved. Only
+`splitee.cli.main`, the beginning of every program, installs them: a program may decide this for its own
+process, a library may not.
 """
 
 from __future__ import annotations
@@ -32,10 +34,56 @@ def disable(*arguments: Any, **named: Any) -> Any:
     return module.disable(*arguments, **named)
 
 
+def compares(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """As the function `name` of torch's symbolic shapes, which for plain numbers is `plain`."""
+
+    def compare(*arguments: Any, **named: Any) -> Any:
+        module = sys.modules[SHAPES]
+        if isinstance(module, PostponedModule):
+            if all(map(is_plain, arguments)):
+                return plain(*arguments)
+            load_real_module(module)
+        return getattr(module, name)(*arguments, **named)
+
+    return compare
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a number, or a sequence of numbers."""
+    if isinstance(value, tuple | list):
+        return all(type(one) in NUMBERS for one in value)
+    return type(value) in NUMBERS
+
+
+def same(value: Any) -> Any:
+    return value
+
+
+class NoSymbol:
+    """Stands for the class of sympy's symbols while there are none."""
+
+
+NUMBERS = bool, int, float
+SHAPES = "torch.fx.experimental.symbolic_shapes"
+COMPARISONS: Mapping[str, Callable[..., Any]] = {
+    "expect_true": same,
+    "guard_or_false": same,
+    "guard_or_true": same,
+    "guard_size_oblivious": same,
+    "guarding_hint_or_throw": same,
+    "has_guarding_hint": lambda _: True,
+    "is_nested_int": lambda _: False,
+    "statically_known_true": same,
+    "sym_and": lambda *conditions: all(conditions),
+    "sym_eq": lambda one, other: list(one) == list(other) if isinstance(one, tuple | list) else one == other,
+    "sym_or": lambda *conditions: any(conditions),
+}
 STUBS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "sympy": {"Basic": NoSymbol},
     "torch._dynamo": {"disable": disable, "graph_break": lambda *_, **__: None},
     "torch._dynamo.trace_rules": {"clear_lru_cache": lambda: None},
     "torch._dynamo.utils": {"is_compile_supported": lambda _: False},
+    SHAPES: {name: compares(name, plain) for name, plain in COMPARISONS.items()},
 }
 LOADING = threading.RLock()
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -18,12 +19,13 @@ from typing import Any
 import pytest
 import torch
 
-from splitee.cli.postponed_compiler import PostponingLoader
+from splitee.cli.postponed_compiler import COMPARISONS, SHAPES, PostponingLoader
 
 TESTS = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(TESTS / folder) for folder in ("support", "e2e"))
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 LOADED = "'torch._dynamo.symbolic_convert' in sys.modules"
+SYMPY = "'sympy.core' in sys.modules"
 
 TRAIN_AND_COMPILE = f"""
 import sys
@@ -40,9 +42,13 @@ optimizer.zero_grad()
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 torch.distributed.destroy_process_group()
 assert not ({LOADED})
-compiled = torch.compile(network, backend="eager")
-assert torch.equal(compiled(torch.ones(2, 3)), network(torch.ones(2, 3)))
+assert not ({SYMPY})
+compiled = torch.compile(network, backend="eager", dynamic=True)
+for batch in 2, 5:
+    assert torch.equal(compiled(torch.ones(batch, 3)), network(torch.ones(batch, 3)))
 assert {LOADED}
+assert {SYMPY}
+assert network.to("meta")(torch.empty(2, 3, device="meta")).shape == (2, 3)
 """
 
 OWN_NETWORK = """
@@ -80,6 +86,20 @@ def test_training_does_not_load_the_compiler_but_compiling_does() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+NUMBERS = [
+    *((name, (condition,)) for name in COMPARISONS for condition in (True, False) if name != "sym_eq"),
+    *((name, (3,)) for name in ("guarding_hint_or_throw", "has_guarding_hint", "is_nested_int")),
+    *((name, conditions) for name in ("sym_and", "sym_or") for conditions in ((True, False), (False, False))),
+    *(("sym_eq", pair) for pair in ((2, 2), (2, 3), ((1, 2), [1, 2]), ((1, 2), (1, 3)), ((1,), ()))),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments"), NUMBERS)
+def test_numbers_are_compared_as_by_torch(name: str, arguments: tuple[Any, ...]) -> None:
+    expected = getattr(import_module(SHAPES), name)(*arguments)
+    assert COMPARISONS[name](*arguments) == expected
 
 
 class RealModule(Loader):
