@@ -55,7 +55,7 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
                 chaos.inject()
                 next_fault = time.monotonic() + generator.uniform(1, 8)
 
-        fleet.finish(disturb)
+        fleet.until(lambda: fleet.finished and not chaos.affects("broker"), disturb)
         report = fleet.report()
         report["commits"] = len(
             {json.loads(line)["round"] for line in (directory / "server" / "history.jsonl").open()}

@@ -70,6 +70,10 @@ class Faults:
             self._affected.discard(name)
             undo()
 
+    def affects(self, name: str) -> bool:
+        """Whether a process is under a fault that is not undone yet."""
+        return name in self._affected
+
     def _later(self, seconds: tuple[float, float], name: str, undo: Undo) -> None:
         self._affected.add(name)
         self._pending.append((time.monotonic() + self._random.uniform(*seconds), name, undo))

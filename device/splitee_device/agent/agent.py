@@ -352,11 +352,7 @@ class Agent:
         weights = partial(pack_weights, opened.run, number, opened.attempt, found, phase.kind)
         phase.finish(self._round_done(phase, weights_digest(found), self._clock() - started), weights)
         self._session.wait(
-            lambda: (
-                self._last_received.round is not None
-                and phase_key(self._last_received.round) != phase_key(opened)
-            ),
-            "the statistics of the other devices",
+            lambda: self._last_received.has_passed(opened), "the statistics of the other devices"
         )
 
     def _steps(self, phase: ActivePhase, samples: int) -> int:

@@ -10,6 +10,7 @@ from splitee.protocol.rounds import Ack, Assignment, Participant, Participation,
 from splitee.protocol.run_spec import RunSpec
 
 ENDED = ("release", "finished")  # phases of a run that trains no more
+IN_ORDER = ("train", "statistics", "evaluate", *ENDED)  # the phases that have the same round number
 
 PhaseKey = tuple[str, int, int, str]
 
@@ -115,6 +116,16 @@ class LastReceived:
         last = self.participation
         return last is not None and phase_key(last) == phase_key(opened) and last.part is None
 
+    def has_passed(self, opened: RoundOpen) -> bool:
+        """Whether the server has opened a later phase of the same attempt.
+
+        Any other phase may be an older one: a broker that was killed begins with what it last saved.
+        """
+        current = self.round
+        if current is None or (current.run, current.attempt) != (opened.run, opened.attempt):
+            return False
+        return _position(current) > _position(opened)
+
     def assignment_for(self, opened: RoundOpen, part: Participant) -> Assignment | None:
         """The server's assignment of the commit that `part` in `opened` continues from, once it has come."""
         found = self.assignment
@@ -153,3 +164,8 @@ class LastReceived:
         return (
             current is not None and spec is not None and current.run == spec.run and current.phase in phases
         )
+
+
+def _position(opened: RoundOpen) -> tuple[int, int]:
+    """Where a phase is in an attempt. Gathering may come before or after those with its round's number."""
+    return opened.round, IN_ORDER.index(opened.phase) if opened.phase in IN_ORDER else -1

@@ -16,6 +16,7 @@ from scripted_server import other_weights
 from torch import Tensor
 
 from splitee.networks.split import build_for
+from splitee.protocol import routes
 from splitee.protocol.rounds import RoundDone
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import is_statistic
@@ -58,10 +59,10 @@ class AveragingServer:
     def __init__(self, device: Device, average: Callable[[RoundDone], dict[str, Tensor]]) -> None:
         self._server = device.server
         self._average = average
-        self._server.on_done = self._end_phase
+        self._server.on_done = self.end_phase
         self._server.participant = {"weights": True}
 
-    def _end_phase(self, done: RoundDone) -> None:
+    def end_phase(self, done: RoundDone) -> None:
         server = self._server
         if done.phase == "train":
             server.held, server.fresh = self._average(done), False
@@ -114,6 +115,31 @@ def test_device_whose_network_is_the_average_fetches_only_statistics(make: Calla
     assert files.written == ["round-000001.state", "round-000002.state"]
     requested = {name for sync in device.server.syncs for name in sync.weights}
     assert requested and all(map(is_statistic, requested))
+
+
+def test_statistics_are_sent_again_if_the_broker_lost_them_and_had_an_older_round(
+    make: Callable[..., Device],
+) -> None:
+    """A broker that was killed has the messages of its last autosave: here, that of the training."""
+    device = make(AVERAGED, script=(*WITH_STATISTICS, ("finished", ROUNDS)))
+    averaging = AveragingServer(device, lambda done: an_average(AVERAGED, float(done.round)))
+    server, lost = device.server, []
+
+    def lose_first_statistics(done: RoundDone) -> None:
+        if done.phase == "statistics" and not lost:
+            lost.append(done)
+            assert server.opened is not None
+            server.send(routes.ROUND, replace(server.opened, phase="train"))
+            server.send(routes.ROUND, server.opened, seconds=1)
+        else:
+            averaging.end_phase(done)
+
+    server.on_done = lose_first_statistics
+    server.open_run()
+    device.run()
+    sent = [(done.phase, done.round) for done in server.done]
+    assert sent.count(("statistics", 1)) == 2
+    assert device.server.committed == ROUNDS
 
 
 def test_state_without_averaging_is_on_disk_when_round_done_is_sent(make: Callable[..., Device]) -> None:

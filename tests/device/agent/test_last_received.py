@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from msgspec.structs import replace
 
@@ -132,6 +134,29 @@ def test_completed_phase_does_not_begin_again(last_received: LastReceived) -> No
     last_received.add(OPENED, 0)
     assert last_received.next_phase("r", phase_key(OPENED)) is None
     assert last_received.next_phase("r", phase_key(replace(OPENED, attempt=6))) == OPENED
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_later"),
+    [
+        ({}, False),
+        ({"phase": "train"}, False),
+        ({"phase": "gather"}, False),
+        ({"phase": "evaluate", "round": 1}, False),
+        ({"phase": "evaluate", "attempt": 8}, False),
+        ({"phase": "evaluate", "run": "of before"}, False),
+        ({"phase": "evaluate"}, True),
+        ({"phase": "finished"}, True),
+        ({"phase": "train", "round": 3}, True),
+    ],
+)
+def test_only_a_later_phase_of_the_attempt_shows_that_one_is_over(
+    last_received: LastReceived, changed: dict[str, Any], is_later: bool
+) -> None:
+    statistics = replace(OPENED, phase="statistics")
+    assert not last_received.has_passed(statistics)
+    last_received.add(replace(statistics, **changed), 0)
+    assert last_received.has_passed(statistics) == is_later
 
 
 def test_phase_continues_from_the_assignment_of_its_base_and_attempt(last_received: LastReceived) -> None:
