@@ -111,6 +111,7 @@ class Session:
         self._overflowed = -SYNC_AFTER  # when messages to this device were last lost here
         self._log_reports = FirstFew()
         self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SYNC_JITTER / 1000
+        self._left: set[tuple[str, int]] = set()  # runs that this process has left, with their rounds
         self._guarded = ""  # the run whose assignments are checked
         self._accepts_cut: Callable[[int], bool] = lambda _cut: True
         self.last_received = LastReceived(instance, clock())
@@ -320,7 +321,17 @@ class Session:
         self.last_received.last_seen = self._clock()
 
     def _dispatch(self, received: Received) -> None:
-        self._handlers[received.route](received.message)
+        if received.route is not routes.RUN or not self._is_remembered(received):
+            self._handlers[received.route](received.message)
+
+    def _is_remembered(self, received: Received) -> bool:
+        """Whether a run was left long ago, and only the broker still has it.
+
+        A broker that was killed begins with what it last saved. The server publishes its run anew when it is
+        back; until then its devices keep theirs, with what they have trained in it.
+        """
+        run = received.message
+        return received.envelope.retained and (run.run, run.rounds) in self._left
 
     def _record(self, message: Any) -> None:
         self.last_received.add(message, self._clock())
@@ -338,6 +349,8 @@ class Session:
         before = self.last_received.spec
         self._record(spec)
         if before is not None and (before.run, before.rounds) != (spec.run, spec.rounds):
+            self._left.add((before.run, before.rounds))
+            self._left.discard((spec.run, spec.rounds))
             raise RunChanged(before, spec)
 
     def _on_assignment(self, assignment: Assignment) -> None:

@@ -20,7 +20,7 @@ from splitee.protocol.rounds import Ack, Assignment, RoundOpen, Sync
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.agent.requests import SYNC_AFTER
-from splitee_device.agent.session import SUBSCRIPTIONS, SYNC_JITTER, Session
+from splitee_device.agent.session import SUBSCRIPTIONS, SYNC_JITTER, RunChanged, Session
 
 TOPICS = Topics("fleet")
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
@@ -244,6 +244,23 @@ def test_reconnect_before_the_run_is_known_sends_only_the_status(port: FakePort,
     port.happen(Connected(fresh=True))
     session.drain()
     assert leaves(port) == ["status"]
+
+
+def test_run_that_only_the_broker_remembers_is_not_returned_to(port: FakePort, session: Session) -> None:
+    """As after a power cut of a broker that saves its messages now and then."""
+    join(port, session)
+    later = replace(SPEC, run="later")
+    for run, retained in ((later, False), (SPEC, False)):
+        port.deliver(topic(routes.RUN), run.encode(), retained=retained)
+        with pytest.raises(RunChanged):
+            session.drain()
+    port.deliver(topic(routes.RUN), later.encode(), retained=True)
+    session.drain()
+    assert session.await_run() == SPEC
+    port.deliver(topic(routes.RUN), later.encode(), retained=False)
+    with pytest.raises(RunChanged):
+        session.drain()
+    assert session.await_run() == later
 
 
 def test_drain_handles_a_limited_number_of_messages_at_once(
