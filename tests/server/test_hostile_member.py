@@ -16,6 +16,7 @@ from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet, client_weights
 
 from splitee.cli.signals import Stopped
 from splitee.errors import Diverged
+from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
@@ -26,6 +27,7 @@ from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
 from splitee_server.members.device_subscriptions import MEMBERS_ONLY
 from splitee_server.monitoring.observer import Observer
+from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.policy import Policy
 
 HONEST = ("pi-1", "pi-2")
@@ -190,6 +192,34 @@ def test_request_with_features_out_of_bounds_fails_alone(
     }
     assert (errors["pi-1"], errors["pi-2"]) == ("", "")
     assert "beyond +-65504" in errors[EVIL]
+
+
+def test_request_that_the_trunk_has_no_finite_prediction_for_gets_the_reason(
+    fleet: VirtualFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(_self: CommittedTrunks, _trunk: str, features: Array) -> Array:
+        return np.full((len(features), 3), features.max() * 1e3, np.float32)
+
+    monkeypatch.setattr(CommittedTrunks, "logits", logits)
+
+    def send_requests(opened: RoundOpen) -> None:
+        for name, value in (("pi-1", 0.5), (EVIL, 6e4)):
+            device = fleet.devices[name]
+            features = filled(value, opened, device)
+            request = InferRequest(run="run", cut=device.profile.cut, features=features).encode()
+            reply_topic = routes.INFER_REPLY.topic(TOPICS, name)
+            topic = routes.INFER.topic(TOPICS, name)
+            fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
+
+    at(fleet, "train", send_requests, number=2)
+    fleet.run()
+    sound, failed = (
+        InferReply.decode(fleet.port.payloads(routes.INFER_REPLY.topic(TOPICS, name))[-1])
+        for name in ("pi-1", EVIL)
+    )
+    assert (sound.error, sound.together) == ("", 4)
+    assert "not finite, or out of bounds" in failed.error
+    assert fleet.rejected == {(EVIL, "malformed"): 1}
 
 
 def test_requests_with_a_model_of_an_earlier_run_fail_without_quarantine(fleet: VirtualFleet) -> None:
