@@ -127,8 +127,8 @@ class Rollout:
 
     @property
     def files(self) -> set[str]:
-        """Digests of the files that a device may still request."""
-        wanted = ("in service", *(UNDECIDED if self.is_open else OFFERED))
+        """Digests of the files that a device may still request; in an open rollout also after a failure."""
+        wanted = ("in service", *OFFERED, *(("queued", "failed", "rolled back") if self.is_open else ()))
         return {
             self.releases[device].file
             for device, standing in self.record.devices.items()

@@ -257,6 +257,22 @@ def test_release_file_is_stored_once_and_deleted_when_the_rollout_stops(fleet: R
     assert list(fleet.store.path.glob("files/*")) == []
 
 
+def test_device_that_fetches_again_after_a_failure_gets_the_release_while_the_rollout_is_open(
+    fleet: ReleaseFleet,
+) -> None:
+    fleet.wake("d0", "d1")
+    content, other = fleet.content(b"model", ["d0"]), fleet.content(b"of another cut", ["d1"])
+    content.releases += other.releases
+    content.sizes |= other.sizes
+    content.paths |= other.paths
+    fleet.releases.begin(content, "a", replace(AT_ONCE, max_failures="1"))
+    fleet.tick()
+    fleet.report("d0", "failed", reason="it takes 5 B, and the disk has only 4 B left")
+    fleet.report("d0", "downloading")
+    assert fleet.offered == {"d0", "d1"}
+    assert fleet.fetch("d0") == b"d0:model"
+
+
 def test_release_file_may_be_named_by_a_symbolic_link(fleet: ReleaseFleet) -> None:
     content = fleet.content(b"model")
     [(digest, path)] = content.paths.items()
