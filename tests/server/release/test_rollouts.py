@@ -60,6 +60,19 @@ def test_soak_time_restarts_on_a_failure_but_not_on_a_server_restart(fleet: Rele
     assert fleet.offered == {second, third, fourth}
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_soak_time_does_not_depend_on_changes_of_the_time_of_day(fleet: ReleaseFleet, seconds: float) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=replace(WAVES, soak=60.0))
+    fleet.report(first, "in service")
+    fleet.tick(30)
+    fleet.set_by = seconds
+    fleet.tick(25)
+    assert fleet.offered == {first}
+    fleet.tick(10)
+    assert fleet.offered == {first, second}
+
+
 def test_sleeping_devices_delay_no_wave_and_get_the_release_on_waking(fleet: ReleaseFleet) -> None:
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("2", "100%")))
     fleet.tick(1000)
