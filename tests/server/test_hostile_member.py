@@ -333,24 +333,40 @@ def test_server_unsubscribes_from_two_flooding_devices(fleet: VirtualFleet) -> N
     assert heard == {"pi-1": True, "pi-2": False, EVIL: False}
 
 
+def of_one_sample(batch: bytes) -> bytes:
+    """A batch's first sample alone, where BatchNorm needs two: it raises in the trunk's forward pass."""
+    whole = Features.decode(batch)
+    shape = [1, *whole.features.shape[1:]]
+    features = EncodedTensor("fp32", shape, np.ones(shape, "<f4").tobytes())
+    return replace(whole, features=features, labels=whole.labels[:1]).encode()
+
+
 def test_batch_that_raises_in_the_trunk_is_skipped(tmp_path: Path) -> None:
-    """One sample, where BatchNorm needs two: it raises in the middle of the trunk's forward pass."""
     fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed")
     evil = fleet.devices[EVIL]
     of_four = evil.features
 
-    def of_one(opened: RoundOpen, step: int) -> bytes:
-        whole = Features.decode(of_four(opened, step))
-        if opened.phase != "train" or step:
-            return whole.encode()
-        shape = [1, *whole.features.shape[1:]]
-        features = EncodedTensor("fp32", shape, np.ones(shape, "<f4").tobytes())
-        return replace(whole, features=features, labels=whole.labels[:1]).encode()
+    def features(opened: RoundOpen, step: int) -> bytes:
+        whole = of_four(opened, step)
+        return of_one_sample(whole) if opened.phase == "train" and step == 0 else whole
 
-    evil.features = of_one  # type: ignore[method-assign]
+    evil.features = features  # type: ignore[method-assign]
     report = fleet.run()
     assert fleet.rejected == {(EVIL, "unhandled"): 2}  # one a round
     assert report["batches_trained"] == 16
+
+
+def test_device_alone_in_a_round_whose_batches_all_raise_ends_only_in_quarantine(tmp_path: Path) -> None:
+    """Of these batches the run does not end as diverged."""
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed", sample="1")
+    evil = fleet.devices[EVIL]
+    of_four = evil.features
+    evil.profile = replace(evil.profile, train_samples=160)
+    evil.features = lambda opened, step: of_one_sample(of_four(opened, step))  # type: ignore[method-assign]
+    fleet.run()
+    assert fleet.rejected[EVIL, "unhandled"] == 20
+    assert [len(names) for names in fleet.counted.values()] == [1, 1]
+    assert EVIL not in fleet.counted[1] + fleet.counted[2]
 
 
 def test_diverging_run_raises_and_keeps_a_finite_last_commit(tmp_path: Path) -> None:
