@@ -158,6 +158,11 @@ def unwritable(path: Path, error: OSError) -> StateError:
     return StateError(f"cannot write {path}: {error.strerror}; free space or choose another directory")
 
 
+def unreadable(path: Path, error: OSError) -> StateError:
+    """The message about a file of a state that could not be read because of `error`."""
+    return StateError(f"{path} cannot be read: {error.strerror}")
+
+
 class StateDirectory:
     """One process's durable state: `run.json` and a checksummed file for each of the last rounds."""
 

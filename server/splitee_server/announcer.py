@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from splitee.cli.words import size
 from splitee.clock import Clock
-from splitee.errors import ExitCode, IdInUse
+from splitee.errors import ConfigError, ExitCode, IdInUse
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
@@ -124,7 +125,16 @@ class Announcer:
         return self._port.max_packet
 
     def run(self, spec: RunSpec) -> None:
-        """Publish the run if any of its settings has changed."""
+        """Publish the run if any of its settings has changed.
+
+        Raises ConfigError: the broker takes no packet that is large enough for the names of its classes.
+        """
+        taken = len(spec.encode())
+        if taken > self.max_packet:
+            raise ConfigError(
+                f"the {len(spec.class_names)} classes of this run make a message of {size(taken)}, and the "
+                f"broker takes at most {size(self.max_packet)}: raise its limit, or shorten the names"
+            )
         self._retain(routes.RUN, spec, repeat_after=inf)
 
     def round(self, opened: RoundOpen) -> None:
@@ -162,6 +172,8 @@ class Announcer:
     ) -> None:
         """A round's figures: those of each device that was not dismissed, then those of the fleet.
 
+        Recalls of classes are left out if they are too large for the broker.
+
         `confusions`: by device, as far as they are known.
         """
         for device, figures in metrics.devices.items():
@@ -171,7 +183,10 @@ class Announcer:
                 run=metrics.run, round=metrics.round, figures=figures, confusion=confusions.get(device)
             )
             self._retain(routes.FIGURES, message, device, repeat_after=inf)
-        self._retain(routes.METRICS, replace(metrics, devices={}))
+        of_fleet = replace(metrics, devices={})
+        if len(of_fleet.encode()) > self.max_packet:
+            of_fleet = replace(of_fleet, fleet=replace(metrics.fleet, class_recalls=()))
+        self._retain(routes.METRICS, of_fleet)
 
     def overview(self, route: Route, message: JsonMessage, device: str = "") -> None:
         """Publish a message for viewers, if it has changed and is small enough for every broker."""

@@ -128,7 +128,10 @@ class Service:
         )
         self._quarantine = Quarantine(members, policy.quarantine_after)
         self._predictions = Predictions(
-            port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
+            port,
+            topics,
+            CommittedTrunks(spec, checkpoints),
+            lambda device, action, request: self.gate.guard(routes.INFER, device, action, request),
         )
         models = checkpoints.path / MODELS
         self._releases = Releases(

@@ -16,6 +16,7 @@ from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet, client_weights
 
 from splitee.cli.signals import Stopped
 from splitee.errors import Diverged
+from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
@@ -26,6 +27,7 @@ from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
 from splitee_server.members.device_subscriptions import MEMBERS_ONLY
 from splitee_server.monitoring.observer import Observer
+from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.policy import Policy
 
 HONEST = ("pi-1", "pi-2")
@@ -192,6 +194,34 @@ def test_request_with_features_out_of_bounds_fails_alone(
     assert "beyond +-65504" in errors[EVIL]
 
 
+def test_request_that_the_trunk_has_no_finite_prediction_for_gets_the_reason(
+    fleet: VirtualFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(_self: CommittedTrunks, _trunk: str, features: Array) -> Array:
+        return np.full((len(features), 3), features.max() * 1e3, np.float32)
+
+    monkeypatch.setattr(CommittedTrunks, "logits", logits)
+
+    def send_requests(opened: RoundOpen) -> None:
+        for name, value in (("pi-1", 0.5), (EVIL, 6e4)):
+            device = fleet.devices[name]
+            features = filled(value, opened, device)
+            request = InferRequest(run="run", cut=device.profile.cut, features=features).encode()
+            reply_topic = routes.INFER_REPLY.topic(TOPICS, name)
+            topic = routes.INFER.topic(TOPICS, name)
+            fleet.port.happen(Message(topic, request, response_topic=reply_topic, correlation=b"1"))
+
+    at(fleet, "train", send_requests, number=2)
+    fleet.run()
+    sound, failed = (
+        InferReply.decode(fleet.port.payloads(routes.INFER_REPLY.topic(TOPICS, name))[-1])
+        for name in ("pi-1", EVIL)
+    )
+    assert (sound.error, sound.together) == ("", 4)
+    assert "not finite, or out of bounds" in failed.error
+    assert fleet.rejected == {(EVIL, "malformed"): 1}
+
+
 def test_requests_with_a_model_of_an_earlier_run_fail_without_quarantine(fleet: VirtualFleet) -> None:
     """It classifies as fast as it can, until it gets the model of this run."""
     reply_topic = routes.INFER_REPLY.topic(TOPICS, "pi-1")
@@ -303,24 +333,40 @@ def test_server_unsubscribes_from_two_flooding_devices(fleet: VirtualFleet) -> N
     assert heard == {"pi-1": True, "pi-2": False, EVIL: False}
 
 
+def of_one_sample(batch: bytes) -> bytes:
+    """A batch's first sample alone, where BatchNorm needs two: it raises in the trunk's forward pass."""
+    whole = Features.decode(batch)
+    shape = [1, *whole.features.shape[1:]]
+    features = EncodedTensor("fp32", shape, np.ones(shape, "<f4").tobytes())
+    return replace(whole, features=features, labels=whole.labels[:1]).encode()
+
+
 def test_batch_that_raises_in_the_trunk_is_skipped(tmp_path: Path) -> None:
-    """One sample, where BatchNorm needs two: it raises in the middle of the trunk's forward pass."""
     fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed")
     evil = fleet.devices[EVIL]
     of_four = evil.features
 
-    def of_one(opened: RoundOpen, step: int) -> bytes:
-        whole = Features.decode(of_four(opened, step))
-        if opened.phase != "train" or step:
-            return whole.encode()
-        shape = [1, *whole.features.shape[1:]]
-        features = EncodedTensor("fp32", shape, np.ones(shape, "<f4").tobytes())
-        return replace(whole, features=features, labels=whole.labels[:1]).encode()
+    def features(opened: RoundOpen, step: int) -> bytes:
+        whole = of_four(opened, step)
+        return of_one_sample(whole) if opened.phase == "train" and step == 0 else whole
 
-    evil.features = of_one  # type: ignore[method-assign]
+    evil.features = features  # type: ignore[method-assign]
     report = fleet.run()
     assert fleet.rejected == {(EVIL, "unhandled"): 2}  # one a round
     assert report["batches_trained"] == 16
+
+
+def test_device_alone_in_a_round_whose_batches_all_raise_ends_only_in_quarantine(tmp_path: Path) -> None:
+    """Of these batches the run does not end as diverged."""
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed", sample="1")
+    evil = fleet.devices[EVIL]
+    of_four = evil.features
+    evil.profile = replace(evil.profile, train_samples=160)
+    evil.features = lambda opened, step: of_one_sample(of_four(opened, step))  # type: ignore[method-assign]
+    fleet.run()
+    assert fleet.rejected[EVIL, "unhandled"] == 20
+    assert [len(names) for names in fleet.counted.values()] == [1, 1]
+    assert EVIL not in fleet.counted[1] + fleet.counted[2]
 
 
 def test_diverging_run_raises_and_keeps_a_finite_last_commit(tmp_path: Path) -> None:

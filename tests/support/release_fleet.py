@@ -26,7 +26,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.release.plans import Content, RolloutPolicy
 from splitee_server.release.releases import ROUTES, Releases
 from splitee_server.release.rollout_store import RolloutStore
-from splitee_server.release.rollouts import SETTLE
+from splitee_server.release.rollouts import MAX_ELAPSED, SETTLE
 from splitee_server.release.wave_sizes import in_wave_order
 
 TOPICS = Topics("fleet")
@@ -40,6 +40,7 @@ class ReleaseFleet:
         self.path = path
         self.devices = [f"d{number}" for number in range(devices)]
         self.now = FakeClock(1_000_000.0)
+        self.set_by = 0.0  # seconds by which somebody has set the time of day
         self.gone: set[str] = set()
         self.restart()
 
@@ -50,7 +51,12 @@ class ReleaseFleet:
         self.before = retained
         self.store = RolloutStore(self.path / "releases")
         self.releases = Releases(
-            self.port, TOPICS, self.store, is_gone=self.gone.__contains__, now=self.now, clock=self.now
+            self.port,
+            TOPICS,
+            self.store,
+            is_gone=self.gone.__contains__,
+            now=lambda: self.now() + self.set_by,
+            clock=self.now,
         )
         self.gate = Gate(TOPICS, ROUTES)
 
@@ -80,8 +86,11 @@ class ReleaseFleet:
         return in_wave_order(name, [one.device for one in content.releases])
 
     def tick(self, seconds: float = 1.0) -> None:
-        self.now.advance(seconds)
-        self.releases.rollouts.tick()
+        """Advance the clock in steps, for only MAX_ELAPSED seconds count between two ticks of a server."""
+        until = self.now() + seconds
+        while self.now() < until:
+            self.now.advance(min(MAX_ELAPSED, until - self.now()))
+            self.releases.rollouts.tick()
 
     def settle(self) -> None:
         """Advance the clock until a reconnected server has received the retained messages."""

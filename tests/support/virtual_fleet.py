@@ -139,14 +139,13 @@ class VirtualDevice:
             self.profile = replace(self.profile, cut=self.assignments[-1].cut)
 
     def _on_round(self, opened: RoundOpen) -> None:
-        if self._opened is not None and _key(opened) == _key(self._opened):
-            return  # other devices were dropped
-        self._opened, self._sent = opened, 0
         part = self.part_in(opened)
-        if part is not None:
-            self.parts.append((opened.phase, opened.round, part))
-            assert self._participation is not None
-            self._send_up_to(self._participation.room if self.is_ahead else 1)
+        if part is None or (self._opened is not None and _key(opened) == _key(self._opened)):
+            return  # of a phase without it, or from which other devices were dropped
+        self._opened, self._sent = opened, 0
+        self.parts.append((opened.phase, opened.round, part))
+        assert self._participation is not None
+        self._send_up_to(self._participation.room if self.is_ahead else 1)
 
     def part_in(self, opened: RoundOpen) -> Participant | None:
         """Its part in a phase, from the last participation."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from splitee.durable import unreadable
 from splitee.protocol.fleet import Metrics
 from splitee.statistics import wilson
 
@@ -32,7 +33,10 @@ class Course:
 
 
 def read_history(directory: Path) -> Iterator[Metrics]:
-    """The evaluated rounds in a server's state, as they were written; a torn line ends them."""
+    """The evaluated rounds in a server's state, as they were written; a torn line ends them.
+
+    Raises StateError: they cannot be read.
+    """
     return (metrics for metrics, _ in read_lines(directory / HISTORY))
 
 
@@ -44,6 +48,8 @@ def read_lines(path: Path) -> Iterator[tuple[Metrics, int]]:
                 yield msgspec.json.decode(line, type=Metrics), len(line)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise unreadable(path, error) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         log.warning("state: %s has a line that is torn (%s)", HISTORY, error)
 

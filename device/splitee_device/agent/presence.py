@@ -11,10 +11,10 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from splitee.cli.systemd import notify
-from splitee.cli.words import megabytes
+from splitee.cli.words import megabytes, size
 from splitee.clock import Clock
 from splitee.disk_writes import bytes_written
-from splitee.errors import BrokerRefused, IdInUse
+from splitee.errors import BrokerRefused, DataError, IdInUse
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
@@ -152,7 +152,16 @@ class Presence:
             self.publish_status()
 
     def introduce(self, profile: Profile) -> None:
-        """Publish the profile, which is the request to join."""
+        """Publish the profile, which is the request to join.
+
+        Raises DataError: the broker takes no packet that is large enough for the names of its classes.
+        """
+        taken, most = len(profile.encode()), self._port.max_packet
+        if taken > most:
+            raise DataError(
+                f"the {len(profile.class_names)} classes of this device make a profile of {size(taken)}, and "
+                f"the broker takes at most {size(most)}: raise its limit, or shorten the names"
+            )
         self.profile = profile
         self.publish_profile()
 

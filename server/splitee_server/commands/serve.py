@@ -167,7 +167,10 @@ class TrunkServer:
         self._topics = topics
         self._observers = observers
         self._predictions = predictions = Predictions(
-            port, topics, trunks, lambda device, action: self._gate.guard(routes.INFER, device, action)
+            port,
+            topics,
+            trunks,
+            lambda device, action, request: self._gate.guard(routes.INFER, device, action, request),
         )
         self._releases = (
             Releases(port, topics, store, published=self._on_rollouts) if store is not None else None

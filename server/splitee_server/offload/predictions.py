@@ -14,6 +14,7 @@ import numpy as np
 from splitee.errors import MalformedMessage
 from splitee.inference.trunks import Entry
 from splitee.inference.uncertainty import Array
+from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.codecs import LARGEST, decode_tensor, encode_tensor
@@ -30,8 +31,8 @@ NO_ADDRESS = (
 )
 MAX_WAITING = 256  # requests; then all get their replies before the next is read
 
-Guard = Callable[[str, Callable[[], None]], bool]
-"""Runs an action for a device; False: it raised an error, and the device's request is rejected."""
+Guard = Callable[[str, Callable[[], None], Message], bool]
+"""Runs an action for a device's message; False: it raised an error, and the message is rejected."""
 
 
 class Trunks(Protocol):
@@ -53,12 +54,16 @@ class Trunks(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One device's request, checked: features (B, ...) at its cut, and its correlation data."""
+    """One device's request, checked: features (B, ...) at its cut, and its correlation data.
+
+    `envelope`: the message, whose rejection still gets a reply.
+    """
 
     device: str
     cut: int
     features: Array
     correlation: bytes
+    envelope: Message
 
 
 class Predictions:
@@ -97,7 +102,7 @@ class Predictions:
         if request.features.shape[0] > MAX_SAMPLES:
             raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} get a reply")
         features = decode_tensor(request.features, entry.feature_shape)
-        self._waiting.append(Request(device, request.cut, features, correlation))
+        self._waiting.append(Request(device, request.cut, features, correlation, received.envelope))
         if len(self._waiting) >= MAX_WAITING:
             self.reply_to_all()
 
@@ -120,7 +125,7 @@ class Predictions:
         waiting, self._waiting = self._waiting, []
         by_trunk: dict[str, list[Request]] = defaultdict(list)
         for request in waiting:
-            self._guard(request.device, partial(self._group_by_trunk, request, by_trunk))
+            self._guard(request.device, partial(self._group_by_trunk, request, by_trunk), request.envelope)
         for trunk, requests in by_trunk.items():
             for together in _batches(requests):
                 self._reply_together(trunk, together)
@@ -128,7 +133,7 @@ class Predictions:
     def _reply_together(self, trunk: str, requests: list[Request]) -> None:
         """In one forward pass; if that fails, each request by itself, so that a bad one harms no other."""
         if len(requests) == 1:
-            self._guard(requests[0].device, lambda: self._predict(trunk, requests))
+            self._guard(requests[0].device, lambda: self._predict(trunk, requests), requests[0].envelope)
             return
         try:
             self._predict(trunk, requests)

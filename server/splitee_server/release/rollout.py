@@ -109,6 +109,7 @@ class Rollout:
         # Seconds for which a device has delayed the next wave, and for which it has been trying the release.
         self._delay: defaultdict[str, float] = defaultdict(float)
         self._tried: defaultdict[str, float] = defaultdict(float)
+        self._soaked: float | None = None  # seconds of the soak time that are over; None: not known yet
 
     @property
     def is_open(self) -> bool:
@@ -127,8 +128,8 @@ class Rollout:
 
     @property
     def files(self) -> set[str]:
-        """Digests of the files that a device may still request."""
-        wanted = ("in service", *(UNDECIDED if self.is_open else OFFERED))
+        """Digests of the files that a device may still request; in an open rollout also after a failure."""
+        wanted = ("in service", *OFFERED, *(("queued", "failed", "rolled back") if self.is_open else ()))
         return {
             self.releases[device].file
             for device, standing in self.record.devices.items()
@@ -237,6 +238,7 @@ class Rollout:
             return False
         if now >= record.expires:
             return self._end("expired", "not taken in time")
+        self._count_soak(now, elapsed)
         has_changed = self._count_time(elapsed, is_awake, is_gone)
         failures = self.failures
         if len(failures) > record.max_failures:
@@ -244,6 +246,13 @@ class Rollout:
         if record.state == "paused":
             return has_changed
         return has_changed | self._offer_wave() | self._next_wave(now, is_awake, is_gone)
+
+    def _count_soak(self, now: float, elapsed: float) -> None:
+        """Add to the soak time; for that before a restart, the time of day must be right."""
+        if self._soaked is not None:
+            self._soaked += elapsed
+        elif self.record.quiet_since:
+            self._soaked = max(0.0, now - self.record.quiet_since)
 
     def _count_time(self, elapsed: float, is_awake: Predicate, is_gone: Predicate) -> bool:
         """Add to the time that devices take to decide; True: the time of one is over.
@@ -290,12 +299,11 @@ class Rollout:
             return changed
         if not serves and not all(map(is_gone, reached)):
             return self.stop(f"none of the {len(reached)} devices up to wave {record.wave} has it in service")
-        record.quiet_since = min(record.quiet_since, now)  # a clock may be set back
-        if record.quiet_since and now - record.quiet_since >= record.soak:
+        if record.quiet_since and self._soaked is not None and self._soaked >= record.soak:
             record.wave, record.quiet_since = record.wave + 1, 0.0
             return self._offer_wave() or True
         if not record.quiet_since:
-            record.quiet_since = now
+            record.quiet_since, self._soaked = now, 0.0
             return self._next_wave(now, is_awake, is_gone) if not record.soak else True
         return False
 

@@ -105,6 +105,7 @@ class BatchWork:
                 steps=phase.participants[device].steps,
             )
         except Untrainable as error:
+            phase.note_untrainable(device)
             raise MalformedMessage(str(error), "untrainable") from None
         phase.note_trained(device, loss)
         self.trained.add(len(batch.labels), self._clock() - started)

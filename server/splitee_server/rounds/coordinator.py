@@ -303,7 +303,7 @@ class Coordinator:
         self._ranks.models_have_changed()
 
     def _check_divergence(self) -> None:
-        """Raises Diverged: most devices' batches cannot be trained, so the cause is not a device."""
+        """Raises Diverged: most devices' batches give no finite loss, so the cause is not a device."""
         failing, of = self._phase.failing(), len(self._phase.participants)
         if self._phase.kind == "train" and 2 * len(failing) > of:
             raise Diverged(

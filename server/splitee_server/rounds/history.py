@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.durable import unwritable, write_atomically
+from splitee.durable import unreadable, unwritable, write_atomically
 from splitee.protocol.fleet import Metrics
 from splitee.training.history import HISTORY, Course, course, read_history, read_lines
 
@@ -39,8 +39,16 @@ class History:
         self._entries: dict[int, Entry] | None = None  # by round; None: not read yet
 
     def repair(self) -> None:
-        """Remove the incomplete line that a power cut may have left: lines after it could not be read."""
-        data = self._path.read_bytes() if self._path.exists() else b""
+        """Remove the incomplete line that a power cut may have left: lines after it could not be read.
+
+        Raises StateError: the file cannot be read or written.
+        """
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        except OSError as error:
+            raise unreadable(self._path, error) from None
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             log.warning("state: the last line of %s is torn; it is dropped", self._path)

@@ -45,12 +45,14 @@ class DeviceProgress(msgspec.Struct, frozen=True, array_like=True):
         step: all below it have been taken.
         loss: of the trunk, summed over them.
         rejected: of them, those that could not be worked on.
+        untrainable: of these, those that gave no finite loss or gradient.
         waits: the next one has arrived, or the device has no window for it.
     """
 
     step: int
     loss: float
     rejected: int
+    untrainable: int
     waits: bool
 
 
@@ -97,6 +99,7 @@ class Phase:
         self._unfinished = {device for device in steps if opened.phase != "evaluate" or steps[device]}
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
+        self._untrainable: Counter[str] = Counter()
         self._remote = frozenset(remote)
         self._ready: set[str] = set()  # of these, those that wait for their turn or a window
         self.done: dict[str, RoundDone] = {}
@@ -251,12 +254,17 @@ class Phase:
         self._rejected[device] += 1
         self.progressed_at = self._clock()
 
+    def note_untrainable(self, device: str) -> None:
+        """Note a batch that gave no finite loss or gradient; it is also noted as rejected."""
+        self._untrainable[device] += 1
+
     def progress(self, device: str) -> DeviceProgress:
         """This rank's progress with a device, for the leading rank."""
         return DeviceProgress(
             self.next_step(device),
             self._losses[device],
             self._rejected[device],
+            self._untrainable[device],
             self._waits(device),
         )
 
@@ -264,14 +272,15 @@ class Phase:
         """Note the progress of the rank that has this device's batches."""
         self._batches.advance(device, progress.step)
         self._losses[device], self._rejected[device] = progress.loss, progress.rejected
+        self._untrainable[device] = progress.untrainable
         (self._ready.add if progress.waits else self._ready.discard)(device)
         self._note_part(device)
         self.progressed_at = self._clock()
 
     def failing(self) -> list[str]:
-        """The participants with at least FAILING_AFTER batches that could not be processed."""
+        """The participants with at least FAILING_AFTER batches that gave no finite loss or gradient."""
         return [
-            device for device, count in self._rejected.items() if count >= FAILING_AFTER and device in self
+            device for device, count in self._untrainable.items() if count >= FAILING_AFTER and device in self
         ]
 
     def note_evaluated(

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from retained_fleet import METRICS
 
+from splitee.errors import StateError
 from splitee.training.history import HISTORY, read_history
 
 
@@ -23,3 +24,9 @@ def test_damaged_line_ends_the_history_with_one_warning(
     assert list(read_history(tmp_path)) == rounds[:1]
     (line,) = (record.getMessage() for record in caplog.records)
     assert "history.jsonl has a line that is torn" in line
+
+
+def test_history_that_is_no_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / HISTORY).mkdir()
+    with pytest.raises(StateError, match=r"history\.jsonl cannot be read: Is a directory"):
+        list(read_history(tmp_path))

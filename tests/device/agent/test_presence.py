@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeClock, FakePort
 from msgspec.structs import replace
 
-from splitee.errors import BrokerRefused, IdInUse
+from splitee.errors import BrokerRefused, DataError, IdInUse
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Traffic
@@ -244,3 +244,10 @@ def test_broker_refusal_raises_unless_the_own_status_was_received(port: FakePort
         presence.check_identity()
     presence.on_own_status(OWN_STATUS)
     presence.check_identity()  # the broker accepts this device: it refused something else
+
+
+def test_profile_that_is_too_large_for_the_broker_is_refused_in_one_line(clock: FakeClock) -> None:
+    presence = presence_on(FakePort(clock, max_packet=130_048), clock)
+    names = tuple(f"{number:0200}" for number in range(800))
+    with pytest.raises(DataError, match=r"800 classes .* 16\d\.\d KB, .* at most 130\.0 KB"):
+        presence.introduce(replace(OWN_PROFILE, class_names=names))

@@ -60,6 +60,19 @@ def test_soak_time_restarts_on_a_failure_but_not_on_a_server_restart(fleet: Rele
     assert fleet.offered == {second, third, fourth}
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_soak_time_does_not_depend_on_changes_of_the_time_of_day(fleet: ReleaseFleet, seconds: float) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=replace(WAVES, soak=60.0))
+    fleet.report(first, "in service")
+    fleet.tick(30)
+    fleet.set_by = seconds
+    fleet.tick(25)
+    assert fleet.offered == {first}
+    fleet.tick(10)
+    assert fleet.offered == {first, second}
+
+
 def test_sleeping_devices_delay_no_wave_and_get_the_release_on_waking(fleet: ReleaseFleet) -> None:
     first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("2", "100%")))
     fleet.tick(1000)
@@ -255,6 +268,22 @@ def test_release_file_is_stored_once_and_deleted_when_the_rollout_stops(fleet: R
     fleet.releases.rollouts.carry_out("stop", "a")
     fleet.tick()
     assert list(fleet.store.path.glob("files/*")) == []
+
+
+def test_device_that_fetches_again_after_a_failure_gets_the_release_while_the_rollout_is_open(
+    fleet: ReleaseFleet,
+) -> None:
+    fleet.wake("d0", "d1")
+    content, other = fleet.content(b"model", ["d0"]), fleet.content(b"of another cut", ["d1"])
+    content.releases += other.releases
+    content.sizes |= other.sizes
+    content.paths |= other.paths
+    fleet.releases.begin(content, "a", replace(AT_ONCE, max_failures="1"))
+    fleet.tick()
+    fleet.report("d0", "failed", reason="it takes 5 B, and the disk has only 4 B left")
+    fleet.report("d0", "downloading")
+    assert fleet.offered == {"d0", "d1"}
+    assert fleet.fetch("d0") == b"d0:model"
 
 
 def test_release_file_may_be_named_by_a_symbolic_link(fleet: ReleaseFleet) -> None:

@@ -17,19 +17,14 @@ def fleet(tmp_path: Path) -> ReleaseFleet:
     return ReleaseFleet(tmp_path)
 
 
-def wait(fleet: ReleaseFleet, seconds: int) -> None:
-    for _ in range(seconds // 5):
-        fleet.tick(5.0)
-
-
 def test_undecided_device_delays_the_next_wave_until_it_is_late(fleet: ReleaseFleet) -> None:
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.report(first, "in service")
     fleet.report(second, "downloading", have=1)
-    wait(fleet, 80)
+    fleet.tick(80)
     assert fleet.offered == {first, second}
-    wait(fleet, 30)
+    fleet.tick(30)
     assert fleet.offered == set(fleet.devices)
     assert [wave.late for wave in fleet.rollout().waves] == [1, 0]
     assert fleet.update(second).reason == "not decided within 100 s"
@@ -44,9 +39,9 @@ def test_device_that_wakes_and_sleeps_in_turns_does_not_delay_waves_forever(flee
     fleet.report(first, "in service")
     for _ in range(10):
         fleet.wake(second, state="offline")
-        wait(fleet, 20)
+        fleet.tick(20)
         fleet.wake(second)
-        wait(fleet, 20)
+        fleet.tick(20)
     assert fleet.offered == set(fleet.devices)
 
 
@@ -56,9 +51,9 @@ def test_device_that_vanishes_in_its_trial_counts_as_failed_when_late(fleet: Rel
     fleet.report(second, "trying")
     fleet.wake(second, state="offline")
     fleet.report(first, "in service")
-    wait(fleet, 80)
+    fleet.tick(80)
     assert fleet.offered == {first, second}
-    wait(fleet, 30)
+    fleet.tick(30)
     assert fleet.rollout().state == "stopped"
     assert fleet.rollout().reason == f"1 failed, 0 may: {second}: no trial result for 100 s"
     fleet.report(second, "in service")
@@ -70,9 +65,9 @@ def test_download_time_does_not_count_towards_the_trial_limit(fleet: ReleaseFlee
     fleet.wake(*fleet.devices)
     first, second, *_ = fleet.begin(pace=TWO)
     fleet.report(first, "in service")
-    wait(fleet, 90)
+    fleet.tick(90)
     fleet.report(second, "trying")
-    wait(fleet, 90)
+    fleet.tick(90)
     assert (fleet.update(second).state, fleet.offered) == ("trying", {first, second})
 
 
@@ -84,7 +79,7 @@ def test_restarted_server_collects_device_states_before_the_next_wave(fleet: Rel
     fleet.tick(1.0)
     fleet.report(second, "downloading", retained=True)
     fleet.wake(second)
-    wait(fleet, 50)
+    fleet.tick(50)
     assert fleet.offered == {first, second}
 
 
@@ -94,7 +89,7 @@ def test_next_wave_does_not_start_while_the_broker_is_disconnected(fleet: Releas
     fleet.report(first, "in service")
     fleet.report(second, "in service")
     fleet.port.connected = False
-    wait(fleet, 100)
+    fleet.tick(100)
     fleet.port.connected = True
     fleet.releases.rollouts.republish()
     fleet.tick(1.0)

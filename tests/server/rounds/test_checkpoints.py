@@ -248,6 +248,13 @@ def test_reopened_history_gives_the_same_course_and_metrics(store: Checkpoints) 
     assert store.course(4).without_improvement == 2
 
 
+def test_run_whose_history_is_no_file_is_refused_in_one_line(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    (store.path / "history.jsonl").mkdir()
+    with pytest.raises(StateError, match=r"history\.jsonl cannot be read: Is a directory"):
+        store.open(SPEC, fresh=False)
+
+
 def test_torn_last_line_of_the_history_is_dropped_and_logged_once(
     store: Checkpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
