@@ -15,6 +15,7 @@ from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import pack_state, unpack_state
 from splitee.training.weights import CLIENT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 
@@ -60,6 +61,15 @@ class Fleet:
         self.model = FleetModel(self.spec, copy.deepcopy(NETWORK))
         for device, cut in cuts.items():
             self.model.join(device, cut, IMAGES[device])
+
+    def restarted(self) -> Fleet:
+        """The same fleet after a restart of the server, which loads its last commit."""
+        other = copy.copy(self)
+        other.cuts, other.model = dict(self.cuts), FleetModel(self.spec, copy.deepcopy(NETWORK))
+        other.model.load(unpack_state(pack_state(self.model.state())))
+        for device, cut in self.cuts.items():
+            other.model.join(device, cut, IMAGES[device])
+        return other
 
     def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
         """Train a round of these devices, all by default; returns the client networks that they send."""

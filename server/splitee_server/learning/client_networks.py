@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,6 +50,7 @@ class ClientNetworks:
         self._network = network
         self._strategy = strategy
         self._held: dict[str, Weights] = {}
+        self._outdated: set[str] = set()  # of these, devices whose networks are older than the last commit
         self._digests: dict[str, str] = {}
         self._initial_digests: dict[int, str] = {}  # by cut
         self._likes: dict[int, Weights] = {}  # by cut
@@ -90,15 +91,15 @@ class ClientNetworks:
         return self._likes[cut]
 
     def absorb(self, statistics: Weights, cuts: Mapping[str, int]) -> None:
-        """Put tensors into all networks that are held.
+        """Put tensors into all networks of the last commit.
 
         Args:
             statistics: by the network's names, and those of `exits_by_cut`.
             cuts: of all devices.
         """
         new = {name: tensor.float() for name, tensor in statistics.items()}
-        for device, weights in self._held.items():
-            self._held[device] = _with_averages(weights, new, cuts[device])
+        for device in self._held.keys() - self._outdated:
+            self._held[device] = _with_averages(self._held[device], new, cuts[device])
         self._digests = {}
 
     def exit(self, device: str, cut: int) -> nn.Module:
@@ -151,7 +152,6 @@ class ClientNetworks:
         received: Mapping[str, Weights],
         cuts: Mapping[str, int],
         samples: Mapping[str, int],
-        last: Collection[str] = (),
     ) -> None:
         """Average what a round has collected, if the run does so; trunks take part as the setting says.
 
@@ -161,9 +161,9 @@ class ClientNetworks:
                 rounds sample devices, it takes the averages of its stages and exits then.
             samples: number that the trunk was trained on, by device that has finished the round. A device
                 with none does not count, and takes the average like an absent one.
-            last: the devices of the last commit; networks of others may be older.
         """
-        before = self._held
+        before, outdated = self._held, self._outdated
+        self._outdated = set()
         received = {device: self._with_own_frozen(weights) for device, weights in received.items()}
         absent = {device: weights for device, weights in before.items() if device not in samples}
         self._held = {**absent, **received}
@@ -186,7 +186,8 @@ class ClientNetworks:
                 Rule.of(self._spec),
                 apart,
             )
-            averages = self._apply_momentum(means, before, trained, cuts, last)
+            committed = {device: before[device] for device in before.keys() - outdated}
+            averages = self._apply_momentum(means, committed, trained, cuts)
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
@@ -196,28 +197,28 @@ class ClientNetworks:
                         n: one.clone() for n, one in self.initial_weights(cut).items()
                     }
                     self._held[device] = _with_averages(own, averages, cut)
+                elif device in absent:
+                    self._outdated.add(device)
         self._digests, self._heads = {}, {}
 
     def _apply_momentum(
         self,
         means: Weights,
-        before: Mapping[str, Weights],
+        last: Mapping[str, Weights],
         trained: Mapping[str, Weights],
         cuts: Mapping[str, int],
-        last: Collection[str],
     ) -> Weights:
         """Apply the server's momentum to a round's averages: in its networks, in place, and in trunks.
 
         Args:
-            means: of the round; before: the networks that were held; trained: those of the round.
-            last: as in `commit`.
+            means: of the round; last: the networks of the last commit; trained: those of the round.
 
         Returns:
             The averages as they are committed.
         """
         committed: dict[str, Tensor] = {}
-        for device in sorted(before, key=lambda device: (device not in last, device), reverse=True):
-            committed |= by_network_names(before[device], cuts[device])
+        for device in sorted(last, reverse=True):
+            committed |= by_network_names(last[device], cuts[device])
         carried = self._momentum.apply(means, committed)
         for device, weights in trained.items():
             own = by_network_names(weights, cuts[device])
@@ -243,9 +244,12 @@ class ClientNetworks:
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
         """A device whose network is not held takes over the average of its cut, if there is one."""
-        peer = self._same_cut_peer(cut, cuts, self._held)
+        current = self._held.keys() - self._outdated
+        peer = self._same_cut_peer(cut, cuts, current) or self._same_cut_peer(cut, cuts, self._held)
         if self._spec.client_averaging != "none" and device not in self._held and peer is not None:
             self._held[device] = self._held[peer]
+            if peer in self._outdated:
+                self._outdated.add(device)
 
     def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
         """Change devices' cuts: stages keep their weights, on whichever side they are.
@@ -283,8 +287,9 @@ class ClientNetworks:
     def state(self) -> dict[str, Any]:
         return {device: dict(weights) for device, weights in self._held.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any], outdated: Iterable[str] = ()) -> None:
         self._held, self._digests, self._heads = dict(state), {}, {}
+        self._outdated = set(outdated)
 
     def exit_tensors(self, devices: Iterable[str], cuts: Mapping[str, int]) -> dict[str, Weights]:
         """The held exits of these devices and of the first device of each cut, by device.
@@ -299,12 +304,17 @@ class ClientNetworks:
         }
 
     @property
+    def outdated(self) -> list[str]:
+        """The devices whose networks are older than the last commit: no device at their cut was in it."""
+        return sorted(self._outdated)
+
+    @property
     def momentum(self) -> ServerMomentum:
         """The momentum of the averages; its state is separate from `state`."""
         return self._momentum
 
     @staticmethod
-    def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
+    def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Iterable[str]) -> str | None:
         """The first device, by name, with this cut and a network among `held`."""
         return min((device for device in held if cuts.get(device) == cut), default=None)
 

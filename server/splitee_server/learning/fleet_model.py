@@ -256,13 +256,13 @@ class FleetModel:
         """
         samples = {device: self._trained.get(device, 0) for device in contributions}
         self._trained, self._observed, self._fresh = {}, {}, False
-        last, self._committed = self._committed, samples
+        self._committed = samples
         self._class_mix.end_round()
         self._loss_filter.end_round()
         self._soft_labels.end_round(number, {d: c.samples for d, c in contributions.items()})
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
-        self._clients.commit(received, self._cuts, samples, last)
+        self._clients.commit(received, self._cuts, samples)
         moved = {d: c.next_cut for d, c in sorted(contributions.items()) if c.next_cut}
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
@@ -314,6 +314,7 @@ class FleetModel:
         return {
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
+            "outdated": self._clients.outdated,
             "server_momentum": self._clients.momentum.state(),
             "class_mix": self._class_mix.state(),
             "soft_labels": self._soft_labels.state(),
@@ -330,7 +331,7 @@ class FleetModel:
             KeyError, RuntimeError: it is the state of another strategy or network.
         """
         self._strategy.load(state["strategy"])
-        self._clients.load(state["clients"])
+        self._clients.load(state["clients"], state["outdated"])
         self._clients.momentum.load(state["server_momentum"])
         self._class_mix.load(state["class_mix"])
         self._soft_labels.load(state["soft_labels"])

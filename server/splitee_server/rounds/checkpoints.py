@@ -65,6 +65,7 @@ class Committed:
     fresh: bool = False  # BatchNorm's statistics have been recomputed
     server_momentum: dict[str, Any] = field(default_factory=dict)  # tensors by name
     class_mix: dict[str, Any] = field(default_factory=dict)  # labels of each class so far, by device
+    outdated: list[str] = field(default_factory=list)  # devices whose networks are of an earlier round
 
 
 class Checkpoints:

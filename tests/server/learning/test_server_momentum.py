@@ -12,7 +12,6 @@ from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import pack_state, unpack_state
 from splitee.training.weights import CLIENT, client_model, exits_by_cut
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.server_momentum import ServerMomentum
@@ -137,11 +136,23 @@ def test_momentum_is_measured_from_the_last_commit_after_a_round_without_a_devic
     fleet.commit(1, fleet.train(1))
     fleet.commit(2, fleet.train(2, "b", "c", "d"))
     if resumed:
-        state = unpack_state(pack_state(fleet.model.state()))
-        fleet = Fleet(strategy, server_momentum=0.5)
-        fleet.model.load(state)
+        fleet = fleet.restarted()
     name = f"{CLIENT}first.0.weight"
     before = fleet.model.client("b")[name].clone()
     fleet.commit(3, fleet.train(3))
     change = fleet.model.state()["server_momentum"]["first.0.weight"]
     torch.testing.assert_close(fleet.model.client("b")[name], before + change)
+
+
+@STRATEGIES
+def test_stage_that_only_an_absent_device_holds_begins_without_momentum(strategy: str) -> None:
+    """The network that is held for device d is older than the commit that momentum is measured from."""
+    fleet, name = Fleet(strategy, server_momentum=0.5), "hidden.1.weight"
+    fleet.commit(1, fleet.train(1))
+    fleet.commit(2, fleet.train(2, "a", "b", "c"))
+    fleet.commit(3, fleet.train(3))
+    assert name not in fleet.model.state()["server_momentum"]
+    before = fleet.model.client("d")[f"{CLIENT}{name}"].clone()
+    fleet.commit(4, fleet.train(4))
+    change = fleet.model.state()["server_momentum"][name]
+    torch.testing.assert_close(fleet.model.client("d")[f"{CLIENT}{name}"], before + change)
