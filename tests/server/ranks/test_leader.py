@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from splitee.protocol.fields import RunPhase
 from splitee.protocol.rounds import Ack, Features, Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
-from splitee.training.state import weights_digest
+from splitee.training.state import pack_state, weights_digest
 from splitee.training.tensors import tensor_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.lanes import in_order
@@ -141,6 +142,12 @@ class Ranks:
 
         until(followed)
 
+    def drop(self, phase: Phase, *devices: str) -> None:
+        phase.go_on_without(devices)
+        for device in devices:
+            self.model.forget(device)
+        self.leader.go_on_without(devices)
+
     def end(self) -> None:
         self.leader.end()
         self._thread.join(60)
@@ -239,8 +246,7 @@ def test_dropped_device_is_unsubscribed_and_its_training_is_forgotten(
     phase = ranks.open()
     ranks.say("pi-2", features(phase, "pi-2", 0))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
-    phase.go_on_without(("pi-2",))
-    ranks.leader.go_on_without(("pi-2",))
+    ranks.drop(phase, "pi-2")
     until(lambda: ranks.other_port.subscribed == [])
     ranks.leader.collect(phase, ranks.model)
     assert not ranks.model.round_result("pi-2")["strategy"]
@@ -253,6 +259,33 @@ def test_dropped_device_is_unsubscribed_and_its_training_is_forgotten(
     alone.join("pi-2", CUTS["pi-2"], 4 * STEPS)
     train_here(alone, phase)
     assert trunk_digest(ranks.model) == trunk_digest(alone)
+
+
+@pytest.mark.parametrize("settings", [{}])
+def test_rounds_with_a_dropped_device_equal_those_of_a_server_alone(settings: dict[str, Any]) -> None:
+    """It drops out of its first round, and of its third one after an average that has its training."""
+    spec = replace(SPEC, rounds=9, **settings)
+    ranks = Ranks(spec)
+    alone = ranks.new_model()
+    for device, cut in CUTS.items():
+        alone.join(device, cut, 4 * STEPS)
+    for number, arrives in enumerate((1, STEPS, 1, STEPS), start=1):
+        phase = ranks.open(number=number)
+        for step in range(arrives):
+            ranks.say("pi-2", features(phase, "pi-2", step))
+        ranks.follow(phase, lambda: phase.next_step("pi-2") == arrives)  # noqa: B023  it ends here
+        for step in range(arrives):
+            train_batch(alone, phase, "pi-2", step, batch_of(alone, phase, "pi-2", step))
+        is_dropped = arrives < STEPS
+        if is_dropped:
+            alone.forget("pi-2")
+            ranks.drop(phase, "pi-2")
+        ranks.leader.collect(phase, ranks.model)
+        for model in (alone, ranks.model):
+            model.commit(number, {} if is_dropped else {"pi-2": Contribution()})
+        ranks.leader.models_have_changed()
+    assert pack_state(alone.state()) == pack_state(ranks.model.state())
+    ranks.end()
 
 
 def test_device_that_changes_its_rank_keeps_its_momentum(ranks: Ranks) -> None:
@@ -373,12 +406,6 @@ class JointRanks(Ranks):
             return phase.next_step("pi-1") == step
 
         self.follow(phase, worked)
-
-    def drop(self, phase: Phase, *devices: str) -> None:
-        phase.go_on_without(devices)
-        for device in devices:
-            self.model.forget(device)
-        self.leader.go_on_without(devices)
 
 
 @pytest.fixture

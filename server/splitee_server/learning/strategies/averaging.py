@@ -128,8 +128,12 @@ class Averaging(Strategy):
         self._keep(device)
 
     def forget(self, device: str) -> None:
-        """Discards its momentum, too. A trunk that has already been summed up counts."""
+        """Discards its momentum, too, whether its training had begun or not.
+
+        A trunk that has already been summed up counts.
+        """
         self._free(device)
+        self._momentum.pop(device, None)
         self._trained.pop(device, None)
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
