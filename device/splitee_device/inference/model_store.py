@@ -9,20 +9,22 @@ readers of `current` see one whole model or the other.
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
 import hashlib
 import logging
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from splitee.cli.systemd import slow_disk
 from splitee.durable import unwritable, write_atomically
-from splitee.errors import MalformedMessage, ModelError, StateError
+from splitee.errors import MalformedMessage, ModelError, StateError, StateInUse
 from splitee.inference.bundle import Bundle, pack_bundle
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
@@ -62,6 +64,26 @@ class ModelStore:
             (path / RELEASES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"model directory {path}: {error.strerror}; choose another --models") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the folder for the service of this process; `splitee rollback` and `trust` work meanwhile.
+
+        Raises StateInUse: the service of another process uses it.
+        """
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateInUse(
+                    f"model directory {self.path} is in use by another process; stop it first"
+                ) from None
+            except OSError as error:  # on some network drives folders have no locks
+                log.warning("model directory %s cannot be locked: %s", self.path, error.strerror)
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def current(self) -> Path:
