@@ -166,21 +166,22 @@ class ModelStore:
         Raises ModelError: it is damaged, of another device, run or network than it should be, differs from
         what is pinned, does not load, or predicts worse than the model in service, which then stays.
         """
-        if signed is not None and signed.signed_at <= self.trust.read().signed_at:
+        if signed is not None and self.trust.has_taken(signed.release, signed.signed_at):
             raise ModelError("the delivered model is refused: a newer signed release was accepted before it")
-        release = self._install(bundle, device, run=signed.run if signed else None)
-        if signed is not None:
-            self.trust.note_signature(signed.signed_at)
-        return release
+        return self._install(bundle, device, signed=signed)
 
-    def _install(self, bundle: bytes, device: str, *, run: str | None = None, by_owner: bool = False) -> str:
+    def _install(
+        self, bundle: bytes, device: str, *, signed: ModelOffer | None = None, by_owner: bool = False
+    ) -> str:
         release = hashlib.sha256(bundle).hexdigest()
         folder = self.path / RELEASES / release
         if self.release == release and self._is_intact():
+            if signed is not None:
+                self.trust.note_signature(signed.signed_at)
             return release
         try:
             manifest = self._unpack(bundle, folder)
-            _check_address(manifest, device, run)
+            _check_address(manifest, device, signed.run if signed else None)
             if not by_owner:
                 self._pin_in_service()
                 self.trust.check_model(manifest)
@@ -193,11 +194,12 @@ class ModelStore:
             if release != self._target("previous"):
                 shutil.rmtree(folder, ignore_errors=True)
             raise ModelError(f"the delivered model is refused: {error}") from None
-        self.trust.pin(manifest, tried.structure)
+        self.trust.pin(manifest, tried.structure, signed)
         before = self.release
         if before not in (None, release):
             self._point("previous", before)
         self._point("current", release)
+        self.trust.finish()
         self._prune()
         log.info("model %s is in service", release[:12])
         return release
@@ -207,6 +209,7 @@ class ModelStore:
         before, now = self._target("previous"), self._target("current")
         if before is None or not (self.path / RELEASES / before / MANIFEST).exists():
             raise ModelError(f"{self.path} keeps no model from before the one in service")
+        self.trust.finish()
         self._point("current", before)
         if now is not None:
             self._point("previous", now)
@@ -228,6 +231,8 @@ class ModelStore:
             return ClientModel(self.current, threads=threads)
         except ModelError:
             if not self._is_intact():
+                if (lost := self.release) is not None:
+                    self.trust.expect_again(lost)
                 self.current.unlink(missing_ok=True)
             raise
 
