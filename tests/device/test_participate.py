@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import pytest
 from fakes import FakeClock, FakePort
 from image_folders import write_folder
 from msgspec.structs import replace
@@ -12,6 +14,7 @@ from scripted_device import ONE_ROUND, SPEC
 from scripted_server import DEVICE, TOPICS, ScriptedServer
 
 from splitee.durable import StateDirectory
+from splitee.errors import ExitCode, SpliteeError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol import routes
 from splitee_device.agent.session import Session
@@ -37,6 +40,21 @@ def test_fresh_discards_another_run_also_when_the_rounds_change_before_the_state
     take_part(session, TOPICS, directory, settings_of(port, tmp_path / "images"))
     facts = directory.facts() or {}
     assert (facts["run"], facts["spec"]["rounds"], directory.rounds()) == (SPEC.run, 1, [1])
+    directory.close()
+
+
+def test_budget_too_short_to_measure_a_cut_is_no_setting_that_is_wrong(tmp_path: Path) -> None:
+    """A restart may have more time, so a service is started again; `splitee profile` ends with the same."""
+    write_folder(tmp_path / "images", {"a": 4, "b": 4})
+    port = FakePort(FakeClock())
+    ScriptedServer(port, SPEC, ONE_ROUND).open_run()
+    directory = StateDirectory(tmp_path / "state")
+    session = Session(port, TOPICS, DEVICE, 1, clock=port.clock)
+    settings = dataclasses.replace(settings_of(port, tmp_path / "images"), cut=None, budget=0.01)
+    with pytest.raises(SpliteeError, match=r"--budget 0\.01 seconds are too short") as refused:
+        take_part(session, TOPICS, directory, settings)
+    assert refused.value.exit_code is ExitCode.NO_CUT
+    assert not ExitCode.NO_CUT.is_final
     directory.close()
 
 
