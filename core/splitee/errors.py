@@ -44,7 +44,10 @@ class ExitCode(IntEnum):
     CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
     CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
     CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"
-    NO_CUT = 20, "no cut fits the memory of this device, or --cpu-share"
+    NO_CUT = (
+        20,
+        "no cut fits the memory of this device, or --cpu-share; or --budget is too short to measure one",
+    )
     DIVERGED = 21, "training diverged: a value is not finite or exceeds the bounds; lower the learning rate"
     DISMISSED = 22, "this device was dismissed: the fleet continues without it (splitee dismiss --undo)", True
     RANK_LOST = 23, "another rank of this server has failed or does not respond; torchrun restarts all ranks"

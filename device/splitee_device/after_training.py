@@ -52,6 +52,7 @@ def serve(
 
     Raises:
         RunChanged: the run goes on, or there is another run and the device stays for it.
+        StateInUse: another process uses the models.
     """
     link = settings.link
     models = ModelStore(state / MODELS, expected)
@@ -90,13 +91,14 @@ def serve(
         is_here = models.release != outdated and _is_of_run(models, session)
         return capture is None and (is_given_up or is_here)
 
-    connection.open(link.connect_timeout)
-    try:
-        service.run(capture, is_over)
-        session.presence.publish_status()  # its model has come since the last one
-    finally:
-        service.close()
-        connection.close(offline(topics, session.device, session.instance))
+    with models.locked():
+        connection.open(link.connect_timeout)
+        try:
+            service.run(capture, is_over)
+            session.presence.publish_status()  # its model has come since the last one
+        finally:
+            service.close()
+            connection.close(offline(topics, session.device, session.instance))
     if not _is_of_run(models, session):
         log.warning("no model of this run has come: `splitee release` can send it to `splitee infer`")
 

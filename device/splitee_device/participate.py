@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from functools import cache, partial
@@ -62,14 +63,19 @@ class TrainingResult:
 
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
     """Train and predict in the fleet's run, and also in later runs if the device is to stay."""
-    begun = ""  # the run that this process takes part in
+    begun = ""  # the run for which this process has last opened the state
+
+    def note_opened(run: str) -> None:
+        nonlocal begun
+        begun = run
+
     # Opened once, so that images that come during a second training are new after it.
     open_once = cache(partial(settings.serving.capture.open, topics, session.device))
     while True:
         spec = session.await_run()
-        fresh, begun = settings.fresh and spec.run != begun, spec.run
+        current = replace_fields(settings, fresh=settings.fresh and spec.run != begun)
         try:
-            result = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
+            result = _train(session, spec, directory, current, note_opened)
             capture = open_once()
             if result.spec.release or capture is not None:
                 serve(
@@ -92,9 +98,13 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
 
 
 def _train(
-    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings
+    session: Session,
+    spec: RunSpec,
+    directory: StateDirectory,
+    settings: DeviceSettings,
+    note_opened: Callable[[str], None],
 ) -> TrainingResult:
-    """Take part until the training of the run is over."""
+    """Take part until the training of the run is over. `note_opened` is called once the state is its."""
     released = release_in_service(directory.path)
     device = settings.device
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
@@ -105,6 +115,7 @@ def _train(
     spec = replace(spec, precision=_choose_precision(spec, directory, settings, images.data))
     chosen = _choose_cut(session, spec, directory, settings, len(images.data.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)
+    note_opened(spec.run)
     log.info(
         "%s: run %s, %s cut at %d, %d images",
         device,

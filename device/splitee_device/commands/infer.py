@@ -94,6 +94,7 @@ def infer(
         raise ConfigError("give one of --watch FOLDER, --camera and --stdin")
     latest = agreement.latest_image(serving.capture.watch)
     store = ModelStore(models)
+    click.get_current_context().with_resource(store.locked())
     if model is not None:
         store.adopt(model)
     connection = serving_link(link, device, instance)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from splitee.errors import DataError
 from splitee.samples.fitting import T
 from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Split, expanded, numbered
+
+log = logging.getLogger(__name__)
 
 
 def open_torchvision(rest: str) -> Source:
@@ -43,7 +46,7 @@ def open_torchvision(rest: str) -> Source:
 def _dataset_class(name: str) -> Any:
     from torchvision import datasets
 
-    classes = {known: getattr(datasets, known) for known in datasets.__all__}
+    classes = {known: getattr(datasets, known) for known in datasets.__all__ if known != "VisionDataset"}
     known = [known for known in classes if "root" in inspect.signature(classes[known]).parameters]
     if name in known:
         return classes[name]
@@ -93,6 +96,8 @@ def _split(dataset: Any, name: str) -> Split:
             if not isinstance(image, Image.Image):
                 raise TypeError(type(image).__name__)
             return make(image)
+        except ModuleNotFoundError:
+            raise
         except Exception as error:
             raise UnreadableImage(f"{name} {index}", str(error)) from None
 
@@ -103,12 +108,41 @@ def _split(dataset: Any, name: str) -> Split:
 
 
 def _labels(dataset: Any, name: str) -> Labels:
-    for attribute in ("targets", "labels", "_labels"):
-        if hasattr(dataset, attribute):
-            labels = np.asarray(getattr(dataset, attribute))
-            break
-    else:  # other data sets give a label only together with its image
-        labels = np.asarray([dataset[index][1] for index in range(len(dataset))])
+    listed = _listed_labels(dataset)
+    found = _labels_with_images(dataset, name) if listed is None else listed
+    try:
+        labels = np.asarray(found)
+    except ValueError:  # a list for each image, of different lengths
+        raise _no_class_numbers(name) from None
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{name}s have no class numbers as labels; expected a data set for classification")
+        raise _no_class_numbers(name)
     return labels.astype(np.int64)
+
+
+def _listed_labels(dataset: Any) -> Any:
+    """The labels, if the data set has a list of them, whose name depends on the set."""
+    for attribute in ("targets", "labels", "_labels", "y"):
+        if hasattr(dataset, attribute):
+            return getattr(dataset, attribute)
+    return [label for _, label in dataset._samples] if hasattr(dataset, "_samples") else None
+
+
+def _labels_with_images(dataset: Any, name: str) -> list[int]:
+    """The labels of a data set that gives each only with its image, so that all images are read."""
+    log.info("%ss: reading all %d for their labels", name, len(dataset))
+    labels: list[int] = []
+    for index in range(len(dataset)):
+        try:
+            label = dataset[index][1]
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # each data set reports broken files in its own way
+            raise DataError(f"{name} {index} cannot be read, nor its label: {error}") from None
+        if not isinstance(label, int | np.integer):
+            raise _no_class_numbers(name)
+        labels.append(int(label))
+    return labels
+
+
+def _no_class_numbers(name: str) -> DataError:
+    return DataError(f"{name}s have no class numbers as labels; expected a data set for classification")

@@ -187,7 +187,7 @@ class Delivery:
         """Whether the offer is properly signed and can be accepted; if not, this is reported."""
         try:
             self._verify(offer)
-            if self._key is not None and offer.signed_at == self._installer.newest_signature:
+            if self._key is not None and self._installer.has_taken(offer):
                 self._report_rolled_back(offer)
                 return False
             self._installer.check(offer)

@@ -53,6 +53,9 @@ class Installer(Protocol):
         Raises ModelError: it cannot be read; then nothing is accepted.
         """
 
+    def has_taken(self, offer: ReleaseOffer) -> bool:
+        """Whether an offer with this signature has been in service here. Raises ModelError, as above."""
+
     def check(self, offer: ReleaseOffer) -> None:
         """Called before the fetch. Raises ModelError: the offer cannot be accepted, whatever its bytes."""
 

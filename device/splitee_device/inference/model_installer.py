@@ -39,6 +39,9 @@ class ModelInstaller:
     def newest_signature(self) -> int:
         return self._store.trust.read().signed_at
 
+    def has_taken(self, offer: ReleaseOffer) -> bool:
+        return self._store.trust.has_taken(offer.release, offer.signed_at)
+
     def check(self, offer: ReleaseOffer) -> None:
         """Does nothing: a model is checked by its content."""
 

@@ -9,20 +9,22 @@ readers of `current` see one whole model or the other.
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
 import hashlib
 import logging
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
 from splitee.cli.systemd import slow_disk
 from splitee.durable import unwritable, write_atomically
-from splitee.errors import MalformedMessage, ModelError, StateError
+from splitee.errors import MalformedMessage, ModelError, StateError, StateInUse
 from splitee.inference.bundle import Bundle, pack_bundle
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
@@ -62,6 +64,26 @@ class ModelStore:
             (path / RELEASES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"model directory {path}: {error.strerror}; choose another --models") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps the folder for the service of this process; `splitee rollback` and `trust` work meanwhile.
+
+        Raises StateInUse: the service of another process uses it.
+        """
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StateInUse(
+                    f"model directory {self.path} is in use by another process; stop it first"
+                ) from None
+            except OSError as error:  # on some network drives folders have no locks
+                log.warning("model directory %s cannot be locked: %s", self.path, error.strerror)
+            yield
+        finally:
+            os.close(folder)
 
     @property
     def current(self) -> Path:
@@ -144,21 +166,22 @@ class ModelStore:
         Raises ModelError: it is damaged, of another device, run or network than it should be, differs from
         what is pinned, does not load, or predicts worse than the model in service, which then stays.
         """
-        if signed is not None and signed.signed_at <= self.trust.read().signed_at:
+        if signed is not None and self.trust.has_taken(signed.release, signed.signed_at):
             raise ModelError("the delivered model is refused: a newer signed release was accepted before it")
-        release = self._install(bundle, device, run=signed.run if signed else None)
-        if signed is not None:
-            self.trust.note_signature(signed.signed_at)
-        return release
+        return self._install(bundle, device, signed=signed)
 
-    def _install(self, bundle: bytes, device: str, *, run: str | None = None, by_owner: bool = False) -> str:
+    def _install(
+        self, bundle: bytes, device: str, *, signed: ModelOffer | None = None, by_owner: bool = False
+    ) -> str:
         release = hashlib.sha256(bundle).hexdigest()
         folder = self.path / RELEASES / release
         if self.release == release and self._is_intact():
+            if signed is not None:
+                self.trust.note_signature(signed.signed_at)
             return release
         try:
             manifest = self._unpack(bundle, folder)
-            _check_address(manifest, device, run)
+            _check_address(manifest, device, signed.run if signed else None)
             if not by_owner:
                 self._pin_in_service()
                 self.trust.check_model(manifest)
@@ -171,11 +194,12 @@ class ModelStore:
             if release != self._target("previous"):
                 shutil.rmtree(folder, ignore_errors=True)
             raise ModelError(f"the delivered model is refused: {error}") from None
-        self.trust.pin(manifest, tried.structure)
+        self.trust.pin(manifest, tried.structure, signed)
         before = self.release
         if before not in (None, release):
             self._point("previous", before)
         self._point("current", release)
+        self.trust.finish()
         self._prune()
         log.info("model %s is in service", release[:12])
         return release
@@ -185,6 +209,7 @@ class ModelStore:
         before, now = self._target("previous"), self._target("current")
         if before is None or not (self.path / RELEASES / before / MANIFEST).exists():
             raise ModelError(f"{self.path} keeps no model from before the one in service")
+        self.trust.finish()
         self._point("current", before)
         if now is not None:
             self._point("previous", now)
@@ -206,6 +231,8 @@ class ModelStore:
             return ClientModel(self.current, threads=threads)
         except ModelError:
             if not self._is_intact():
+                if (lost := self.release) is not None:
+                    self.trust.expect_again(lost)
                 self.current.unlink(missing_ok=True)
             raise
 

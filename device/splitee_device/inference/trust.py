@@ -9,6 +9,7 @@ has it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +18,11 @@ import msgspec
 from msgspec.structs import replace
 
 from splitee.durable import write_atomically
-from splitee.errors import ModelError
+from splitee.errors import ModelError, StateError
 from splitee.inference.manifest import ClientManifest
 from splitee.inference.structure import Structure
 from splitee.protocol.fields import Count, Digest, Milliseconds, Positive, Text
+from splitee.protocol.inference import ModelOffer
 
 FILE = "trust.json"
 HINT = "if that is meant, `splitee trust --forget` on the device lets the next release set what is trusted"
@@ -43,6 +45,8 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         input_shape: of an image.
         graphs: by cut.
         signed_at: of the newest signed release that was accepted, milliseconds since the epoch; 0: none.
+        unfinished: this release, while it is being put into service or after its files were damaged: it may
+            come again.
     """
 
     network: Text = ""
@@ -50,6 +54,7 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     input_shape: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=5)] = ()
     graphs: dict[int, Graphs] = {}
     signed_at: Milliseconds = 0
+    unfinished: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,20 @@ class Trust:
                 f"its graph differs in more than weights from this device's at cut {cut}; {HINT}"
             )
 
-    def pin(self, manifest: ClientManifest, structure: Structure) -> None:
-        """From now on releases must match this one. It replaces the pins of the same cut and kind."""
+    def has_taken(self, release: str, signed_at: int) -> bool:
+        """Whether a release with this signature, or a newer one, was accepted and put into service."""
+        known = self.read()
+        if signed_at == known.signed_at and release == known.unfinished:
+            return False
+        return signed_at <= known.signed_at
+
+    def pin(self, manifest: ClientManifest, structure: Structure, signed: ModelOffer | None = None) -> None:
+        """From now on releases must match this one. It replaces the pins of the same cut and kind.
+
+        Args:
+            signed: its offer, if the fleet has signed it: no older one is accepted any more, even if a kill
+                comes before it is in service. `finish` follows once it is.
+        """
         known, network = self.read(), (manifest.network, tuple(manifest.input_shape))
         if (*network, len(manifest.class_names)) != (*_of(known), known.classes):
             known = Trusted(signed_at=known.signed_at)
@@ -146,12 +163,32 @@ class Trust:
                 classes=len(manifest.class_names),
                 input_shape=network[1],
                 graphs={**known.graphs, manifest.cut: replace(before, **exact)},
+                signed_at=known.signed_at if signed is None else signed.signed_at,
+                unfinished="" if signed is None else signed.release,
             )
         )
 
+    def expect_again(self, release: str) -> None:
+        """`release` is lost: its offer may bring it again, if it has the newest signature.
+
+        If the file cannot be read or written, it may not.
+        """
+        with suppress(ModelError, StateError):
+            if (known := self.read()).signed_at:
+                self._write(replace(known, unfinished=release))
+
+    def finish(self) -> None:
+        """The release of the newest signature is in service, or was: it may not come again.
+
+        If the file cannot be written, it may once it is no longer in service.
+        """
+        with suppress(ModelError, StateError):
+            if (known := self.read()).unfinished:
+                self._write(replace(known, unfinished=""))
+
     def note_signature(self, signed_at: int) -> None:
         """From now on no release is accepted that was signed before this one."""
-        self._write(replace(self.read(), signed_at=signed_at))
+        self._write(replace(self.read(), signed_at=signed_at, unfinished=""))
 
     def _write(self, trusted: Trusted) -> None:
         write_atomically(self._path, msgspec.json.format(msgspec.json.encode(trusted), indent=1))

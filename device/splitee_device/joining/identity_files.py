@@ -24,6 +24,7 @@ from splitee_device.joining.exchange import Joined
 
 SETTINGS, IDENTITY = "device.toml", "device"
 OWN_KEYS = ("id", "fleet", "broker", "ca", "cert", "key", "release-key", "software-key")
+BESIDE = ("release.pub", "software.pub", SETTINGS)  # files that leave the identity's folder at the end
 NEW, OLD = f".{IDENTITY}.new", f".{IDENTITY}.old"
 
 
@@ -87,6 +88,9 @@ class IdentityFiles:
     def write(self, joined: Joined, more: dict[str, str]) -> None:
         """Writes everything durably; other settings stay. A failure leaves the old identity as it was.
 
+        All files are written into one new folder, whose exchange for the old one decides. After a power cut
+        the next `IdentityFiles` has the old identity, or brings the files of the new one to their places.
+
         Args:
             more: further settings, by their keys.
 
@@ -114,9 +118,9 @@ class IdentityFiles:
                 write_atomically(new / name, data, mode=0o600)
             for what, key in pinned.items():
                 if key:
-                    write_atomically(self.directory / f"{what}.pub", key, mode=0o644)
+                    write_atomically(new / f"{what}.pub", key, mode=0o644)
+            write_atomically(new / SETTINGS, text, mode=0o644)
             self._swap()
-            write_atomically(self.settings, text, mode=0o644)
         except OSError as error:
             raise unwritable(self.directory, error) from None
 
@@ -131,15 +135,24 @@ class IdentityFiles:
         if current.exists():
             current.rename(old)
         (self.directory / NEW).rename(current)
+        sync_folder(self.directory)
+        self._move_beside()
         shutil.rmtree(old, ignore_errors=True)
+
+    def _move_beside(self) -> None:
+        """Moves the files that the identity's folder does not keep to their places."""
+        for name in BESIDE:
+            with suppress(FileNotFoundError):
+                (self.directory / IDENTITY / name).replace(self.directory / name)
         sync_folder(self.directory)
 
     def _recover(self) -> None:
-        """Restores the old identity after a power cut between the two renames of an exchange."""
+        """After a power cut: restores the old identity, or completes the new one if it has its folder."""
         current, old = self.directory / IDENTITY, self.directory / OLD
         if not current.exists():
             with suppress(FileNotFoundError):
                 old.rename(current)
+        self._move_beside()
         shutil.rmtree(old, ignore_errors=True)
 
     def _read(self) -> dict[str, Any]:

@@ -37,8 +37,11 @@ def move_file(source: Path, target: Path) -> None:
         raise
 
 
-def finish_move(source: Path, target: Path) -> None:
+def finish_move(source: Path, target: Path, *, is_original: bool = True) -> None:
     """Completes a `move_file` whose process was killed; does nothing if it was complete.
+
+    Args:
+        is_original: whether a file at `source` is the one that was to be moved; another stays where it is.
 
     Raises:
         FileNotFoundError: neither file is there.
@@ -46,8 +49,10 @@ def finish_move(source: Path, target: Path) -> None:
     """
     if not _is_there(target) or not target.lstat().st_size:
         target.unlink(missing_ok=True)  # it only held the name
+        if not is_original:
+            raise FileNotFoundError(errno.ENOENT, "the image is gone", str(source))
         move_file(source, target)
-    elif _is_there(source) and _are_equal(source, target):
+    elif is_original and _is_there(source) and _are_equal(source, target):
         source.unlink()  # the copy was whole
 
 

@@ -160,8 +160,19 @@ class Labeller:
             self._journal = Journal(self.data)
             self._labels = self._journal.labels()
             if self._journal.last is not None:
-                self._carry_out(self._journal.last, finish_move, Outcome())
+                self._finish(self._journal.last)
         return self._journal
+
+    def _finish(self, step: Step) -> None:
+        """Completes a step. Images that have taken the names of labelled ones meanwhile stay unlabelled."""
+        labelled = {self.data / image.source: image.image for image in step.images if step.undoes is None}
+
+        def finish(source: Path, target: Path) -> None:
+            there = image_at(source)
+            is_original = there is None or labelled.get(source, there.identifier) == there.identifier
+            finish_move(source, target, is_original=is_original)
+
+        self._carry_out(step, finish, Outcome())
 
     def _present(self, identifiers: Iterable[str], outcome: Outcome) -> Iterator[Unlabelled]:
         """Yields the images that are still there, and adds the others to the outcome."""
@@ -203,7 +214,7 @@ class Labeller:
             try:
                 move(source, target)
             except FileNotFoundError:
-                if os.path.lexists(source):
+                if os.path.lexists(source) and not target.parent.is_dir():
                     outcome.failed = f"there is no folder {target.parent} any more"
                     break
                 outcome.gone.append(image.image)

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from msgspec.structs import replace
 
-from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
+from splitee.errors import ChildFailed, NetworkError, NoCutFits
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.machine.hardware import available_memory, least, memory_for_training, usable_cores
 from splitee_device.profiler.cost_model import predicted_memory
@@ -262,7 +262,7 @@ def measure_cuts(
         tick: is called twice a second; if it raises, the measurement ends.
 
     Raises:
-        ConfigError: the budget is too short for one measurement.
+        NoCutFits: the budget is too short for one measurement, which may be another time on a busy device.
         NetworkError: there is no such network, or it does not fit its input.
         MemoryTooSmall: not even torch fits.
     """
@@ -287,7 +287,7 @@ def measure_cuts(
         except TimeoutError:
             log.debug("the budget of %.0f s is spent", budget)
     if plan is None or not (plan.costs or plan.failed):
-        raise ConfigError(
+        raise NoCutFits(
             f"--budget {budget:g} seconds are too short for one measurement: give several times as much"
         )
     return Measured(

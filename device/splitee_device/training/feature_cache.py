@@ -34,7 +34,8 @@ class FeatureCache:
     """A file of records of one size: key, checksum, features as float32, exactly as they were computed.
 
     It belongs to one network and one preparation of images, which `owner` identifies. Features of another
-    owner are deleted. A torn record is computed again. A full file takes no further records.
+    owner are deleted, and those beyond the room. A torn record is computed again. A full file takes no
+    further records.
     """
 
     def __init__(self, room: CacheRoom, owner: str, shape: tuple[int, ...]) -> None:
@@ -79,16 +80,25 @@ class FeatureCache:
         if os.pread(self._file, len(owner), 0) != owner:
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, owner, 0)
-        end = os.fstat(self._file).st_size
+        end = min(os.fstat(self._file).st_size, self._most)
         place = len(owner)
         while place + self._size <= end:
             self._places[os.pread(self._file, KEY, place)] = place
             place += self._size
+        os.ftruncate(self._file, place)
         self._end = place
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             os.close(self._file)
+
+
+def discard(folder: Path) -> None:
+    """Delete the features that are kept in `folder`, if there are any."""
+    try:
+        (folder / NAME).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("features of before stay on disk: %s: %s", folder / NAME, error.strerror)
 
 
 def key_of(pixels: npt.NDArray[np.uint8]) -> bytes:

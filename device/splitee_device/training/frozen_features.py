@@ -15,7 +15,7 @@ from splitee.samples.images import normalize
 from splitee.training.state import weights_digest
 from splitee_device.data.batches import Batch
 from splitee_device.data.image_sets import LabelledImages, Numbers
-from splitee_device.training.feature_cache import CacheRoom, FeatureCache, key_of
+from splitee_device.training.feature_cache import CacheRoom, FeatureCache, discard, key_of
 
 GROUP = 32  # images computed together; always this number, because another could change the last bits
 CHANNELS_LAST = torch.channels_last  # a layout in which convolutions need half to four fifths of the time
@@ -38,8 +38,10 @@ class FrozenFeatures:
         self._keys: dict[tuple[int, int], bytes] = {}  # of images that this process has seen
 
     def cache_in(self, room: CacheRoom | None) -> None:
-        """Keep features in `room`; None: keep none."""
+        """Keep features in `room`; None: keep none. Those in a room of no bytes are deleted."""
         self._room = room if room is not None and room.most else None
+        if room is not None and not room.most:
+            discard(room.folder)
 
     def forget(self) -> None:
         """Call this when the network may have got other weights."""

@@ -82,6 +82,9 @@ class ReleasedSoftware:
     def newest_signature(self) -> int:
         return 0 if self._software is None else self._read_state().signed_at
 
+    def has_taken(self, offer: ReleaseOffer) -> bool:
+        return offer.signed_at <= self.newest_signature
+
     def check(self, offer: ReleaseOffer) -> None:
         """Raises ModelError: it is not newer, or this process cannot have it tried."""
         assert isinstance(offer, SoftwareOffer)

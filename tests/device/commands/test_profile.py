@@ -143,7 +143,7 @@ def test_documented_command_interpolates_cuts_beyond_its_budget(
 
 def test_budget_too_short_for_one_measurement_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *TINY, "--budget", "1")
-    assert code == ExitCode.CONFIG
+    assert code == ExitCode.NO_CUT
     assert "--budget 1 seconds are too short for one measurement" in refusal(err)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,6 +145,51 @@ def taken(signer: ReleaseSigner, receiver: Receiver, *seeds: int) -> list[ModelO
         offers.append(signer.sign(offer_of(data), "barn", DEVICE, at=at))
         assert receiver.hear(offers[-1], data).state == "in service"
     return offers
+
+
+class Killed(BaseException):
+    """Ends the process at once."""
+
+
+@pytest.mark.parametrize(
+    ("file", "nth"), [("trust.json", 1), ("previous", 1), ("current", 1), ("trust.json", 2)]
+)
+def test_kill_while_a_release_is_put_into_service_lets_only_this_one_follow(
+    keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, nth: int
+) -> None:
+    signer = ReleaseSigner(keys / SIGNING_KEY)
+    [first] = taken(signer, Receiver(tmp_path / "models", keys / RELEASE_KEY), 0)
+    older, newer = (graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed))) for seed in (5, 6))
+    offer = signer.sign(offer_of(newer), "barn", DEVICE, at=first.signed_at + 20)
+    replace_file, seen = os.replace, []
+
+    def killed_at(source: str, target: str, **folders: int) -> None:
+        seen.append(Path(target).name)
+        if seen.count(file) == nth and seen[-1] == file:
+            raise Killed
+        replace_file(source, target, **folders)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(os, "replace", killed_at)
+        Receiver(tmp_path / "models", keys / RELEASE_KEY).hear(offer, newer)
+
+    receiver = Receiver(tmp_path / "models", keys / RELEASE_KEY)
+    between = signer.sign(offer_of(older), "barn", DEVICE, at=first.signed_at + 10)
+    assert receiver.hear(offer).state == "in service"  # its bytes are here
+    assert receiver.hear(between).state == "failed"
+    receiver.store.roll_back()
+    assert receiver.hear(offer).state == "rolled back"
+
+
+def test_damaged_release_is_fetched_again_by_the_same_offer(keys: Path, receiver: Receiver) -> None:
+    [only] = taken(ReleaseSigner(keys / SIGNING_KEY), receiver, 0)
+    for file in receiver.store.current.glob("*.onnx"):
+        file.write_bytes(b"")
+    with pytest.raises(ModelError):
+        receiver.store.load()
+    receiver.delivery.refetch("its files on this device are damaged")
+    data = graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(0)))
+    assert receiver.hear(only, data).state == "in service"
 
 
 def back_from(signer: ReleaseSigner, offer: ModelOffer) -> ModelOffer:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -17,9 +18,11 @@ from splitee_device.joining.exchange import Joined
 from splitee_device.joining.identity_files import IdentityFiles
 
 
-def identity(of: str, release_key: bytes = b"public") -> Joined:
-    parts = (f"{part} of {of}".encode() for part in ("key", "certificate", "authority"))
-    return Joined("pi-1", "barn", "mqtts://hub:8883", *parts, release_key, release_key and b"of software")
+def identity(of: str, *, is_signed: bool = True) -> Joined:
+    parts = [
+        f"{part} of {of}".encode() for part in ("key", "certificate", "authority", "release", "software")
+    ]
+    return Joined("pi-1", of, "mqtts://hub:8883", *parts[:3], *(parts[3:] if is_signed else (b"", b"")))
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -28,11 +31,13 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_old_identity_stays_when_the_new_one_cannot_be_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [12, 300])
+def test_old_identity_stays_when_the_new_one_cannot_be_written(tmp_path: Path, room: int) -> None:
+    """With room for 300 bytes, only the settings are too large."""
     files = IdentityFiles(tmp_path)
-    files.write(identity("old"), {})
+    files.write(identity("old"), {"data": "/srv/images" * 30})
     before = contents(tmp_path)
-    with room_for(12), pytest.raises(StateError, match=r"cannot write .*File too large"):
+    with room_for(room), pytest.raises(StateError, match=r"cannot write .*File too large"):
         files.write(identity("new"), {})
     IdentityFiles(tmp_path)
     assert contents(tmp_path) == before
@@ -71,19 +76,20 @@ def test_power_cut_leaves_the_old_or_the_new_identity_whole(tmp_path: Path) -> N
         IdentityFiles(directory).write(identity("old"), {})
         was_killed = killed_before(rename, IdentityFiles(directory))
         files = IdentityFiles(directory)
-        parts = {path.read_bytes().split()[-1] for path in (directory / "device").iterdir()}
+        parts = [path.read_bytes().split()[-1] for path in directory.glob("**/*.[ckp][reu][tyb]")]
+        fleet = tomllib.loads((directory / "device.toml").read_text())["fleet"]
+        assert parts == [fleet.encode()] * 5, rename
         assert len(list((directory / "device").iterdir())) == 3
-        assert parts in ({b"old"}, {b"new"}), rename
         assert not [path for path in directory.iterdir() if path.name.startswith(".")]
         files.write(identity("new"), {})
         assert (directory / "device" / "client.key").read_bytes() == b"key of new"
         if not was_killed:
             break
-    assert rename == 8
+    assert rename == 11
 
 
 def test_identity_without_a_release_key_has_no_key_files(tmp_path: Path) -> None:
-    IdentityFiles(tmp_path).write(identity("new", release_key=b""), {})
+    IdentityFiles(tmp_path).write(identity("new", is_signed=False), {})
     assert "release" not in (tmp_path / "device.toml").read_text()
     assert not (tmp_path / "release.pub").exists() and not (tmp_path / "software.pub").exists()
 

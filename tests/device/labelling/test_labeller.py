@@ -192,6 +192,27 @@ def test_label_step_interrupted_by_a_kill_is_finished_at_the_next_start(place: P
     assert contents(place) == before
 
 
+@pytest.mark.parametrize("end", ["before the move", "while the name was held", "after the move"])
+def test_image_that_took_the_old_name_meanwhile_is_not_labelled(place: Path, end: str) -> None:
+    """After the move, somebody has deleted the labelled image."""
+    old, target = place / "new" / "0000.png", place / "data" / "a" / "0000.png"
+    with closing(opened(place)) as labeller:
+        if end == "after the move":
+            labeller.label(first(labeller, 1), "a")
+            target.unlink()
+        else:
+            labeller._opened().append(labeller._plan(labeller.images()[:1], "a"))
+            old.unlink()
+    if end == "while the name was held":
+        target.touch()
+    [other] = write_images(place / "new", 1, start=77, name=old.name)
+    content = other.read_bytes()
+    with closing(opened(place)) as labeller:
+        assert (labeller.classes["a"], names(place / "data" / "a")) == (0, [])
+        assert old.read_bytes() == content and old in [image.path for image in labeller.images()]
+        assert labeller.undoable == 0
+
+
 def test_torn_and_damaged_journal_lines_are_ignored(place: Path) -> None:
     with closing(opened(place)) as labeller:
         labeller.label(first(labeller, 1), "a")

@@ -90,6 +90,14 @@ def test_full_damaged_or_foreign_cache_gives_the_same_bits(
         assert path.stat().st_size == 32 + 10 * RECORD
 
 
+@pytest.mark.parametrize("kept", [10, 0])
+def test_smaller_room_shrinks_the_cache_of_before(data: DeviceData, tmp_path: Path, kept: int) -> None:
+    expected, path = train(data, CacheRoom(tmp_path, PLENTY)), tmp_path / NAME
+    room = CacheRoom(tmp_path, 32 + kept * RECORD + 5 if kept else 0)
+    assert train(data, room) == expected
+    assert (path.stat().st_size if path.exists() else 0) == (32 + kept * RECORD if kept else 0)
+
+
 def test_unwritable_cache_folder_is_logged_and_training_goes_on(
     data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
