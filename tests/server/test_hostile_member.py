@@ -25,6 +25,7 @@ from splitee.protocol.inference import InferReply, InferRequest
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
+from splitee_server.learning.lanes import in_order
 from splitee_server.members.device_subscriptions import MEMBERS_ONLY
 from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.trunks import CommittedTrunks
@@ -429,3 +430,24 @@ def test_quarantine_survives_restarts_until_the_operator_readmits_the_device(tmp
 
     assert rounds_of_evil(200, last=3) == []
     assert rounds_of_evil(300, last=4, readmit=(EVIL,)) == [4]
+
+
+def test_round_that_quarantine_has_emptied_begins_anew_with_a_device_that_joins(tmp_path: Path) -> None:
+    """A step has a batch of the evil device, whose place in the step is behind that of the other one."""
+    honest, policy = HONEST[0], Policy(devices=1, quorum=1, missing="skip")
+    assert in_order((honest, EVIL)) == [honest, EVIL]
+    fleet = VirtualFleet(tmp_path / "server", honest, EVIL, policy=policy, strategy="data-parallel")
+    late, evil = (fleet.devices[name] for name in (honest, EVIL))
+    join, late.join = late.join, lambda: None  # type: ignore[method-assign]
+
+    def harm(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (1, "train", 1):
+            evil.pause()
+            for _ in range(20):
+                evil.publish(routes.WEIGHTS, b"x")
+            join()
+
+    evil.before_batch = harm
+    fleet.run()
+    assert fleet.rejected == {(EVIL, "malformed"): 20}
+    assert fleet.counted == {1: [honest], 2: [honest]}

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import pack_state, unpack_state
+from splitee.training.sharing import leaves
+from splitee.training.state import pack_state, unpack_state, weights_digest
 from splitee.training.weights import CLIENT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 
@@ -108,6 +109,14 @@ class Fleet:
         """A copy of the weights of the device's whole network: client network and trunk."""
         stages = {n.removeprefix(CLIENT): t.clone() for n, t in client.items() if n.startswith(CLIENT)}
         return {**stages, **self.trunk(device)}
+
+
+def digests_of(model: FleetModel) -> dict[str, str]:
+    """All values of a commit's state by path: plain ones as text, tensors as digests."""
+    return {
+        "/".join(map(str, path)): weights_digest({"": value}) if isinstance(value, Tensor) else repr(value)
+        for path, value in leaves(model.state())
+    }
 
 
 def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

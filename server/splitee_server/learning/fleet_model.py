@@ -174,12 +174,17 @@ class FleetModel:
     def forget(self, device: str) -> None:
         """A device drops out of the round: discard what only its own trunk has learnt in it.
 
-        Its losses and its class mix are as before the round, however many of its batches have arrived.
+        Its losses, class mix and soft labels are as before the round, however many of its batches have come.
         """
         self._strategy.forget(device)
         self._class_mix.forget(device)
         self._loss_filter.forget(device)
+        self._soft_labels.forget(device)
         self._trained.pop(device, None)
+
+    def abandon_round(self) -> None:
+        """As `Strategy.abandon_round`."""
+        self._strategy.abandon_round()
 
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""

@@ -34,6 +34,10 @@ class SoftLabelStore:
         if self._spec.soft_labels and round_number < self._spec.rounds:
             self._coming.setdefault(device, []).append(soften(logits))
 
+    def forget(self, device: str) -> None:
+        """A device drops out of the round: what was added for it does not count."""
+        self._coming.pop(device, None)
+
     def coming(self, device: str) -> list[Tensor]:
         """What was added for a device in the current round."""
         return self._coming.get(device, [])

@@ -296,6 +296,7 @@ class Coordinator:
             yield phase
             if phase.done:
                 break
+            self._model.abandon_round()
         if len(phase.done) == len(participants):
             self._deadline.note(phase)
         self._ranks.collect(phase, self._model)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from averaged_models import BATCH, STEPS, STRATEGIES, Fleet, observed, same
+from averaged_models import BATCH, STEPS, STRATEGIES, Fleet, digests_of, observed, same
 
-from splitee.training.state import pack_state
+from splitee_server.learning.lanes import in_order
 
 
 def copy_of(fleet: Fleet, device: str) -> dict[str, torch.Tensor]:
@@ -60,7 +60,7 @@ def test_commits_do_not_depend_on_how_many_batches_of_a_dropped_device_have_come
 ) -> None:
     """With a trunk for each device. One device drops out of its first round, and one of a later round."""
 
-    def state_with(arrived: int) -> bytes:
+    def state_with(arrived: int) -> dict[str, str]:
         fleet = Fleet("averaging", **settings)
         for number, absent in enumerate(("d", "b", ""), start=1):
             sent = fleet.train(number, *(device for device in fleet.cuts if device != absent))
@@ -68,6 +68,34 @@ def test_commits_do_not_depend_on_how_many_batches_of_a_dropped_device_have_come
                 train_batches(fleet, absent, number, arrived)
                 fleet.model.forget(absent)
             fleet.commit(number, sent)
-        return pack_state(fleet.model.state())
+        return digests_of(fleet.model)
 
     assert [state_with(arrived) for arrived in (1, STEPS)] == [state_with(0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("sequential", {"balanced_loss": True, "soft_labels": 1.0, "largest_loss": 1.001}),
+        ("averaging", {"aggregation_every": 1}),
+        ("averaging", {"trunk_momentum": "dropped"}),
+    ],
+)
+def test_round_that_all_devices_have_left_begins_anew_as_after_a_restart(
+    strategy: str, settings: dict[str, Any]
+) -> None:
+    fleet = Fleet(strategy, **settings)
+    fleet.commit(1, fleet.train(1))
+    fleet.train(2, "b")
+    if settings.get("trunk_momentum") == "dropped":
+        fleet.model.sum_up("b")
+    fleet.model.forget("b")
+    fleet.model.abandon_round()
+    states = []
+    for one in (fleet, fleet.restarted()):
+        sent = one.train(2)
+        for device in in_order(one.cuts) if settings.get("trunk_momentum") == "dropped" else ():
+            one.model.sum_up(device)
+        one.commit(2, sent)
+        states.append(digests_of(one.model))
+    assert states[0] == states[1]

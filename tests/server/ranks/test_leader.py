@@ -7,7 +7,8 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -114,8 +115,17 @@ class Ranks:
     def new_model(self) -> FleetModel:
         return FleetModel(self.spec, build_for(self.spec))
 
-    def open(self, kind: RunPhase = "train", number: int = 1, attempt: int = 1) -> Phase:
-        parts = {device: Participant(cut, STEPS, number - 1) for device, cut in CUTS.items()}
+    def open(
+        self,
+        kind: RunPhase = "train",
+        number: int = 1,
+        attempt: int = 1,
+        steps: Mapping[str, int] = MappingProxyType({}),
+    ) -> Phase:
+        """`steps`: of the devices that have not STEPS."""
+        parts = {
+            device: Participant(cut, steps.get(device, STEPS), number - 1) for device, cut in CUTS.items()
+        }
         opened = RoundOpen(run=SPEC.run, round=number, attempt=attempt, phase=kind, participants=len(parts))
         remote = self.leader.assign_ranks(parts)
         own = {device: part for device, part in parts.items() if device not in remote}
@@ -322,9 +332,11 @@ def batch_of(model: FleetModel, phase: Phase, device: str, step: int) -> CutBatc
     return CutBatch.of(message, SPEC, model.feature_shape(CUTS[device]))
 
 
-def train_batch(model: FleetModel, phase: Phase, device: str, step: int, batch: CutBatch) -> None:
+def train_batch(
+    model: FleetModel, phase: Phase, device: str, step: int, batch: CutBatch, steps: int = STEPS
+) -> None:
     tensors = tensor_of(batch.features), tensor_of(batch.labels)
-    model.train(device, *tensors, round_number=phase.opened.round, step=step, steps=STEPS)
+    model.train(device, *tensors, round_number=phase.opened.round, step=step, steps=steps)
 
 
 def trunk_digest(model: FleetModel) -> str:
@@ -448,6 +460,7 @@ def test_round_that_all_devices_have_left_can_be_opened_again(joint_ranks: Joint
     ranks.offer_here(phase)
     ranks.work_until(phase, 1)
     ranks.drop(phase, *CUTS)
+    ranks.model.abandon_round()
     before = weights_digest(ranks.model.trunk_weights())
     phase = ranks.open()
     assert weights_digest(ranks.model.trunk_weights()) == before
@@ -459,3 +472,43 @@ def test_round_that_all_devices_have_left_can_be_opened_again(joint_ranks: Joint
     ranks.follow(phase, lambda: not phase.has_batches_left())
     ranks.leader.collect(phase, ranks.model)
     assert weights_digest(ranks.model.trunk_weights()) != before
+
+
+@pytest.mark.parametrize("is_last", [False, True])
+def test_batch_of_a_dropped_device_counts_in_its_step_as_on_a_server_alone(
+    joint_ranks: JointRanks, is_last: bool
+) -> None:
+    """It is alone in the step when the device drops out: others' batches come later, or they have fewer."""
+    ranks, (dropped, other) = joint_ranks, in_order(("pi-2", "pi-3"))  # of rank 1
+    steps = {"pi-1": 1, dropped: 2, other: 1}
+    phase = ranks.open(steps=steps)
+    alone = ranks.new_model()
+    for device, cut in CUTS.items():
+        alone.join(device, cut, 4 * STEPS)
+
+    def train(*batches: tuple[str, int]) -> None:
+        for device, step in batches:
+            if device == "pi-1":
+                phase.offer(device, step, batch_of(ranks.model, phase, device, step))
+                while (taken := phase.take()) is not None:
+                    train_batch(ranks.model, phase, *taken, steps=1)
+            else:
+                ranks.say(device, features(phase, device, step))
+        ranks.follow(phase, lambda: all(phase.next_step(device) == step + 1 for device, step in batches))
+
+    if is_last:
+        train(*((device, 0) for device in CUTS))
+        train((dropped, 1))
+    else:
+        train((dropped, 0))
+    ranks.drop(phase, dropped)
+    if not is_last:
+        train(("pi-1", 0), (other, 0))
+    ranks.leader.collect(phase, ranks.model)
+    for device, step in [*((device, 0) for device in in_order(CUTS)), *[(dropped, 1)][:is_last]]:
+        train_batch(alone, phase, device, step, batch_of(alone, phase, device, step), steps[device])
+    alone.forget(dropped)
+    for model in (alone, ranks.model):
+        model.commit(1, {device: Contribution() for device in ("pi-1", other)})
+    mine, expected = (weights_digest(one.trunk_weights()) for one in (ranks.model, alone))
+    assert mine == expected

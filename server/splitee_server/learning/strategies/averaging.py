@@ -136,6 +136,9 @@ class Averaging(Strategy):
         self._momentum.pop(device, None)
         self._trained.pop(device, None)
 
+    def abandon_round(self) -> None:
+        self._sums, self._period, self._trained = None, 0, {}
+
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Average each stage over the devices that trained it; from here on all devices share it.
 

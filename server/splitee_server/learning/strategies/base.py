@@ -126,6 +126,9 @@ class Strategy(ABC):
     def forget(self, device: str) -> None:  # noqa: B027
         """A device drops out of the round: discard what only its own trunk has learnt in it."""
 
+    def abandon_round(self) -> None:  # noqa: B027
+        """All devices have dropped out of the round: discard what is there for its end. It begins anew."""
+
     def phase_state(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs to train these devices' own trunks; tensors are shared, not copied.
 

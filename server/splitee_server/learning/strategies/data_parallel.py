@@ -31,7 +31,7 @@ class DataParallel(Sequential):
     stage is the mean over the samples that have passed through it; so are BatchNorm's new running statistics,
     while each batch is normalised by its own. Gradients are clipped per batch, so that no device dominates a
     step. A device with fewer steps than others takes part in the first ones. The batch of a device that drops
-    out counts if it is already in the step, and is not alone there.
+    out counts if it is already in the step.
 
     Sums are those of `LaneSums`: a process with a range of lanes gives its sums to the one that ends a step.
     """
@@ -42,7 +42,6 @@ class DataParallel(Sequential):
         self._named: dict[int, Named] = {}  # of the entries, by cut
         self._before: dict[str, Tensor] = {}  # the statistics before a batch
         self._sums: LaneSums | None = None  # of the step under way
-        self._joined: set[str] = set()  # whose batches are in them
         self._at = (0, 0, 0)  # round, step, and the largest number of steps of a device in it
 
     @property
@@ -68,7 +67,6 @@ class DataParallel(Sequential):
         if self._sums is None:
             self._sums, self._at = LaneSums(lane_of(device), torch.float32), (round_number, step, 0)
         self._at = max(self._at, (round_number, step, steps))
-        self._joined.add(device)
         parameters, buffers = self._named[self._cuts[device]]
         seen = {name: one.grad for name, one in parameters.items() if one.grad is not None}
         seen |= {name: buffer.clone() for name, buffer in buffers.items()}
@@ -76,17 +74,14 @@ class DataParallel(Sequential):
         for name, buffer in buffers.items():
             buffer.copy_(self._before[name])
 
-    def forget(self, device: str) -> None:
-        """Its batch in the open step counts if other devices have batches there."""
-        self._joined.discard(device)
-        if not self._joined:
-            self._sums = None
+    def abandon_round(self) -> None:
+        self._sums = None
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
         self.end_step()
 
     def part_of_step(self, lanes: range = range(LANES)) -> dict[str, Any]:
-        own, self._sums, self._joined = self._sums, None, set()
+        own, self._sums = self._sums, None
         sums = LaneSums(lanes.start)
         sums.merge([] if own is None else own.partials())
         return {"at": self._at, "sums": [vars(node) for node in sums.partials(lanes.stop)]}
@@ -123,7 +118,7 @@ class DataParallel(Sequential):
         }
 
     def load_phase_state(self, state: Mapping[str, Any]) -> None:
-        self._sums, self._joined = None, set()
+        self._sums = None
         self._write(self._whole, state["trunk"])
         for device, cut in state["cuts"].items():
             self.join(device, cut)
