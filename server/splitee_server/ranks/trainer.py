@@ -204,6 +204,8 @@ class Trainer:
             gone = tuple(device for device in order.devices if device in phase)
             unlocked = [device for device in map(phase.windows.drop, gone) if device is not None]
             phase.go_on_without(gone)
+            for device in gone:
+                self._model.forget(device)
             self._current.note(*unlocked)
             self._acknowledge_all(unlocked)
         self._forget(self._subscriptions.remove(order.devices))
