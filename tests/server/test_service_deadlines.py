@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
 
 from splitee.protocol import routes
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.parts import PART_OVERHEAD, split
 from splitee.protocol.rounds import Features
@@ -45,6 +47,28 @@ def test_late_device_is_skipped_at_the_deadline(skipping: VirtualFleet) -> None:
         list(THREE), ["pi-1", "pi-2"], ["pi-1", "pi-2"],
     ]  # fmt: skip
     assert 60 <= skipping.clock() - before < 70  # the deadline's floor, once
+
+
+@pytest.mark.parametrize("arrived", [0, 1])
+def test_accuracies_do_not_contain_a_device_that_drops_out_of_the_evaluation(
+    skipping: VirtualFleet, arrived: int
+) -> None:
+    """Whether or not batches of it have come: how many is a matter of chance."""
+    late = skipping.devices["pi-3"]
+    late.profile = replace(late.profile, held_out_samples=3 * EVALUATION_BATCH)
+
+    def fall_silent(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "evaluate", arrived):
+            late.pause()
+
+    late.before_batch = fall_silent
+    skipping.run()
+    judged = [
+        [device for device, found in sorted(each.devices.items()) if found.trunk_accuracy is not None]
+        for each in skipping.metrics
+    ]
+    assert judged == [list(THREE), ["pi-1", "pi-2"], ["pi-1", "pi-2"]]
+    assert skipping.metrics[1].fleet.images == 2 * 4  # a batch of each
 
 
 def test_silent_device_in_the_first_round_is_skipped_after_ten_times_the_floor(

@@ -360,7 +360,10 @@ class Phase:
             self._unfinished.discard(device)
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
-        """Drop missing participants; the others, which may have waited for them, get a new deadline."""
+        """Drop missing participants, with what has come of them; the others get a new deadline.
+
+        They may have waited for the missing ones.
+        """
         self.started = self.waiting_since = self.progressed_at = self._clock()
         for device in devices:
             self._batches.drop(device)
@@ -369,6 +372,7 @@ class Phase:
                 self._waves.drop(device)
             self.done.pop(device, None)
             self._assemblers.pop(device, None)
+            self.scores[device] = Score()
             del self.participants[device]
         self.opened = replace(self.opened, participants=len(self.participants))
 
