@@ -228,7 +228,7 @@ def test_calibrate_command_reads_images_from_class_folders(
 
 
 @pytest.mark.slow
-def test_invalid_calibrations_are_refused_with_a_reason(
+def test_invalid_calibrations_are_refused_with_a_reason_and_change_nothing(
     models: Path, trained: Trained, averaged: Trained, tmp_path: Path
 ) -> None:
     few = trained.model("pi-2")
@@ -246,6 +246,8 @@ def test_invalid_calibrations_are_refused_with_a_reason(
         ),
         ((*model, *trunk, "--plot", tmp_path / "curve.nothing"), ConfigError, "--plot"),
     ]
+    before = (models / "client" / "manifest.json").read_bytes()
     for arguments, kind, words in cases:
         error = _run(*arguments)
         assert isinstance(error, kind) and words in str(error), (arguments, error)
+    assert (models / "client" / "manifest.json").read_bytes() == before

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-GUARD = 1e15  # larger bounds protect the wire format, and are not shown to users
+LARGEST = 1_000_000_000  # of a setting without a limit of its own: it fits every counter and every wait
+MOST_THREADS = 1024
 
 
 class OutOfBounds(click.BadParameter):
@@ -31,11 +33,14 @@ class Number(click.ParamType[float]):
         above: bool = False,
         below: bool = False,
     ) -> None:
-        """`above`: `least` itself is too little; `below`: `most` itself is too much."""
+        """`above`: `least` itself is too little; `below`: `most` itself is too much.
+
+        Without `most`, numbers are at most `LARGEST`. `bounds` does not show so large limits.
+        """
         self.name = "N" if kind is int else "NUMBER"
         self.kind = kind
         self.least = least
-        self.most = most
+        self.most = LARGEST if most is None else most
         self.above = above
         self.below = below
 
@@ -47,8 +52,7 @@ class Number(click.ParamType[float]):
         if isinstance(number, int) or math.isfinite(number):  # an integer may be beyond any float
             if self._has(number):
                 return number
-            beyond_guard = self.most is not None and GUARD <= self.most < number
-            expected = f"at most {self.most}" if beyond_guard else self.bounds()
+            expected = f"at most {self.most}" if LARGEST <= self.most < number else self.bounds()
         else:
             expected = f"{self._describe_kind()} {self.bounds()}".rstrip()
         raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
@@ -56,7 +60,7 @@ class Number(click.ParamType[float]):
     def bounds(self) -> str:
         """The permitted values as a phrase; "" without bounds."""
         least = None if self.least is None else self._shown(self.least)
-        most = None if self.most is None or self.most >= GUARD else self._shown(self.most)
+        most = None if self.most >= LARGEST else self._shown(self.most)
         if least is None:
             return "" if most is None else f"at most {most}"
         if most is None:
@@ -70,7 +74,7 @@ class Number(click.ParamType[float]):
 
     def _has(self, number: float) -> bool:
         too_little = self.least is not None and (number <= self.least if self.above else number < self.least)
-        too_much = self.most is not None and (number >= self.most if self.below else number > self.most)
+        too_much = number >= self.most if self.below else number > self.most
         return not too_little and not too_much
 
     def _describe_kind(self) -> str:
@@ -86,8 +90,10 @@ class CountOrAuto(click.ParamType[int | str]):
     name = "count|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "auto" or (str(value).isdecimal() and int(value) <= 10_000):
-            return value if value == "auto" else int(value)
+        if value == "auto":
+            return str(value)
+        if re.fullmatch("[0-9]{1,5}", str(value)) and int(value) <= 10_000:
+            return int(value)
         raise OutOfBounds(f"{given(value, param, ctx)}: auto, or a whole number from 0 to 10000", ctx, param)
 
 

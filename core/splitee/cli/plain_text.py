@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _PASSWORD = re.compile(r"(://[^\s:/@]*):\S*@")
+_PASSWORD_OF_ADDRESS = re.compile(r"(://[^:/@]*):.*@", re.DOTALL)
 INDENT = "  "  # of a traceback's lines, which are no log lines
 
 
@@ -39,6 +40,11 @@ def plain(text: str) -> str:
 def without_password(text: str) -> str:
     """`text` with `***` for the passwords of addresses: mqtt://USER:***@HOST."""
     return _PASSWORD.sub(r"\1:***@", text)
+
+
+def address_without_password(text: str) -> str:
+    """Like `without_password` for a text that is one address: an unencoded password in it may have spaces."""
+    return _PASSWORD_OF_ADDRESS.sub(r"\1:***@", text)
 
 
 def plain_cell(text: str, style: str = "") -> Text:

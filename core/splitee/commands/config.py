@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from splitee.cli.input_options import InputType
-from splitee.cli.plain_text import echo, plain, without_password
+from splitee.cli.plain_text import address_without_password, echo, plain
 from splitee.errors import ConfigError
 from splitee.samples.fitting import format_shape
 from splitee.suggestions import did_you_mean
@@ -99,7 +99,8 @@ def _shown(value: object, required: bool) -> str:
         return "(missing: required)" if required else "(none)"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return plain(without_password(", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
+    values = map(str, value) if isinstance(value, tuple) else [str(value)]
+    return plain(", ".join(map(address_without_password, values)))
 
 
 def _origin(parameter: click.Option, source: ParameterSource | None) -> str:

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -24,19 +22,23 @@ from splitee.cli.settings import settings_file, switch
 from splitee.cli.update_words import describe_predicted_state, describe_updates
 from splitee.cli.verbosity import log_options
 from splitee.cli.words import ago, bit_rate, images, megabytes, milliseconds, percent
+from splitee.clock import Clock
 from splitee.commands.rollouts_table import rollout_reasons, rollouts_table
 from splitee.commands.seasons_table import seasons_table
 from splitee.errors import ConfigError
-from splitee.mqtt.events import Message
-from splitee.mqtt.link import Link
+from splitee.mqtt.events import Message, Overflow
 from splitee.mqtt.options import LinkOptions
+from splitee.mqtt.port import Port
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 from splitee.protocol.model_views import ModelInService
+from splitee.protocol.viewer_link import viewer_link
 
 FIRST_TIMEOUT = 2.0  # seconds to wait for the first retained message
 QUIET = 0.3  # seconds of silence after which all retained messages have come
 REFRESH = 0.5  # seconds
+REPEAT_AFTER = 15.0  # seconds, at least, between two requests for all retained messages
 COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/down", "seen\nago")
 
 
@@ -53,18 +55,17 @@ def status(link: LinkOptions, once: bool, as_json: bool) -> None:
     """Show the fleet live: its devices, what the server does, and which devices it waits for."""
     console = Console()
     view = FleetView(link.fleet)
-    identity = f"splitee-status-{os.getpid()}-{secrets.token_hex(4)}"
-    with closing(Link(link.address, identity, tls=link.tls)) as connection:
+    with closing(viewer_link(link, "status")) as connection:
         connection.subscribe(*view.filters)
         connection.open(link.connect_timeout)
         receive_retained(connection, view)
         if as_json or once or not console.is_terminal:
             _print_once(console, link, view.snapshot(), as_json)
         else:
-            _follow(console, connection, view)
+            follow(console, connection, view)
 
 
-def receive_retained(connection: Link, view: FleetView) -> None:
+def receive_retained(connection: Port, view: FleetView) -> None:
     """Receive the messages that the broker retains; they come in one burst after the subscription.
 
     Those of thousands of devices take seconds. Others, which a fleet at work sends without end, are received
@@ -94,15 +95,22 @@ def _print_once(console: Console, link: LinkOptions, snapshot: FleetSnapshot, as
         console.print(render(snapshot, time.time()))
 
 
-def _follow(console: Console, connection: Link, view: FleetView) -> None:
+def follow(console: Console, connection: Port, view: FleetView, clock: Clock = time.monotonic) -> None:
+    """Show the fleet twice a second, until an exception ends it."""
+    lost, may_repeat = False, RateLimiter(REPEAT_AFTER, clock)
     with Live(console=console, refresh_per_second=1 / REFRESH, auto_refresh=False) as live:
         while True:
             live.update(render(view.snapshot(), time.time()), refresh=True)
-            drawn = time.monotonic()
-            while (left := drawn + REFRESH - time.monotonic()) > 0:
-                event = connection.receive(left)
+            until = clock() + REFRESH
+            while (now := clock()) < until:
+                event = connection.receive(until - now)
                 if isinstance(event, Message):
                     view.take(event, time.time())
+                elif isinstance(event, Overflow):
+                    lost = True
+            if lost and may_repeat.due():
+                connection.subscribe(*view.filters)  # the broker sends what it retains again
+                lost = False
 
 
 def render(snapshot: FleetSnapshot, now: float) -> RenderableType:

@@ -19,7 +19,9 @@ from splitee.inference.signatures import ReleaseSigner
 from splitee.software.versions import version_key
 from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, SoftwareManifest, Wheel, WheelName
 
-PYTHON = re.compile("cp3[0-9]{1,2}")
+PYTHON = re.compile("cp3([0-9]{1,2})")
+STABLE_ABI = "abi3"  # a wheel with it also fits all later Pythons
+OLDEST_MINOR = 11  # of Python 3.11, the oldest on which splitee runs
 
 
 def describe(wheels: Sequence[Path], index: str = "") -> SoftwareManifest:
@@ -40,7 +42,7 @@ def describe(wheels: Sequence[Path], index: str = "") -> SoftwareManifest:
         raise ConfigError(f"{own.name}: expected a version such as 1.2.3 or 1.2.3rc1")
     return SoftwareManifest(
         version=own.version,
-        python=_only("Python", (_python(wheel) for wheel in listed)),
+        python=_python(listed),
         machine=_only("machine", (_machine(wheel) for wheel in listed)),
         unpacked=sum(map(_unpacked, wheels)),
         wheels=tuple(listed),
@@ -83,13 +85,31 @@ def _unpacked(path: Path) -> int:
         raise ConfigError(f"{path}: expected a wheel, and this is no zip file: fetch it again") from None
 
 
-def _python(wheel: Wheel) -> str:
-    python, abi, _platform = wheel.tags
-    if not python.startswith("cp") or abi == "abi3":
+def _python(wheels: Sequence[Wheel]) -> str:
+    """The Python that all wheels fit: cp312; that and all later ones, cp312+; or any."""
+    stable = [wheel for wheel in wheels if wheel.tags[1] == STABLE_ABI]
+    one = _only("Python", (_one_python(wheel) for wheel in wheels if wheel not in stable))
+    least = max((_least_minor(wheel) for wheel in stable), default=0)
+    if one == ANY:
+        return f"cp3{least}+" if least > OLDEST_MINOR else ANY
+    if int(one.removeprefix("cp3")) < least:
+        raise ConfigError(f"expected wheels for one Python, got {one}, and cp3{least} or later")
+    return one
+
+
+def _one_python(wheel: Wheel) -> str:
+    python = wheel.tags[0]
+    if not python.startswith("cp"):
         return ANY
     if not PYTHON.fullmatch(python):
         raise ConfigError(f"{wheel.name}: expected a wheel for one Python such as cp311")
     return python
+
+
+def _least_minor(wheel: Wheel) -> int:
+    """12 of a wheel for the stable ABI of Python 3.12 and later, cp312-abi3."""
+    found = [PYTHON.fullmatch(python) for python in wheel.tags[0].split(".")]
+    return min((int(match[1]) for match in found if match), default=0)
 
 
 def _machine(wheel: Wheel) -> str:

@@ -78,7 +78,8 @@ class SoftwareManifest(msgspec.Struct, frozen=True):
 
     Attributes:
         version: of splitee.
-        python: the Python that all wheels fit, such as cp311; any: every one on which splitee runs.
+        python: the Python that all wheels fit, such as cp311; with a + also all later ones; any: every one
+            on which splitee runs.
         machine: likewise, such as aarch64; any: every one.
         unpacked: bytes of the installed wheels.
         wheels: those to be installed, beside what the device has.
@@ -86,7 +87,7 @@ class SoftwareManifest(msgspec.Struct, frozen=True):
     """
 
     version: Annotated[str, Meta(max_length=40)]
-    python: Annotated[str, Meta(pattern=r"^(any|cp3[0-9]{1,2})\Z")]
+    python: Annotated[str, Meta(pattern=r"^(any|cp3[0-9]{1,2}\+?)\Z")]
     machine: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,20}\Z")]
     unpacked: Count
     wheels: Annotated[tuple[Wheel, ...], Meta(min_length=1, max_length=MOST_WHEELS)]
@@ -99,7 +100,7 @@ class SoftwareManifest(msgspec.Struct, frozen=True):
 
     def check_machine(self, machine: str, python: str) -> None:
         """Raises SoftwareError: it is not for this `machine` (aarch64) and this `python` (cp311)."""
-        if self.machine not in (ANY, machine) or self.python not in (ANY, python):
+        if self.machine not in (ANY, machine) or not _fits(self.python, python):
             raise SoftwareError(
                 f"splitee {self.version} is for {self.machine} and Python {self.python}, this device is "
                 f"{machine} and {python}: pack wheels for it (`splitee pack`)"
@@ -167,6 +168,14 @@ def unverified_manifest(file: BinaryIO) -> SoftwareManifest:
     """
     _signature, data, start = _signed_part(file)
     return _manifest(file, data, start)
+
+
+def _fits(wanted: str, python: str) -> bool:
+    """Whether a device's `python`, such as cp311, is the one that wheels need: cp311, cp310+ or any."""
+    if not wanted.endswith("+"):
+        return wanted in (ANY, python)
+    match = re.fullmatch("cp3([0-9]{1,2})", python)
+    return match is not None and int(match[1]) >= int(wanted[3:-1])
 
 
 def _signed_part(file: BinaryIO) -> tuple[str, bytes, int]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import click
 
-from splitee.cli.bounds import number, whole
+from splitee.cli.bounds import MOST_THREADS, number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.pairs import given_as_flag, require
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
     ),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="the cores it may use",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from splitee.cli.bounds import number, whole
+from splitee.cli.bounds import MOST_THREADS, number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
@@ -54,7 +54,7 @@ DIRECTORY = click.Path(path_type=Path)
     ),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="all cores but one",

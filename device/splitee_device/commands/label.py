@@ -12,7 +12,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from splitee.cli.bounds import whole
+from splitee.cli.bounds import MOST_THREADS, whole
 from splitee.cli.command import Command, section
 from splitee.cli.input_options import region_setting
 from splitee.cli.plain_text import echo, echo_json, plain_cell
@@ -76,7 +76,7 @@ log = logging.getLogger(__name__)
     ),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="all cores but one",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from splitee.cli.bounds import number, whole
+from splitee.cli.bounds import MOST_THREADS, number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.input_options import region_setting
 from splitee.cli.link_options import optional_link_options
@@ -59,7 +59,7 @@ PATH = click.Path(path_type=Path)
     ),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="all cores but one",

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from splitee.cli.bounds import number, whole
+from splitee.cli.bounds import MOST_THREADS, number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo_json
@@ -65,7 +65,7 @@ log = logging.getLogger(__name__)
     run_setting("precision"),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="the cores it may use",

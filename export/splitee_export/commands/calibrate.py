@@ -172,10 +172,10 @@ def calibrate(
         combination=fitted.combination,
         calibration=points,
     )
-    write_manifest(model, calibrated)
-    _report(points, chosen, len(labels), fitted.combination)
     if plot is not None:
         draw(points, chosen, measure, plot)
+    write_manifest(model, calibrated)
+    _report(points, chosen, len(labels), fitted.combination)
 
 
 def evaluate(

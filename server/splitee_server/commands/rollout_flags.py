@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from splitee.cli.bounds import OutOfBounds, given
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.release_orders import LATE_AFTER, SHARE
@@ -43,7 +44,12 @@ class Waves(click.ParamType[tuple[str, ...]]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, ...]:
-        return value if isinstance(value, tuple) else read_waves(str(value))
+        if isinstance(value, tuple):
+            return value
+        try:
+            return read_waves(str(value))
+        except ConfigError as error:
+            raise OutOfBounds(f"{given(value, param, ctx)}: {error}", ctx, param) from None
 
 
 def waves_setting(flag: str = "--waves", **more: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from splitee.cli.bounds import whole
+from splitee.cli.bounds import MOST_THREADS, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
@@ -61,7 +61,7 @@ log = logging.getLogger(__name__)
     ),
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="all cores but one",

@@ -14,7 +14,7 @@ import click
 from msgspec.structs import asdict
 
 from splitee.cli import words
-from splitee.cli.bounds import number, whole
+from splitee.cli.bounds import MOST_THREADS, number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.pairs import require
@@ -191,7 +191,7 @@ DIRECTORY = click.Path(path_type=Path)
     resident_setting,
     setting(
         "--threads",
-        type=whole(1),
+        type=whole(1, MOST_THREADS),
         metavar="COUNT",
         help="Number of CPU threads.",
         show_default="torch's choice",

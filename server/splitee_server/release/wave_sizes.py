@@ -19,10 +19,10 @@ def read_waves(text: str) -> tuple[str, ...]:
     """`1,10%,100%` as waves. Raises ConfigError."""
     waves = tuple(wave.strip() for wave in text.split(","))
     if len(waves) > MOST_WAVES:
-        raise ConfigError(f"--waves: {len(waves)} of them; there may be {MOST_WAVES}")
+        raise ConfigError(f"{len(waves)} waves; there may be {MOST_WAVES}")
     for wave in waves:
         if not re.fullmatch(SHARE, wave) or not float(wave.rstrip("%")):
-            raise ConfigError(f"--waves {text}: {wave!r} names no device; {FORM}")
+            raise ConfigError(f"{wave!r} names no device; {FORM}")
     return waves
 
 

@@ -15,6 +15,7 @@ import click
 import pytest
 from commands import call
 
+from splitee.cli.bounds import CountOrAuto, Number, OutOfBounds
 from splitee.cli.command import GENERAL, Command, Option
 from splitee.errors import ExitCode
 from splitee_lab.local.forked import without_settings
@@ -48,6 +49,16 @@ def test_each_option_is_in_a_section_and_its_help_stands_alone(name: str) -> Non
         )
     general = {one.name for one in options if isinstance(one, Option) and one.section == GENERAL}
     assert general <= {"config", "verbose", "quiet"}
+
+
+@pytest.mark.parametrize("digits", [20, 400, 5000])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_number_is_taken_that_would_overflow(name: str, digits: int) -> None:
+    context, value = click.Context(COMMANDS[name], info_name=name), digits * "9"
+    numbers = [one for one in COMMANDS[name].params if isinstance(one.type, Number | CountOrAuto)]
+    for option in numbers:
+        with pytest.raises(OutOfBounds, match=f"{value}: "):
+            option.type_cast_value(context, value)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -104,6 +115,7 @@ SIMULATE = ("simulate", "--out", "o")
     [
         ((*SERVER, "--quorum", "5", "--missing", "skip"), "--quorum 5 --devices 3: no round could"),
         ((*SERVER, "--quorum", "2"), "--quorum does nothing without --missing skip: give both, or neither"),
+        ((*SERVER, "--release-waves", "1,0"), "--release-waves 1,0: '0' names no device; expected counts"),
         ((*SERVER, "--deadline-floor", "2"), "--deadline-floor does nothing without --missing skip"),
         ((*SERVER, "--metrics-bind", "::"), "--metrics-bind does nothing without --metrics-port"),
         ((*SERVER, "--ca", "x.crt"), "--ca is for TLS, and mqtt://127.0.0.1:1883 has none"),

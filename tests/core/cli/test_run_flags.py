@@ -67,6 +67,7 @@ def test_each_user_settable_field_of_a_run_is_declared_with_help() -> None:
         ("--steps", "1" + 400 * "0", f"at most {1 << 62}"),
         ("--steps", "time:0", "time: and whole seconds from 1 to 86400, such as time:60"),
         ("--steps", "time:1e3", "time: and whole seconds from 1 to 86400, such as time:60"),
+        ("--learning-rate", "1e300", "at most 1000000000"),
         ("--order", "random", "one of step, device"),
     ],
 )

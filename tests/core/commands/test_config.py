@@ -40,9 +40,10 @@ def test_missing_required_setting_is_shown_as_missing() -> None:
 
 
 def test_password_in_an_address_is_masked() -> None:
-    for password in ("secret", "se@cret", "se:cr/et"):
-        shown = config("status", "--broker", f"mqtt://u:{password}@h:1")
+    for account in ("u:secret", "u:se@cret", "u:se:cr/et", "u:se cret", "u: se@c\tre t"):
+        shown = config("status", "--broker", f"mqtt://{account}@h:1")
         assert shown["--broker"][0] == "mqtt://u:***@h:1"
+    assert config("status", "--broker", "mqtt://a user:secret@h")["--broker"][0] == "mqtt://a user:***@h"
 
 
 def test_control_characters_from_a_settings_file_are_escaped(tmp_path: Path) -> None:

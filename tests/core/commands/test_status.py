@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 import pytest
+from fakes import FakeClock, FakePort
 from msgspec.structs import replace
 from retained_fleet import (
     FIGURES,
@@ -29,9 +30,9 @@ from rich.console import Console
 from slow_proxy import SlowProxy
 
 from splitee.cli.main import main
-from splitee.commands.status import render
-from splitee.errors import ExitCode
-from splitee.mqtt.events import Message
+from splitee.commands.status import REPEAT_AFTER, follow, render
+from splitee.errors import BrokerRefused, ExitCode
+from splitee.mqtt.events import Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
@@ -232,6 +233,30 @@ def test_hostile_texts_from_the_wire_are_escaped_and_add_no_line() -> None:
     assert all(line.isprintable() for line in lines)
     text = "\n".join(lines)
     assert text.count(r"\x1b[2J\x9b31m\r\n00:00:00 INFO forged \u202e[red]") == 10
+
+
+def test_live_status_requests_retained_messages_again_after_it_has_lost_some() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    clock, requests = FakeClock(), []
+
+    class Broker(FakePort):
+        def subscribe(self, *filters: str) -> None:
+            super().subscribe(*filters)
+            requests.append(clock())
+            for topic, message in RETAINED.items():
+                self.deliver(topic, message.encode(), retained=True)
+
+    port, view = Broker(clock), FleetView(TOPICS.fleet)
+    for seconds in (0, 1, 2):
+        port.happen(Overflow(), seconds)
+    port.happen(BrokerRefused("no more"), 60)
+    with pytest.raises(BrokerRefused):
+        follow(console, port, view, clock)
+    assert device_of(view).id == "pi-1"
+    assert "resnet18" in console.file.getvalue()  # type: ignore[attr-defined]
+    first, second = requests
+    assert first - 1000 < 1
+    assert REPEAT_AFTER <= second - first < REPEAT_AFTER + 1, "a broker is not flooded with requests"
 
 
 def status(capfd: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:

@@ -150,6 +150,9 @@ def test_data_after_the_wheels_is_refused(packed: bytes, keys: tuple[Path, Path]
         (("cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",), ("cp311", "x86_64")),
         (("cp39-abi3-manylinux_2_28_aarch64",), ("any", "aarch64")),
         (("cp312-cp312-linux_aarch64", "cp39-abi3-manylinux_2_28_aarch64"), ("cp312", "aarch64")),
+        (("cp311-abi3-linux_aarch64", "cp36.cp37-abi3-linux_aarch64"), ("any", "aarch64")),
+        (("cp312-abi3-linux_aarch64", "cp311-abi3-linux_aarch64"), ("cp312+", "aarch64")),
+        (("cp312-abi3-linux_aarch64", "cp313-cp313-linux_aarch64"), ("cp313", "aarch64")),
     ],
 )
 def test_python_and_machine_are_read_from_wheel_names(
@@ -184,6 +187,14 @@ def test_python_and_machine_are_read_from_wheel_names(
                 "b-1-cp312-cp312-linux_x86_64",
             ],
             "expected wheels for one Python, got cp311 and cp312",
+        ),
+        (
+            [
+                "hetero_splitee-0.2.0-py3-none-any",
+                "a-1-cp311-cp311-linux_x86_64",
+                "b-1-cp312-abi3-linux_x86_64",
+            ],
+            "expected wheels for one Python, got cp311, and cp312 or later",
         ),
         (["hetero_splitee-0.2.0-py3-none-any", "a-1-cp311-cp311-win_amd64"], "expected a wheel for Linux"),
         (
@@ -221,6 +232,15 @@ def test_wheel_with_a_damaged_byte_is_described_or_refused(tmp_path: Path) -> No
         own.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
         with suppress(ConfigError):
             describe([own])
+
+
+def test_software_with_a_stable_abi_is_for_its_python_and_later_ones() -> None:
+    manifest = SoftwareManifest("0.2.0", "cp312+", "any", 0, ())
+    for python in ("cp312", "cp313"):
+        manifest.check_machine("aarch64", python)
+    for python in ("cp311", "cp39", "pp312", ""):
+        with pytest.raises(SoftwareError, match=r"is for any and Python cp312\+, this device is"):
+            manifest.check_machine("aarch64", python)
 
 
 @pytest.mark.parametrize(("machine", "python"), [("x86_64", "cp311"), ("aarch64", "cp312")])

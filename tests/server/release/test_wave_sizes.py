@@ -52,7 +52,7 @@ def test_percentages_of_waves_are_rounded_up(waves: str, devices: int, sizes: tu
         ("one", "'one' names no device"),
         ("-1", "names no device"),
         ("1e3", "names no device"),
-        (",".join(map(str, range(1, 23))), "22 of them"),
+        (",".join(map(str, range(1, 23))), "22 waves"),
         ("21", "there are only 20 devices"),
         ("5,2", "wave 2 names no device"),
         ("5,5", "wave 5 names no device"),

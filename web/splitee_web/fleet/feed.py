@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 
 import msgspec
 
@@ -22,8 +19,7 @@ from splitee.mqtt.events import Disconnected, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetView
-from splitee.protocol.routes import latest_key
-from splitee.protocol.topics import Topics
+from splitee.protocol.viewer_link import viewer_link
 from splitee_web.fleet.changes import BrokerState, ChangeDetector, Changes
 from splitee_web.fleet.event_log import Event, Kind
 
@@ -33,8 +29,6 @@ GATHER = 0.02  # seconds between two readings: a broker may send no more than 20
 CONNECT_TIMEOUT = 5.0  # seconds to reach the broker before the page shows why it is not
 LONGEST_PAUSE = 15.0  # seconds between two tries
 STABLE = 30.0  # seconds that a connection must last for its loss to count as the first one again
-MOST_QUEUED = 1 << 16  # messages that may wait: of 10,000 devices six each
-MOST_QUEUED_BYTES = 64 << 20
 
 log = logging.getLogger(__name__)
 
@@ -83,15 +77,7 @@ class Feed:
 
     def _new_link(self) -> Link:
         """A new link in place of one that was lost or refused: the files for TLS may have changed."""
-        link = Link(
-            self._options.address,
-            f"splitee-page-{os.getpid()}-{secrets.token_hex(4)}",
-            tls=self._options.tls,
-            capacity=MOST_QUEUED,
-            capacity_bytes=MOST_QUEUED_BYTES,
-            key=partial(latest_key, Topics(self._options.fleet)),
-            read_delay=GATHER,
-        )
+        link = viewer_link(self._options, "page", read_delay=GATHER)
         link.subscribe(*self._view.filters)
         return link
 
