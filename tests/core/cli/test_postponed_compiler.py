@@ -96,6 +96,7 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:guard_size_oblivious:FutureWarning")
 @pytest.mark.parametrize(("name", "arguments"), NUMBERS)
 def test_numbers_are_compared_as_by_torch(name: str, arguments: tuple[Any, ...]) -> None:
     expected = getattr(import_module(SHAPES), name)(*arguments)

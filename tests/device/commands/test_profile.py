@@ -164,7 +164,7 @@ def test_reserve_of_all_memory_leaves_no_cut_that_fits(
 ) -> None:
     costs = profiles.measured(range(1, 5), available=1 << 30)
     monkeypatch.setattr("splitee_device.commands.profile.measure_cuts", lambda *_, **__: costs)
-    code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
+    code, out, err = run(capsys, *TINY, "--reserve", str(1 << 20), "--json")
     assert code == ExitCode.NO_CUT
     assert "no cut fits this device" in refusal(err)
     assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 4
