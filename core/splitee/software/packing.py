@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -17,9 +16,8 @@ from splitee.durable import write_atomically
 from splitee.errors import ConfigError
 from splitee.inference.signatures import ReleaseSigner
 from splitee.software.versions import version_key
-from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, SoftwareManifest, Wheel, WheelName
+from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, PYTHON, SoftwareManifest, Wheel, WheelName
 
-PYTHON = re.compile("cp3([0-9]{1,2})")
 STABLE_ABI = "abi3"  # a wheel with it also fits all later Pythons
 OLDEST_MINOR = 11  # of Python 3.11, the oldest on which splitee runs
 

@@ -32,6 +32,7 @@ LARGEST_WHEEL = 4 << 30  # bytes
 PIECE = 1 << 20  # bytes that are copied at a time
 PACKAGE = "hetero-splitee"
 ANY = "any"
+PYTHON = re.compile("cp3([0-9]{1,2})")
 
 WheelName = Annotated[
     str,
@@ -174,7 +175,7 @@ def _fits(wanted: str, python: str) -> bool:
     """Whether a device's `python`, such as cp311, is the one that wheels need: cp311, cp310+ or any."""
     if not wanted.endswith("+"):
         return wanted in (ANY, python)
-    match = re.fullmatch("cp3([0-9]{1,2})", python)
+    match = PYTHON.fullmatch(python)
     return match is not None and int(match[1]) >= int(wanted[3:-1])
 
 
